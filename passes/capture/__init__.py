@@ -1,0 +1,1 @@
+"""Capture: a model and one example call become a graph."""

@@ -1,0 +1,108 @@
+"""Run a captured graph once on real inputs and note on each node what later passes want to know."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .recording import Recording, lookup
+from .untouched import untouched
+
+
+def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
+    """Write into `node.meta` what one run shows. The model is left as it was.
+
+    Guarantees for each node, where it applies:
+        shape, dtype, bytes, gradient: of the tensor that it makes; `gradient`: it requires grad.
+        storage: the memory that the tensor lives in; views share it.
+        writes: the memories that the node changes in place.
+        random: it draws random numbers.
+        flops: of one forward run; one multiply-add counts 2.
+        parameters, buffers: what a module or `get_attr` node refers to, by name; parameters as (name, scalars, trained).
+    """
+    for node in recording.graph.nodes:
+        _note_owned(node, recording, model)
+    runner = _Annotator(recording.module(model), garbage_collect_values=False)  # freed memory would be taken for a view
+    with untouched(model), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
+        runner.run(*inputs)
+
+
+class _Annotator(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        given = [self.env[a] for a in n.all_input_nodes]
+        tensors = list(_tensors(given))
+        versions, random = [t._version for t in tensors], _random_states()
+        with _Flops() as counted:
+            out = super().run_node(n)
+        n.meta["flops"] = counted.flops
+        n.meta["random"] = n.op not in ("placeholder", "get_attr", "output") and random != _random_states()
+        written = {_storage(t) for t, v in zip(tensors, versions, strict=True) if t._version != v} - {None}
+        n.meta["writes"] = tuple(sorted(s for s in written if s is not None))
+        _note_value(n, out)
+        return out
+
+
+class _Flops(TorchDispatchMode):
+    """Counts the floating point operations of what runs inside, as torch's own counter does."""
+
+    def __enter__(self) -> "_Flops":
+        self.flops = 0
+        super().__enter__()
+        return self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
+        return out
+
+
+def _note_value(node: fx.Node, value: Any) -> None:
+    if not isinstance(value, torch.Tensor):
+        return
+    node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
+    node.meta["bytes"] = value.numel() * value.element_size()
+    node.meta["gradient"] = value.requires_grad
+    node.meta["device"] = value.device
+    if (storage := _storage(value)) is not None:
+        node.meta["storage"] = storage
+
+
+def _note_owned(node: fx.Node, recording: Recording, model: nn.Module) -> None:
+    node.meta["parameters"], node.meta["buffers"] = (), ()
+    if node.op not in ("call_module", "get_attr"):
+        return
+    path = str(node.target)
+    owned = lookup(model, recording.constants, path)
+    if isinstance(owned, nn.Module):
+        node.meta["parameters"] = tuple((n, p.numel(), p.requires_grad) for n, p in _named(owned, path))
+        node.meta["buffers"] = tuple(f"{path}.{name}" for name, _ in owned.named_buffers())
+    elif isinstance(owned, nn.Parameter):
+        node.meta["parameters"] = ((path, owned.numel(), owned.requires_grad),)
+
+
+def _named(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Parameter]]:
+    return module.named_parameters(prefix=path)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    return (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    try:
+        storage = tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # sparse and other tensors without plain memory
+        return None
+    return storage._cdata if storage.nbytes() else None
+
+
+def _random_states() -> list[bytes]:
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    return [s.numpy().tobytes() for s in states]

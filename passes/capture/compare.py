@@ -1,0 +1,74 @@
+"""Do two recordings of one model say the same? The soundness check of the recorder."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from .call import Call
+from .recorder import PLAIN
+from .recording import Recording
+from .symbols import guard
+
+
+def difference(one: Recording, other: Recording) -> str | None:
+    """Where two recordings differ before a guard explains why, as one line; `None` if they agree.
+
+    A guard with another outcome explains everything behind it: on such data the graph refuses to run.
+    """
+    return _Comparison(one, other).run()
+
+
+class _Comparison:
+    def __init__(self, one: Recording, other: Recording):
+        self.constants = one.constants, other.constants
+        # Constants are written to the front when they are first met: their place in the order says nothing.
+        self.nodes = tuple([n for n in r.graph.nodes if n.op != "get_attr"] for r in (one, other))
+        self.places = tuple({n: i for i, n in enumerate(nodes)} for nodes in self.nodes)
+
+    def run(self) -> str | None:
+        for x, y in zip(*self.nodes, strict=False):
+            if self._outcomes_differ(x, y):
+                return None
+            if x.op != y.op or not self._same((x.target, x.args, x.kwargs), (y.target, y.args, y.kwargs)):
+                return f"{x.format_node()} against {y.format_node()}"
+        return None if len(self.nodes[0]) == len(self.nodes[1]) else "one of them is longer"
+
+    def _outcomes_differ(self, x: fx.Node, y: fx.Node) -> bool:
+        return x.target is guard and y.target is guard and self._same(x.args[0], y.args[0]) and not self._same(x.args[1], y.args[1])
+
+    def _same(self, x: Any, y: Any) -> bool:
+        if isinstance(x, fx.Node) and isinstance(y, fx.Node):
+            return self._same_node(x, y)
+        if isinstance(x, Call) and isinstance(y, Call):
+            return self._same((x.__name__, x.mode, x.slots), (y.__name__, y.mode, y.slots)) and x.mode == y.mode
+        if isinstance(x, list | tuple):
+            return type(x) is type(y) and len(x) == len(y) and all(map(self._same, x, y))
+        if isinstance(x, dict):
+            return isinstance(y, dict) and list(x) == list(y) and all(map(self._same, x.values(), y.values()))
+        if isinstance(x, slice):
+            return isinstance(y, slice) and self._same((x.start, x.stop, x.step), (y.start, y.stop, y.step))
+        if isinstance(x, torch.Tensor):
+            return isinstance(y, torch.Tensor) and _equal(x, y)
+        if isinstance(x, np.ndarray):
+            return isinstance(y, np.ndarray) and np.array_equal(x, y)
+        if isinstance(x, PLAIN) or isinstance(y, PLAIN):
+            return type(x) is type(y) and bool(x == y or x != x)
+        return type(x) is type(y)  # functions and objects: not looked into
+
+    def _same_node(self, x: fx.Node, y: fx.Node) -> bool:
+        if x.op != y.op:
+            return False
+        if x.op != "get_attr":
+            return self.places[0][x] == self.places[1][y]
+        held, kept = self.constants[0].get(str(x.target)), self.constants[1].get(str(y.target))
+        if held is None or kept is None:
+            return x.target == y.target
+        return _equal(held, kept)
+
+
+def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    return torch.equal(x.nan_to_num(), y.nan_to_num()) if x.is_floating_point() else torch.equal(x, y)

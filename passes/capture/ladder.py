@@ -1,0 +1,42 @@
+"""The capture ladder: ways to turn a model into a graph, best first. No rung is believed unless `check` agrees."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ..errors import CaptureError, nearest
+from .record import record
+from .recording import Recording
+from .symbolic import trace
+from .untouched import untouched
+
+Rung = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Recording]
+
+
+def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+    with untouched(model):
+        return trace(model)
+
+
+RUNGS: dict[str, Rung] = {"record": record, "symbolic": _symbolic}
+LADDER = ("record",)  # what "auto" tries, in this order; a symbolic trace loses regions unseen, so it must be asked for
+
+
+def capture(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, how: str = "auto") -> Recording:
+    """The first recording that a rung of the ladder makes of `model(*args, **kwargs)`, in the mode the model is in.
+
+    Raises:
+        CaptureError: no rung can; with one line for each that was tried.
+    """
+    if how != "auto" and how not in RUNGS:
+        raise CaptureError([f"there is no capture {how!r}; there are auto, {', '.join(RUNGS)}{nearest(how, RUNGS)}"])
+    if args is None and kwargs is None and how != "symbolic":
+        raise CaptureError(["it needs one example call: pass example_args=(x,), or capture='symbolic' to trace without"])
+    reasons: list[str] = []
+    for name in LADDER if how == "auto" else (how,):
+        try:
+            return RUNGS[name](model, args or (), kwargs or {})
+        except CaptureError as error:
+            reasons += [f"{name}: {reason}" for reason in error.reasons]
+    raise CaptureError(reasons)

@@ -1,0 +1,219 @@
+"""Numbers that came out of tensors: they compute like numbers and remember how they were computed.
+
+    n = x.shape[0]          Int(8, size(x, 0))         no node yet
+    m = n * 2 + 1           Int(17, ...)               still none
+    torch.zeros(m)          mul ─► add ─► zeros        written where an operation uses it
+    if m > 16: ...          gt ─► guard(_, True)       Python branches: the value is used, and guarded
+
+A symbol hands Python its bare value only together with a `guard` node, so replaying the graph on other data raises
+`GuardMiss` rather than follow a path that the model would not have taken.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import fx
+
+from ..errors import GuardMiss
+
+
+@fx.node.has_side_effect
+def guard(value: Any, expected: Any, where: str = "") -> None:
+    """Stand in the graph where Python, at line `where`, looked at `value` and found `expected`.
+
+    Raises:
+        GuardMiss: the value is another one now.
+    """
+    if isinstance(value, torch.Tensor):
+        known = torch.as_tensor(expected)
+        same = value.shape == known.shape and bool(torch.equal(value, known.to(value.device)))
+    else:
+        same = value == expected or (value != value and expected != expected)
+    if not same:
+        raise GuardMiss(f"this graph was recorded for {expected}, and finds {value}: see {where}")
+
+
+def element(tensor: torch.Tensor, i: int) -> Any:
+    """The i-th number of a one-dimensional tensor."""
+    return tensor[i].item()
+
+
+class Writer(Protocol):
+    """What symbols need of the recorder that made them."""
+
+    listening: bool
+    hashable: bool
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+        """Write the call of a function."""
+
+    def arguments(self, value: Any) -> Any:
+        """The value with nodes for tensors and symbols."""
+
+    def guard(self, node: fx.Node, expected: Any) -> None:
+        """Write a guard on a node."""
+
+
+class Symbol:
+    """A number, the expression (function, arguments) that made it, and the node that holds it once one is written."""
+
+    def __init__(self, writer: Writer, value: Any, function: Callable[..., Any], *args: Any):
+        self.writer, self.value, self.expression = writer, value, (function, args)
+        self.written: fx.Node | None = None
+        self.guarded = False
+        # Sizes are printed by every assert, so only numbers read from a tensor's data are guarded when they are printed.
+        self.data = function in (torch.Tensor.item, element) or any(is_symbol(a) and a.data for a in args)
+
+    node = property(lambda self: Bare(self))  # what C++ asks of a SymInt that reaches it past the mode
+
+    def write(self) -> fx.Node:
+        """The node that computes this number, written where it is first needed."""
+        if self.written is None:
+            function, args = self.expression
+            self.written = self.writer.call(function, self.writer.arguments(args))
+        return self.written
+
+    def bare(self) -> Any:
+        """The value for Python to branch on: guarded while the recording lasts."""
+        if self.writer.listening and not self.guarded:
+            self.writer.guard(self.write(), self.value)
+            self.guarded = True
+        return self.value
+
+    def compute(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Apply an arithmetic function and keep the expression; a truth value is guarded at once."""
+        if not all(isinstance(a, (Symbol, int, float, bool)) for a in args):
+            return NotImplemented
+        value = function(*unwrap(args))
+        if not self.writer.listening:
+            return value
+        out = symbol(self.writer, value, function, *args)
+        return out.bare() if isinstance(value, bool) else out
+
+    def __repr__(self) -> str:
+        return repr(self.bare() if self.data else self.value)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.bare() if self.data else self.value, spec)
+
+    def __hash__(self) -> int:
+        # einops and others take their path for symbolic sizes when a size cannot be hashed; where this kills the run,
+        # the recorder runs again with hashable sizes, and guards them.
+        if not self.writer.hashable:
+            raise TypeError("unhashable type: a size while recording")
+        return hash(self.bare())
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:  # type: ignore[type-arg]  # any dtype
+        return np.asarray(self.bare(), dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+    def __reduce__(self) -> Any:
+        return (type(self.bare()), (self.value,))
+
+
+class Bare:
+    """What C++ sees of a symbol that reaches it past the mode: a constant, guarded."""
+
+    def __init__(self, owner: Symbol):
+        self.value = owner.bare()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        answers = {
+            "is_int": isinstance(self.value, int),
+            "is_float": isinstance(self.value, float),
+            "is_constant": True,
+            "is_bool": False,
+            "is_nested_int": False,
+            "is_symbolic": False,
+            "nested_int": None,
+        }
+        return lambda *_: answers.get(name, self.value)
+
+
+class Int(Symbol, torch.SymInt):
+    """An integer to Python, a `SymInt` to torch's argument parser, an `int` to no C code: nothing reads it unseen."""
+
+    __class__ = property(lambda self: int)  # type: ignore[assignment]  # isinstance(x, int) must hold
+    __hash__ = Symbol.__hash__
+
+
+class Float(Symbol, torch.SymFloat):
+    """The same for a float."""
+
+    __class__ = property(lambda self: float)  # type: ignore[assignment]  # isinstance(x, float) must hold
+    __hash__ = Symbol.__hash__
+
+    def is_integer(self) -> bool:
+        """Whether the bare value is whole; guarded."""
+        return bool(self.bare().is_integer())
+
+
+class Truth(Symbol):
+    """A truth value; never handed out, only guarded."""
+
+
+def symbol(writer: Writer, value: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """The symbol of the right kind for `value`; a value that is no number stays as it is."""
+    for kind, made in ((bool, Truth), (int, Int), (float, Float)):
+        if isinstance(value, kind):
+            return made(writer, value, function, *args)
+    return value
+
+
+def is_symbol(value: Any) -> bool:
+    """Whether `value` is a symbol, whatever class it claims to be."""
+    return issubclass(type(value), Symbol)
+
+
+def rebuild(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Map `leaf` over what lists, tuples, dicts and slices hold."""
+    if type(value) in (list, tuple, torch.Size):
+        return (list if type(value) is list else tuple)(rebuild(v, leaf) for v in value)
+    if type(value) is dict:
+        return {k: rebuild(v, leaf) for k, v in value.items()}
+    if type(value) is slice:
+        return slice(*(rebuild(v, leaf) for v in (value.start, value.stop, value.step)))
+    return leaf(value)
+
+
+def unwrap(value: Any) -> Any:
+    """The same arguments with bare numbers in the place of symbols."""
+    if type(value) is torch.Size and not any(is_symbol(v) for v in value):
+        return value
+    return rebuild(value, lambda v: v.value if is_symbol(v) else v)
+
+
+def _arithmetic(name: str, function: Callable[..., Any], swapped: bool = False) -> None:
+    def method(self: Symbol, *args: Any) -> Any:
+        return self.compute(function, *((args[0], self) if swapped else (self, *args)))
+
+    for kind in (Symbol, Int, Float):  # SymInt and SymFloat define the same names: overrule them
+        setattr(kind, f"__{'r' if swapped else ''}{name}__", method)
+
+
+def _conversion(name: str, function: Callable[[Any], Any]) -> None:
+    def method(self: Symbol) -> Any:
+        return function(self.bare())
+
+    for kind in (Symbol, Int, Float):
+        setattr(kind, f"__{name}__", method)
+
+
+for _name in "add sub mul truediv floordiv mod pow lshift rshift and or xor".split():
+    _function = getattr(operator, _name + "_" * (_name in ("and", "or")))
+    _arithmetic(_name, _function)
+    _arithmetic(_name, _function, swapped=True)
+for _name in "neg pos abs invert lt le gt ge eq ne".split():
+    _arithmetic(_name, getattr(operator, _name))
+for _name, _function in (("ceil", math.ceil), ("floor", math.floor), ("trunc", math.trunc)):
+    _arithmetic(_name, _function)
+_arithmetic("round", round)
+_arithmetic("divmod", divmod)
+for _name, _kind in (("int", int), ("float", float), ("bool", bool), ("index", operator.index)):
+    _conversion(_name, _kind)
