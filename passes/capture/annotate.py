@@ -18,6 +18,7 @@ def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
 
     Guarantees for each node, where it applies:
         shape, dtype, bytes, gradient: of the tensor that it makes; `gradient`: it requires grad.
+        container: it makes a tuple, list or dict of tensors; `gradient` then speaks of what that holds.
         storage: the memory that the tensor lives in; views share it.
         writes: the memories that the node changes in place.
         random: it draws random numbers.
@@ -62,6 +63,9 @@ class _Flops(TorchDispatchMode):
 
 
 def _note_value(node: fx.Node, value: Any) -> None:
+    if isinstance(value, tuple | list | dict) and (held := list(_tensors(value))):
+        node.meta["container"] = True  # it never crosses itself: what is taken out of it does
+        node.meta["gradient"] = any(t.requires_grad for t in held)
     if not isinstance(value, torch.Tensor):
         return
     node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype

@@ -74,7 +74,8 @@ class Recorder(TorchFunctionMode):
         self._alive: list[Any] = []  # keeps those ids unique
         self._sizes: dict[tuple[Any, ...], Int] = {}
         self._paths = {id(m): path for path, m in model.named_modules()}
-        self._stack: list[tuple[str, type]] = []
+        self._stack: list[tuple[str, str, type]] = []  # key (path@2 for a second call), path, class
+        self._calls: dict[str, int] = {}
         self._shared: list[tuple[Any, ...]] = []  # numpy arrays that look into tensors, and what they held
         self._buffers = [(m, key, b) for m in model.modules() for key, b in m._buffers.items() if b is not None]
 
@@ -141,7 +142,7 @@ class Recorder(TorchFunctionMode):
 
     def where(self) -> str:
         """The module that is running, for messages."""
-        return f"'{self._stack[-1][0]}'" if self._stack and self._stack[-1][0] else "the model"
+        return f"'{self._stack[-1][1]}'" if self._stack and self._stack[-1][1] else "the model"
 
     # ---- writing nodes
 
@@ -184,7 +185,7 @@ class Recorder(TorchFunctionMode):
         return self.call(Call(function, mode, self.entry, slots), tuple(nodes))
 
     def _placed(self, node: fx.Node) -> fx.Node:
-        node.meta["nn_module_stack"] = {path: (path, kind) for path, kind in self._stack if path}
+        node.meta["nn_module_stack"] = {key: (path, kind) for key, path, kind in self._stack if path}
         return node
 
     # ---- what torch reports
@@ -288,7 +289,8 @@ class Recorder(TorchFunctionMode):
         path = self._paths.get(id(module))
         if not self.listening or path is None or torch._C._functorch.peek_interpreter_stack() is not None:
             return original(module, *args, **kwargs)
-        self._stack.append((path, type(module)))
+        count = self._calls[path] = self._calls.get(path, 0) + 1
+        self._stack.append((path if count == 1 else f"{path}@{count}", path, type(module)))
         try:
             if self.is_leaf(module) and Mode.now() == self.entry:
                 def write() -> fx.Node:

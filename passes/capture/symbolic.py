@@ -27,7 +27,7 @@ def trace(model: nn.Module) -> Recording:
         raise CaptureError([f"torch.fx.symbolic_trace: {error}"]) from error
     for node in graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
-        node.meta["nn_module_stack"] = {path: (path, kind) for path, kind in stack.values() if path}
+        node.meta["nn_module_stack"] = {_key(key): found for key, found in stack.items() if found[0]}
         if node.op == "placeholder":
             node.meta["default"] = node.args
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
@@ -35,6 +35,12 @@ def trace(model: nn.Module) -> Recording:
     output.args = (tuple(leaf for leaf in leaves if isinstance(leaf, fx.Node)),)
     constants = tuple(HOLE if isinstance(leaf, fx.Node) else leaf for leaf in leaves)
     return Recording(graph, "symbolic", Tree(spec, constants), _own_constants(graph, model), _arguments(graph))
+
+
+def _key(key: str) -> str:
+    """fx counts the further calls of a module from 1, a reader from 2."""
+    path, at, count = key.partition("@")
+    return f"{path}@{int(count) + 1}" if at else path
 
 
 def _plain(value: Any) -> Any:

@@ -1,0 +1,23 @@
+"""The mark that a model's author leaves: `x = dg.cut(x, name="mid")`, the identity anywhere but in a capture."""
+
+from typing import Any, TypeVar
+
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+T = TypeVar("T")
+
+
+def cut(value: T, name: str | None = None) -> T:
+    """The value itself. A capture writes the call down, and `decouple(model, name)` or `decouple(model, dg.cut)` cuts here.
+
+    A tuple, list or dict is marked tensor by tensor.
+    """
+    if isinstance(value, tuple | list):
+        items: Any = (cut(item, name) for item in value)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # type: ignore[return-value]
+    if isinstance(value, dict):
+        return type(value)((key, cut(item, name)) for key, item in value.items())  # type: ignore[return-value]
+    if has_torch_function_unary(value) and not isinstance(value, int | float | str):
+        marked: T = handle_torch_function(cut, (value,), value, name=name)
+        return marked
+    return value
