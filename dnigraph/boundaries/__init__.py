@@ -1,0 +1,17 @@
+"""Boundaries: what stands on a crossing and says which gradient the producer gets."""
+
+from .base import Boundary, BoundaryError, CrossingSpec, Visit, sum_in_order
+from .make import BoundaryChoice, BoundaryFactory, dni, make_boundary, oracle
+
+__all__ = [
+    "Boundary",
+    "BoundaryChoice",
+    "BoundaryError",
+    "BoundaryFactory",
+    "CrossingSpec",
+    "Visit",
+    "dni",
+    "make_boundary",
+    "oracle",
+    "sum_in_order",
+]

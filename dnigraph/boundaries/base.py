@@ -1,0 +1,65 @@
+"""What every boundary is, and the path through it in ordinary training."""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from dnigraph.conditions import Context
+from dnigraph.heads.spec import CrossingSpec
+from dnigraph.passes.errors import DniGraphError
+
+from .exchange import Visit, exchange, sum_in_order
+
+__all__ = ["Boundary", "BoundaryError", "CrossingSpec", "Visit", "sum_in_order"]
+
+
+class BoundaryError(DniGraphError, ValueError):
+    """A boundary cannot be made or used as asked."""
+
+
+class Boundary(nn.Module, ABC):
+    """Stands on a crossing: passes the value on, and hands the producer a gradient.
+
+    Subclasses say in `visit` which gradient, and when it is known. `forward` is the same for all of them.
+    """
+
+    kind: str = "boundary"  # for the plan's table: "dni", "oracle", "local-loss"
+    head_name: str | None = None  # "mlp 128"; None: it has no head
+
+    def __init__(self, spec: CrossingSpec, context: Context) -> None:
+        super().__init__()
+        self.spec, self.context = spec, context
+
+    @abstractmethod
+    def visit(self, value: Tensor) -> Visit:
+        """One step of this crossing. Called once for each forward pass of the producer, in train mode."""
+
+    @final
+    def forward(self, value: Tensor, consumers: int = 1) -> Tensor | tuple[Tensor, ...]:
+        """The value itself, bitwise; for several consumers a tuple with one alias for each.
+
+        In train mode the backward pass gives the producer this boundary's gradient, and the boundary learns from the
+        true one. In eval mode, under `no_grad`, and for values that carry no gradient, nothing but passing on happens.
+        Call backward once for each forward pass: sum several losses first.
+        """
+        if not self.learns(value):
+            return value if consumers == 1 else (value,) * consumers
+        return exchange(self.visit(value), consumers)
+
+    def learns(self, value: Tensor) -> bool:
+        """Whether a gradient will come back for this value, so that `visit` has something to do."""
+        return self.training and value.requires_grad and torch.is_grad_enabled()
+
+    @property
+    def head_parameters(self) -> int:
+        """Scalars in the boundary's own trainable parameters."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def metrics(self) -> dict[str, float]:
+        """How good the last settled estimate was; empty where there is nothing to say."""
+        return {}
+
+    def extra_repr(self) -> str:
+        return f"{self.spec.name}, {self.kind}"

@@ -1,0 +1,148 @@
+"""The decoupled neural interface: a head predicts the gradient, and learns from the one that comes later."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnigraph.conditions import Context
+from dnigraph.heads import HeadChoice, make_head
+
+from .base import Boundary, BoundaryError, CrossingSpec, Visit
+from .replay import Replay
+from .scale import RunningScale
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `dni(...)` can be told."""
+
+    warm_up: int = 0  # visits in which the producer waits for the true gradient while the head learns
+    refresh: int = 0  # every so many visits the producer gets the true gradient; 0: never
+    blend: float = 0.0  # share of what comes from above, the rest is the estimate: BP(lambda)
+    replay: int = 0  # earlier batches from which the head learns again in every step
+    decay: float = 0.99  # of the running scale
+
+    def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("warm_up", "refresh", "replay")}
+        misfits = [f"{k}={v!r} (a whole number from 0 on)" for k, v in counts.items() if not _is_count(v)]
+        if not 0 <= self.blend <= 1:
+            misfits.append(f"blend={self.blend!r} (from 0, the estimate, to 1, backprop)")
+        if not 0 <= self.decay < 1:
+            misfits.append(f"decay={self.decay!r} (from 0 to less than 1)")
+        if misfits:
+            raise BoundaryError(f"dni: these options do not fit: {', '.join(misfits)}")
+
+
+class Dni(Boundary):
+    """Gives the producer its head's prediction at once, and the head the true gradient when it comes.
+
+        prediction      estimate = M(value, label)                        once per step
+        producer gets   estimate * scale / batch                          before the target is known
+        target          target * batch / scale', where scale' knows it
+        head learns     mean((estimate - target)^2)                       through its own graph only
+
+    A head sees gradients per sample (the mean over the batch undone) and in units of their running size, so one
+    learning rate serves all batch sizes, widths and depths.
+
+    Shapes: value [batch, *features].
+
+    Source: Jaderberg et al. 2017, arXiv 1608.05343, section 2 and supplement A (BP(lambda)).
+    """
+
+    kind = "dni"
+
+    def __init__(self, spec: CrossingSpec, context: Context, head: HeadChoice = "auto", options: Options | None = None):
+        super().__init__(spec, context)
+        self.options = options or Options()
+        self.head = make_head(head, spec)
+        self.head_name = self.head.name
+        self.scale = RunningScale(self.options.decay).to(spec.device)
+        self.replay = Replay(self.options.replay) if self.options.replay else None
+        self.register_buffer("visits", torch.zeros((), dtype=torch.long))
+        self.visits: Tensor
+        self._count: int | None = 0  # of `visits`, so that no device is waited for; None: look it up
+        self._seen: tuple[Tensor, ...] | None = None
+        self._seen_numel = 0
+
+    def visit(self, value: Tensor) -> Visit:
+        batch = len(value) if value.ndim else 1
+        label = self._label(batch if value.ndim else None)
+        share = self._next_share()
+        estimate = self._estimate(value.detach(), label)
+        given = (estimate.detach() * (self.scale() / batch)).to(value.dtype)
+        again = None if self.replay is None else self.replay.loss(self._estimate)
+
+        def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
+            if target is None:
+                return (None,) * len(roots)
+            with torch.no_grad():
+                error = self._compare(estimate.detach(), target, batch)
+                if self.replay is not None and value.ndim:
+                    self.replay.remember(value.detach(), label, estimate.detach() - error)
+                blended = None if share == 0 else _blend(target, given, share)
+            return blended, error * (2 / error.numel()), *_ones(again)
+
+        roots = (value, estimate) if again is None else (value, estimate, again)
+        now = None if share else (given, *[None] * (len(roots) - 1))
+        return Visit(roots, now, settle)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the last visit whose target was not zero: the cosine of estimate and target, the squared error relative to
+        the target's square (1: as bad as saying nothing), and the target's root mean square per sample.
+        """
+        if self._seen is None:
+            return {}
+        size, estimate, error, inverse = (float(x) for x in self._seen)
+        if not 0 < size < float("inf"):
+            return {}
+        dot = (estimate**2 + size**2 - error**2) / 2
+        cosine = dot / (estimate * size) if estimate > 0 else 0.0
+        return {"cosine": cosine, "error": (error / size) ** 2, "target_rms": size / inverse / self._seen_numel**0.5}
+
+    def _next_share(self) -> float:
+        """How much of the true gradient the producer gets in this visit: 1 all, and it waits; 0 none, and it does not."""
+        self._count = (int(self.visits) if self._count is None else self._count) + 1
+        self.visits += 1
+        refreshes = self.options.refresh > 0 and self._count % self.options.refresh == 0
+        return 1.0 if refreshes or self._count <= self.options.warm_up else self.options.blend
+
+    def _label(self, batch: int | None) -> Tensor | None:
+        if self.head.condition is None:
+            return None
+        return self.head.condition.check(self.context.label, batch, self.spec.name)
+
+    def _estimate(self, value: Tensor, label: Tensor | None) -> Tensor:
+        """The head's prediction, in the head's own precision, whatever autocast does to the model around it."""
+        value = value.to(next(self.head.parameters(), value).dtype)
+        if not torch.is_autocast_enabled(value.device.type):
+            return self.head(value, label)  # type: ignore[no-any-return]
+        with torch.autocast(value.device.type, enabled=False):
+            return self.head(value, label)  # type: ignore[no-any-return]
+
+    def _compare(self, estimate: Tensor, target: Tensor, batch: int) -> Tensor:
+        """How far the estimate is from the target, in units of the running scale; 0 where the target is not finite."""
+        target = target.to(estimate.dtype)
+        size = torch.linalg.vector_norm(target) * batch
+        inverse = self.scale.update((size / target.numel() ** 0.5).square().to(self.scale.mean_square.dtype))
+        error = torch.where(size.isfinite(), estimate - target * (inverse * batch), 0)
+        norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
+        self._seen, self._seen_numel = (size * inverse, *norms, inverse), target.numel()
+        return error
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._count = None
+
+
+def _blend(target: Tensor, given: Tensor, share: float) -> Tensor:
+    return target if share == 1 else torch.lerp(given, target.to(given.dtype), share)
+
+
+def _ones(again: Tensor | None) -> tuple[Tensor, ...]:
+    return () if again is None else (torch.ones_like(again),)
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0

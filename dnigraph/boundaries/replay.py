@@ -1,0 +1,67 @@
+"""Earlier batches from which a head learns once more."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Replay(nn.Module):
+    """The last `size` batches of one crossing: value, label and target in units of the scale, oldest first.
+
+    They are buffers (`value_0`, `label_0`, `target_0`, ...), so a checkpoint holds them, and resuming equals never
+    stopping. A batch of another shape (longer sequences, larger pictures) makes it forget the others.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def loss(self, estimate: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor | None:
+        """The regression over all remembered batches, each with the weight of one; None where there are none yet.
+
+        One pass over all of them: then each parameter gets one further summand, and the order of sums cannot differ
+        between runners.
+        """
+        count = len(self)
+        if count == 0:
+            return None
+        value, label, target = (self._joined(part) for part in ("value", "label", "target"))
+        assert value is not None and target is not None
+        return F.mse_loss(estimate(value, label), target) * count
+
+    def remember(self, value: Tensor, label: Tensor | None, target: Tensor) -> None:
+        """Keep a batch, and let go of the oldest where there are `size` already."""
+        batch = {"value": value.clone(), "label": label, "target": target}
+        if len(self) and not self._matches(batch):
+            self._buffers.clear()
+        kept = [self._batch(i) for i in range(len(self))][-(self.size - 1) :] if self.size > 1 else []
+        for i, entry in enumerate([*kept, batch]):
+            for part, tensor in entry.items():
+                self._buffers[f"{part}_{i}"] = tensor
+
+    def __len__(self) -> int:
+        return sum(name.startswith("value_") for name in self._buffers)
+
+    def _batch(self, i: int) -> dict[str, Tensor | None]:
+        return {part: self._buffers.get(f"{part}_{i}") for part in ("value", "label", "target")}
+
+    def _joined(self, part: str) -> Tensor | None:
+        tensors = [tensor for i in range(len(self)) if (tensor := self._buffers.get(f"{part}_{i}")) is not None]
+        return torch.cat(tensors) if tensors else None
+
+    def _matches(self, batch: dict[str, Tensor | None]) -> bool:
+        return all(_form(old) == _form(new) for old, new in zip(self._batch(0).values(), batch.values(), strict=True))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self._buffers.clear()
+        names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+        for name in names:
+            self._buffers[name] = torch.empty_like(state_dict[prefix + name])
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _form(tensor: Tensor | None) -> tuple[object, ...]:
+    return () if tensor is None else (tensor.shape[1:], tensor.dtype)

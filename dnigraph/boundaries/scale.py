@@ -1,0 +1,40 @@
+"""The running size of a crossing's gradient, so that a head works in units of it."""
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningScale(nn.Module):
+    """The root mean square of the targets seen so far, with the past fading by `decay` a step.
+
+    It is 0 until the first finite target that is not all zero, which then sets it: below another silent head the first
+    targets are exactly zero, and dividing by their size gave nan elsewhere. Targets that are zero or not finite never
+    touch it. It stays float32 when the model is cast to less.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean_square", torch.zeros(()))
+        self.mean_square: Tensor
+
+    def forward(self) -> Tensor:
+        """The scale as it is now. Shapes: []."""
+        return self.mean_square.sqrt()
+
+    def update(self, mean_square: Tensor) -> Tensor:
+        """Take in the mean square of a target, and return one over the scale that results.
+
+        Shapes: [] -> [].
+        """
+        known = self.mean_square
+        usable = (mean_square / mean_square).eq(1)  # 0 / 0, inf / inf and nan / nan are nan
+        towards = mean_square.where(usable, known)
+        weight = torch.where(known.eq(0), 1.0, 1 - self.decay)
+        known.lerp_(towards, weight)
+        return known.clamp_min(torch.finfo(known.dtype).tiny).rsqrt()
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # as in nn.Module
+        super()._apply(fn, recurse)
+        self.mean_square = self.mean_square.float()
+        return self

@@ -1,0 +1,33 @@
+"""What a factory of heads, boundaries or conditions is told about a crossing."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from dnigraph.conditions import ConditionChoice
+
+
+@dataclass(frozen=True)
+class CrossingSpec:
+    """One crossing, as seen by the factories. Only the sizes of features or channels are relied on, not the others."""
+
+    name: str  # for people: "layer2"
+    shape: tuple[int, ...]  # of the example, batch first
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
+    condition: ConditionChoice = None
+
+    @property
+    def kind(self) -> Literal["features", "maps", "tokens"]:
+        """features: [batch, D], [batch] or a number; maps: [batch, C, H, W] or [batch, C, D, H, W]; tokens: the rest."""
+        if len(self.shape) <= 2:
+            return "features"
+        return "maps" if len(self.shape) in (4, 5) else "tokens"
+
+    @property
+    def width(self) -> int:
+        """How many numbers one position has: D of features and tokens, C of maps, 1 of [batch] and of a number."""
+        if len(self.shape) <= 1:
+            return 1
+        return self.shape[1] if self.kind == "maps" else self.shape[-1]
