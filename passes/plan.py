@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
+
+from . import table
 from .errors import PlanError
 
 FORMAT = 1
@@ -54,6 +57,12 @@ class Plan:
     crossings: tuple[Crossing, ...]
     inputs: tuple[str, ...] = ()  # the model's inputs, as graph nodes
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return table.text(self)
+
+    def __rich__(self) -> RenderableType:
+        return table.view(self)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data."""
