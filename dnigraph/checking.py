@@ -1,0 +1,263 @@
+"""The proof of a rewrite: the same numbers out, the same buffers, and with an oracle the same gradients."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .boundaries import Boundary, Visit
+from .module import DecoupledModule, in_mode
+from .passes.capture.trees import flatten
+from .passes.capture.untouched import fresh_copies, untouched
+from .passes.errors import DniGraphError, bullets
+from torch.utils import _pytree as pytree
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was compared."""
+
+    mode: str  # "train" or "eval"
+    what: str  # "outputs", "buffers", "random numbers", "oracle gradients", "separation"
+    right: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that `check` compared. `print(report)` shows it."""
+
+    model: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether everything agreed."""
+        return all(f.right for f in self.findings)
+
+    def __str__(self) -> str:
+        head = f"check of {self.model}: {'the same function' if self.right else 'NOT the same function'}"
+        return head + bullets(f"{f.mode:5}  {'ok ' if f.right else 'BAD'}  {f.what}: {f.detail}" for f in self.findings)
+
+
+class CheckError(DniGraphError, AssertionError):
+    """The rewritten model is not the same function. `report` holds everything that was compared."""
+
+    def __init__(self, report: Report):
+        self.report = report
+        super().__init__(str(report))
+
+
+@dataclass
+class _Trace:
+    """What one forward and backward pass left behind."""
+
+    leaves: list[Any]
+    spec: Any
+    buffers: dict[str, Tensor]
+    random: Tensor
+    gradients: dict[str, Tensor | None]
+
+
+def check(dm: DecoupledModule, *args: Any, **kwargs: Any) -> Report:
+    """Prove on one input that the decoupled model computes what the model computes, in train and in eval mode.
+
+    Compared are: the results and their types, bitwise, under the same random state; the buffers and the random state
+    afterwards; with an oracle on every crossing, the gradient of each parameter and input; and with nothing but zeros
+    handed down, that no gradient comes past a boundary. The model is left as it was, gradients included.
+
+    Raises:
+        CheckError: something differs. The message names the first part that does.
+    """
+    findings: list[Finding] = []
+    for mode in ("train", "eval"):
+        with in_mode(dm, training=mode == "train"), torch.enable_grad():
+            findings += _compare(dm, mode, args, kwargs)
+    report = Report(dm.plan.model, tuple(findings))
+    if not report.right:
+        raise CheckError(report)
+    return report
+
+
+def _compare(dm: DecoupledModule, mode: str, args: Any, kwargs: Any) -> Iterator[Finding]:
+    leaves, spec = flatten((args, kwargs))
+
+    def trace(run: nn.Module) -> _Trace:
+        with untouched(dm.original):
+            return _trace(run, dm.original, fresh_copies(leaves), spec)
+
+    plain = trace(dm.original)
+    variant, _ = dm.choose(*args, **kwargs)
+    with dm.standing_in(lambda _: StandIn("oracle")):
+        ours = trace(dm)
+    first = None if _same_leaves(plain, ours) else _first_difference(dm, args, kwargs)
+    yield _outputs(mode, plain, ours, first)
+    yield _buffers(mode, plain, ours)
+    yield Finding(mode, "random numbers", torch.equal(plain.random, ours.random), "the generator stands where it should")
+    yield _gradients(dm, mode, plain, ours)
+    if mode == "train" and variant.plan.crossings:
+        with dm.standing_in(lambda _: StandIn("zeros")):
+            yield _separation(dm, mode, trace(dm), plain)
+
+
+class StandIn(Boundary):
+    """Stands in for every boundary during a check: hands back the target, or zeros."""
+
+    def __init__(self, kind: str):
+        nn.Module.__init__(self)
+        self.kind = kind
+
+    def visit(self, value: Tensor) -> Visit:
+        if self.kind == "oracle":
+            return Visit((value,), None, lambda target: (target,))
+        return Visit((value,), (torch.zeros_like(value),), lambda target: (None,))
+
+    def extra_repr(self) -> str:
+        return self.kind
+
+
+def _trace(run: nn.Module, model: nn.Module, leaves: list[Any], spec: Any) -> _Trace:
+    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    kept = {p: p.grad for p in model.parameters()}
+    try:
+        for p in kept:
+            p.grad = None
+        out, out_spec = flatten(run(*args, **kwargs))
+        random = torch.get_rng_state()
+        _backward(out)
+        named = [*model.named_parameters(), *((f"input {i}", v) for i, v in enumerate(leaves))]
+        gradients = {n: v.grad for n, v in named if isinstance(v, Tensor) and v.requires_grad}
+    finally:
+        for p, grad in kept.items():
+            p.grad = grad
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    detached = [v.detach().clone() if isinstance(v, Tensor) else v for v in out]
+    return _Trace(detached, out_spec, buffers, random, gradients)
+
+
+def _backward(leaves: list[Any]) -> None:
+    """Send a fixed random gradient back from every result."""
+    generator = torch.Generator().manual_seed(7)
+    roots = [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]
+    seeds = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v) for v in roots]
+    if roots:
+        torch.autograd.backward(roots, seeds)
+
+
+def _same(x: Any, y: Any) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        if x.shape != y.shape or x.dtype != y.dtype:
+            return False
+        return torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())
+    return type(x) is type(y) and bool(x == y or x is y or x != x)
+
+
+def _same_leaves(plain: _Trace, ours: _Trace) -> bool:
+    return plain.spec == ours.spec and len(plain.leaves) == len(ours.leaves) and all(map(_same, plain.leaves, ours.leaves))
+
+
+def _outputs(mode: str, plain: _Trace, ours: _Trace, first: str | None) -> Finding:
+    if plain.spec != ours.spec:
+        return Finding(mode, "outputs", False, f"another structure: {ours.spec} instead of {plain.spec}")
+    if first is None:
+        return Finding(mode, "outputs", True, f"{len(plain.leaves)} bitwise equal")
+    apart = max((_distance(x, y) for x, y in zip(plain.leaves, ours.leaves, strict=True)), default=0.0)
+    return Finding(mode, "outputs", False, f"apart by {apart:.3g}; {first}")
+
+
+def _buffers(mode: str, plain: _Trace, ours: _Trace) -> Finding:
+    wrong = [name for name, b in plain.buffers.items() if not _same(b, ours.buffers.get(name))]
+    said = f"{len(plain.buffers)} bitwise equal" if not wrong else f"differ after the run: {', '.join(wrong[:5])}"
+    return Finding(mode, "buffers", not wrong, said)
+
+
+def _gradients(dm: DecoupledModule, mode: str, plain: _Trace, ours: _Trace) -> Finding:
+    """Per parameter: equal up to the rounding of sums in another order, relative to the largest gradient nearby."""
+    overall = max((_largest(g) for g in plain.gradients.values()), default=0.0)
+    wrong = {}
+    for name, expected in plain.gradients.items():
+        found = ours.gradients.get(name)
+        if expected is None and found is None:
+            continue
+        apart = _distance(expected, found)
+        scale = max(_largest(expected), 1e-3 * overall)
+        if not apart <= _tolerance(expected if expected is not None else found) * scale:
+            wrong[name] = apart
+    exact = sum(_same(g, ours.gradients.get(n)) if g is not None else True for n, g in plain.gradients.items())
+    if not wrong:
+        return Finding(mode, "oracle gradients", True, f"{exact} of {len(plain.gradients)} bitwise equal, none apart")
+    worst = max(wrong, key=lambda name: wrong[name])
+    part = next((p for p, m in reversed(dm.parts.items()) if worst in dict(m.named_parameters())), "an input")
+    return Finding(mode, "oracle gradients", False, f"{len(wrong)} apart, most: {worst} by {wrong[worst]:.3g}; first seen in {part}")
+
+
+def _separation(dm: DecoupledModule, mode: str, zeros: _Trace, plain: _Trace) -> Finding:
+    """Behind boundaries that hand down zeros nothing may arrive, save from results that a part makes itself."""
+    below = _only_below(dm)
+    leaks = [n for n in below if zeros.gradients.get(n) is not None and bool(zeros.gradients[n].ne(0).any())]  # type: ignore[union-attr]
+    said = f"{len(below)} parameters below the cuts hear from their boundaries alone"
+    return Finding(mode, "separation", not leaks, said if not leaks else f"gradients leak past the cuts to {', '.join(leaks[:5])}")
+
+
+def _only_below(dm: DecoupledModule) -> list[str]:
+    """Parameters of parts whose values reach the results through boundaries only."""
+    results = {name for name in dm._now().cutting.split.outputs if isinstance(name, str)}
+    with_gradient = {c.node for c in dm.plan.crossings if c.gradient}
+    open_parts = {p.name for p in dm.plan.parts if results & set(p.outputs) or not set(p.outputs) & with_gradient}
+    heard = {id(q) for name in open_parts for q in dm.parts[name].parameters()}
+    return [name for name, q in dm.original.named_parameters() if id(q) not in heard]
+
+
+def _first_difference(dm: DecoupledModule, args: Any, kwargs: Any) -> str:
+    """The first module call whose result differs between the model and the parts, and the part that it is in."""
+    leaves, spec = flatten((args, kwargs))
+    seen: dict[str, list[Any]] = {"model": [], "parts": []}
+    names = {id(m): path for path, m in dm.original.named_modules()}
+
+    def run(side: str, module: nn.Module) -> None:
+        def note(m: nn.Module, _: Any, out: Any) -> None:
+            if isinstance(out, Tensor) and id(m) in names and not any(m.children()):
+                seen[side].append((names[id(m)], out.detach().clone()))
+
+        handles = [m.register_forward_hook(note) for m in dm.original.modules()]
+        try:
+            with untouched(dm.original), torch.no_grad():
+                call_args, call_kwargs = pytree.tree_unflatten(fresh_copies(leaves), spec)
+                module(*call_args, **call_kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    run("model", dm.original)
+    run("parts", dm)
+    for (path, x), (other, y) in zip(seen["model"], seen["parts"], strict=False):
+        if path != other or not _same(x, y):
+            return f"first at '{other}', in {_part_of(dm, other)}"
+    return "every module agrees, a function between them does not"
+
+
+def _part_of(dm: DecoupledModule, path: str) -> str:
+    found = [name for name, part in dm.parts.items() if any(n.op == "call_module" and n.target == path for n in part.graph.nodes)]
+    return found[0] if found else "no part"
+
+
+def _distance(x: Any, y: Any) -> float:
+    if x is None or y is None:
+        return _largest(x if y is None else y)
+    if not isinstance(x, Tensor) or x.shape != y.shape:
+        return float("inf") if x is not y and x != y else 0.0
+    return float((x.double() - y.double()).abs().nan_to_num(0).max()) if x.numel() and not x.is_complex() else float(not _same(x, y))
+
+
+def _largest(x: Tensor | None) -> float:
+    return 0.0 if x is None or not x.numel() else float(x.detach().abs().double().nan_to_num(0).max())
+
+
+def _tolerance(x: Tensor | None) -> float:
+    if x is None:
+        return 0.0
+    return {torch.float64: 1e-10, torch.float32: 1e-4}.get(x.dtype, 2e-2)
+
+

@@ -1,0 +1,16 @@
+"""Draw a decoupled model, or a plan."""
+
+import os
+
+from .module import DecoupledModule
+from .passes.draw import draw as draw_plan
+from .passes.plan import Plan
+
+
+def draw(what: DecoupledModule | Plan, path: str | os.PathLike[str]) -> None:
+    """Write the drawing of the cut graph; the suffix says how: .svg, .html, .png, .dot, .mmd or .json.
+
+    Raises:
+        DrawError: there is no such format, or it needs an extra.
+    """
+    draw_plan(what if isinstance(what, Plan) else what.plan, path)

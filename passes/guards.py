@@ -1,0 +1,63 @@
+"""What the guards of a graph look at: nothing, sizes that follow from the inputs' sizes, or data."""
+
+import enum
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from .capture.symbols import element, guard
+
+
+class Trust(enum.Enum):
+    """When a graph that has run once may be run again without a way back."""
+
+    ALWAYS = "it has no guards"
+    SAME_SIZES = "its guards look at sizes: they hold whenever they held for inputs of these sizes"
+    NEVER = "its guards look at data"
+
+
+# Calls whose result has a size that depends on data.
+_RAGGED = {"nonzero", "unique", "unique_consecutive", "masked_select", "argwhere", "bincount", "repeat_interleave", "one_hot"}
+_READS = (torch.Tensor.item, element)
+
+
+def trust(graph: fx.Graph) -> Trust:
+    """How far the guards of a graph can be trusted after they have held once.
+
+    Requires:
+        Nodes are in running order.
+    """
+    if not any(n.target is guard for n in graph.nodes):
+        return Trust.ALWAYS
+    doubtful: set[fx.Node] = set()  # numbers read from data, and tensors whose size depends on data
+    for node in graph.nodes:
+        if node.target is guard and _looks_at_data(node.args[0], doubtful):
+            return Trust.NEVER
+        if _reads_data(node) or any(given in doubtful for given in node.all_input_nodes):
+            doubtful.add(node)
+    return Trust.SAME_SIZES
+
+
+def _looks_at_data(value: Any, doubtful: set[fx.Node]) -> bool:
+    if not isinstance(value, fx.Node):
+        return False
+    is_number = "shape" not in value.meta and "flops" in value.meta
+    return value in doubtful or not is_number or _tests_tensor(value)
+
+
+def _tests_tensor(node: fx.Node) -> bool:
+    """A truth value taken straight from a tensor: `bool(x.any())`, `torch.equal(a, b)`. Sizes are read by `size` alone."""
+    reads_size = node.target in (torch.Tensor.size, torch.Tensor.numel, torch.Tensor.stride, len)
+    return not reads_size and any("shape" in given.meta for given in node.all_input_nodes)
+
+
+def _reads_data(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", str(node.target))
+    if node.target in _READS or name in _RAGGED or (name == "where" and len(node.args) == 1):
+        return True
+    if node.target is not operator.getitem or len(node.args) < 2:
+        return False
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return any(isinstance(i, fx.Node) and i.meta.get("dtype") == torch.bool for i in index)
