@@ -58,8 +58,8 @@ def text(plan: Plan) -> str:
     FLOPs are those of one forward pass on the example, as torch counts them: a multiply-add is two.
     """
     file = io.StringIO()
-    # An empty environment: COLUMNS, FORCE_COLOR and their like must not change the text.
-    console = Console(file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False, _environ={})
+    # All said outright, so that COLUMNS, FORCE_COLOR and their like in the environment do not change the text.
+    console = Console(file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
     console.print(view(plan))
     lines = (line.rstrip() for line in file.getvalue().splitlines())
     return "\n".join(lines).rstrip()

@@ -347,6 +347,43 @@ def _along(wire: Wire) -> list[tuple[float, float]]:
     return [(a + (c - a) * t / 60, b + (d - b) * t / 60) for (a, b), (c, d) in ends for t in range(61)]
 
 
+@pytest.mark.parametrize("plan", [*PLANS.values(), *(wild(seed, 8 + seed) for seed in range(21))])
+def test_lines_of_different_values_never_run_on_top_of_each_other(plan):
+    skips = [wire for wire in place(net(plan)).wires if not wire.curved]
+
+    runs = [(wire.source, run) for wire in skips for run in pairwise(wire.points)]
+    shared = [(a, b) for a, one in runs for b, other in runs if a < b and _share(one, other)]
+
+    assert shared == []
+
+
+def _share(one: tuple, other: tuple) -> bool:
+    """Whether two level or two upright runs have more than a point in common."""
+    for along, across in ((0, 1), (1, 0)):
+        if one[0][across] == one[1][across] == other[0][across] == other[1][across]:
+            (a, b), (c, d) = (sorted(point[along] for point in run) for run in (one, other))
+            return max(a, c) < min(b, d)
+    return False
+
+
+def test_an_input_stands_just_above_its_first_reader():
+    plan = dataclasses.replace(chain(3), inputs=("x", "late"))
+    late = dataclasses.replace(plan.parts[2], inputs=("h1", "late"))
+    boxes = {b.item.name: b for b in place(net(dataclasses.replace(plan, parts=(*plan.parts[:2], late)))).boxes}
+
+    assert boxes["part_1"].bottom < boxes["late"].top < boxes["late"].bottom < boxes["part_2"].top
+
+
+def test_what_skips_rows_stands_aside_of_what_goes_straight_on():
+    plan = unet()
+    skips_first = dataclasses.replace(plan, crossings=plan.crossings[4:] + plan.crossings[:4])
+
+    boxes = {box.item.name: box for box in place(net(skips_first)).boxes}
+
+    assert len({boxes[name].middle for name in ("x", "part_0", "a", "part_1", "b", "part_4", "y")}) == 1
+    assert all(boxes[f"skip{index}"].left > boxes["abc"[index]].right for index in range(3))
+
+
 def test_a_chain_stands_straight():
     picture = place(net(chain(6)))
 
@@ -388,15 +425,21 @@ def test_a_long_name_keeps_its_ends():
 # ------------------------------------------------------------------------------------------ determinism
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".html", ".dot", ".mmd", ".json"])
-def test_the_same_plan_gives_the_same_bytes_in_every_process(suffix):
+def busy_chain() -> Plan:
+    """A chain that is folded, with several boxes in a row."""
+    plan = chain(24)
+    parts = tuple(dataclasses.replace(p, outputs=(*p.outputs, f"{p.name}_a", f"{p.name}_b")) for p in plan.parts)
+    return dataclasses.replace(plan, parts=parts)
+
+
+@pytest.mark.parametrize("plan", [wild(3, 24), busy_chain()], ids=["wild", "busy"])
+@pytest.mark.parametrize("suffix", [".html", ".dot", ".mmd", ".json"])  # the page holds the svg
+def test_the_same_plan_gives_the_same_bytes_in_every_process(suffix, plan):
     code = (
         "import sys, json, hashlib; from dnigraph.passes.draw import rendered; from dnigraph.passes.plan import Plan;"
         "plan = Plan.from_json(json.load(sys.stdin));"
         f"print(hashlib.sha256(rendered(plan, {suffix!r})).hexdigest())"
     )
-    plan = wild(3, 24)
-
     seen = {hashlib.sha256(rendered(plan, suffix)).hexdigest()}
     for seed in ("1", "2"):  # sets and dicts of names change their order with it
         run = subprocess.run(

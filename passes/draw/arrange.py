@@ -76,8 +76,12 @@ class Rows:
         return [other for other in self.graph.successors(key) if self.layer(other) > self.layer(key) + 1]
 
     def stands_aside(self, key: str) -> bool:
-        """A crossing that nothing in the row below reads, or an output: it makes room for what goes straight on."""
+        """A crossing that nothing in the row below reads, or an output: it stands to the right of its row."""
         return self.item(key).kind in ("crossing", "output") and not self.near(key, 1)
+
+    def makes_room(self, key: str) -> bool:
+        """What stands aside, or an input that comes in further down: it does not pull others out of their line."""
+        return self.stands_aside(key) or (self.item(key).kind == "input" and self.layer(key) > 0)
 
 
 def arranged(graph: Net) -> Rows:
@@ -157,11 +161,11 @@ def _align(rows: Rows) -> None:
 
 def _mean(rows: Rows, key: str, steps: Sequence[int]) -> float:
     near = [other for step in steps for other in rows.near(key, step)]
-    straight = [other for other in near if not rows.stands_aside(other)] or near
+    straight = [other for other in near if not rows.makes_room(other)] or near
     return sum(rows.x[other] for other in straight) / len(straight) if straight else rows.x[key]
 
 
 def _settle(rows: Rows, row: Sequence[str], wants: Sequence[float]) -> None:
     apart = [rows.half(a) + rows.half(b) + SPACE for a, b in pairwise(row)]
-    weights = [1e-6 if rows.stands_aside(key) else 1.0 for key in row]
+    weights = [1e-6 if rows.makes_room(key) else 1.0 for key in row]
     rows.x.update(zip(row, spread(wants, apart, weights), strict=True))

@@ -182,7 +182,6 @@ def _straight(
         for other in rows.near(key, 1):
             target = boxes[other]
             x, to = ports[key, 1][other], ports[other, -1][key]
-            to = x if abs(x - to) < 3 else to
             foot, head = feet[rows.layer(key)], tops[rows.layer(other)]
             points = ((x, source.bottom), (x, foot), (to, head), (to, target.top))
             wire = Wire(key, other, points, style_of(source, target), curved=True)
