@@ -324,6 +324,18 @@ def test_no_box_lies_on_another_and_no_line_runs_through_a_box(plan):
     assert all(0 <= x <= picture.width and 0 <= y <= picture.height for w in picture.wires for x, y in w.points)
 
 
+@pytest.mark.parametrize("plan", [*PLANS.values(), *(wild(seed, 8 + seed) for seed in range(21))])
+def test_every_line_meets_the_edge_of_its_boxes(plan):
+    picture = place(net(plan))
+
+    boxes = {box.item.key: box for box in picture.boxes}
+    for wire in picture.wires:
+        (x, start), (to, end) = wire.points[0], wire.points[-1]
+        source, target = boxes[wire.source], boxes[wire.target]
+        assert source.left < x < source.right and target.left < to < target.right
+        assert (start, end) == ((source.top, target.bottom) if wire.back else (source.bottom, target.top))
+
+
 def _overlaps(picture: Picture) -> list[tuple[Box, Box]]:
     pairs = [(a, b) for index, a in enumerate(picture.boxes) for b in picture.boxes[:index]]
     return [(a, b) for a, b in pairs if a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom]
@@ -414,6 +426,8 @@ def test_spread_keeps_the_distances_and_moves_as_little_as_it_can():
     assert spread([0.0, 0.0], [10.0], [1.0, 1.0]) == [-5.0, 5.0]
     assert spread([0.0, 50.0], [10.0], [1.0, 1.0]) == [0.0, 50.0]
     assert spread([0.0, 0.0], [10.0], [3.0, 1.0]) == [-2.5, 7.5]
+    assert spread([0.0, 0.0], [10.0], [3.0, 1.0], low=-1.0) == [-1.0, 9.0]
+    assert spread([0.0, 50.0], [10.0], [1.0, 1.0], high=40.0) == [0.0, 40.0]
     assert spread([], [], []) == []
 
 

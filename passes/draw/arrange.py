@@ -115,8 +115,16 @@ def length(words: str, font: float) -> float:
     return font * sum(_WIDTH.get(char, 0.73 if char.isupper() or ord(char) > 0x2000 else 0.64) for char in words)
 
 
-def spread(wants: Sequence[float], apart: Sequence[float], weights: Sequence[float]) -> list[float]:
+def spread(
+    wants: Sequence[float],
+    apart: Sequence[float],
+    weights: Sequence[float],
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> list[float]:
     """The places nearest to `wants`, in weighted squares, that keep the order and the distances `apart`.
+
+    All lie between `low` and `high`, which must leave room for the distances.
 
     Source: pool adjacent violators, Ayer et al. (1955).
     """
@@ -130,7 +138,8 @@ def spread(wants: Sequence[float], apart: Sequence[float], weights: Sequence[flo
             heavy, count = heavy + more, count + members
         pools.append((mean, heavy, count))
     means = [mean for mean, _, count in pools for _ in range(count)]
-    return [mean + offset for mean, offset in zip(means, offsets, strict=True)]
+    most = high - sum(apart)
+    return [min(max(mean, low), most) + offset for mean, offset in zip(means, offsets, strict=True)]
 
 
 def _order(rows: Rows) -> None:

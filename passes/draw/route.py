@@ -164,7 +164,9 @@ def _ports(rows: Rows, tracks: list[Track], key: str, step: int) -> dict[str, fl
     wants = [min(max(aim, middle - half), middle + half) for _, aim, _ in ends]
     weights = [100.0 if abs(want - middle) < 2 else 1.0 for want in wants]
     apart = [min(PORT, half / max(1, len(ends)))] * (len(ends) - 1)
-    return dict(zip((other for *_, other in ends), spread(wants, apart, weights), strict=True))
+    return dict(
+        zip((other for *_, other in ends), spread(wants, apart, weights, middle - half, middle + half), strict=True)
+    )
 
 
 def _aim(rows: Rows, key: str, other: str) -> float:
