@@ -43,7 +43,7 @@ class Context:
 
     @contextmanager
     def conditioned(self, label: Any) -> Iterator[None]:
-        """Every boundary of the model sees `label` inside the block. Blocks nest; an exception ends one like an exit."""
+        """Every boundary of the model sees `label` inside the block. Blocks nest, and end with an exception, too."""
         before = self.label
         self._of_this_thread.label = label
         try:
@@ -106,11 +106,11 @@ class _Numbered(Condition):
         self._seen_in_range = False
 
     def check(self, label: Any, batch: int | None, name: str) -> Tensor:
-        label = super().check(label, batch, name)
-        if label.is_floating_point() or label.is_complex():
-            raise ConditionError(f"boundary '{name}': {self._expected()}, not {_kind(label)}")
-        self._check_range(label, name)
-        return label
+        given = super().check(label, batch, name)
+        if given.is_floating_point() or given.is_complex():
+            raise ConditionError(f"boundary '{name}': {self._expected()}, not {_kind(given)}")
+        self._check_range(given, name)
+        return given
 
     def index(self, label: Tensor) -> Tensor:
         """The row of a table of `labels` + 1 rows that belongs to each entry; the last row is for ignored ones."""

@@ -1,7 +1,7 @@
 """Boundaries: what stands on a crossing and says which gradient the producer gets."""
 
 from .base import Boundary, BoundaryError, CrossingSpec, Visit, sum_in_order
-from .make import BoundaryChoice, BoundaryFactory, dni, make_boundary, oracle
+from .make import BoundaryChoice, BoundaryFactory, dni, local_loss, make_boundary, oracle
 
 __all__ = [
     "Boundary",
@@ -11,6 +11,7 @@ __all__ = [
     "CrossingSpec",
     "Visit",
     "dni",
+    "local_loss",
     "make_boundary",
     "oracle",
     "sum_in_order",

@@ -36,7 +36,7 @@ class Boundary(nn.Module, ABC):
     def visit(self, value: Tensor) -> Visit:
         """One step of this crossing. Called once for each forward pass of the producer, in train mode."""
 
-    @final
+    @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, value: Tensor, consumers: int = 1) -> Tensor | tuple[Tensor, ...]:
         """The value itself, bitwise; for several consumers a tuple with one alias for each.
 

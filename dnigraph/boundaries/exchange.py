@@ -64,7 +64,8 @@ class Exchange(torch.autograd.Function):
 
 def exchange(visit: Visit, consumers: int) -> Tensor | tuple[Tensor, ...]:
     """The value of the visit for one consumer, or one alias of it for each of several."""
-    passed: Tensor | tuple[Tensor, ...] = Exchange.apply(visit, consumers, *visit.roots)
+    passed: Tensor | tuple[Tensor, ...]
+    passed = Exchange.apply(visit, consumers, *visit.roots)  # type: ignore[no-untyped-call]  # torch's own has no types
     return passed
 
 

@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch.nn.functional as F
 from torch import nn
 
 from dnigraph.conditions import Context
 from dnigraph.heads import HeadChoice
 from dnigraph.passes.errors import nearest
 
+from .backprop import Oracle
 from .base import Boundary, BoundaryError, CrossingSpec
-from .dni import Dni, Options
-from .oracle import Oracle
+from .local import LocalLoss, Loss
+from .synthetic import Dni, Options
 
 BoundaryFactory: TypeAlias = Callable[[CrossingSpec, Context, HeadChoice], Boundary]
 BoundaryChoice: TypeAlias = "str | BoundaryFactory"
@@ -47,7 +49,7 @@ def make_boundary(choice: BoundaryChoice, spec: CrossingSpec, context: Context, 
 def dni(
     *, warm_up: int = 0, refresh: int = 0, blend: float = 0.0, replay: int = 0, decay: float = 0.99
 ) -> BoundaryFactory:
-    """A head predicts the gradient. The options trade waiting for quality:
+    """A head predicts the gradient. The options trade waiting for quality.
 
     Args:
         warm_up: in the first so many steps the producer waits for the true gradient while the head already learns.
@@ -69,4 +71,15 @@ def oracle() -> BoundaryFactory:
     return lambda spec, context, head: Oracle(spec, context)
 
 
-NAMED: dict[str, Callable[[], BoundaryFactory]] = {"dni": dni, "oracle": oracle}
+def local_loss(classes: int | None = None, loss: Loss = F.cross_entropy, hidden: int | None = None) -> BoundaryFactory:
+    """An auxiliary classifier with a hidden layer of `hidden` units trains the producer, and nothing from above does.
+
+    Args:
+        classes: how many scores the classifier gives; None: as many labels as the condition knows.
+        loss: of (scores, label), one number. Scores and label are flattened where each token has a label.
+        hidden: units of the hidden layer; None: the crossing's width.
+    """
+    return lambda spec, context, head: LocalLoss(spec, context, classes, loss, hidden)
+
+
+NAMED: dict[str, Callable[[], BoundaryFactory]] = {"dni": dni, "oracle": oracle, "local-loss": local_loss}

@@ -1,5 +1,7 @@
 """The running size of a crossing's gradient, so that a head works in units of it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -29,12 +31,12 @@ class RunningScale(nn.Module):
         """
         known = self.mean_square
         usable = (mean_square / mean_square).eq(1)  # 0 / 0, inf / inf and nan / nan are nan
-        towards = mean_square.where(usable, known)
-        weight = torch.where(known.eq(0), 1.0, 1 - self.decay)
+        towards = mean_square.to(known.dtype).where(usable, known)
+        weight = known.eq(0).to(known.dtype).clamp_min_(1 - self.decay)  # the first one sets it
         known.lerp_(towards, weight)
         return known.clamp_min(torch.finfo(known.dtype).tiny).rsqrt()
 
-    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # as in nn.Module
-        super()._apply(fn, recurse)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningScale":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
         self.mean_square = self.mean_square.float()
         return self

@@ -11,8 +11,6 @@ from dnigraph.passes.errors import DniGraphError
 
 from .spec import CrossingSpec
 
-GAIN = 3.0  # heads want three times the model's learning rate; see `Head`
-
 
 class HeadError(DniGraphError, ValueError):
     """A head cannot stand on this crossing."""
@@ -22,10 +20,10 @@ class Head(nn.Module, ABC):
     """Predicts the gradient of one crossing, per sample and in units of its running size.
 
     Heads of this library start silent: what they say first is exactly zero, because weight and bias of the last layer
-    are. They learn about `GAIN` times as fast as the model under the same optimiser: they follow a moving target, and
-    3e-3 beside a model's 1e-3 was measured to be better than 1e-3. The factor is built into the layers (the output is
-    multiplied by it, layers in front of a normalisation start smaller by it), so that one optimiser over all
-    parameters is all that a training loop needs.
+    are. They learn `GAIN` times as fast as the model under the same optimiser, for they follow a moving target: beside
+    a model's 1e-3, 3e-3 was measured to be better. The factor is built in, so that one optimiser over all parameters
+    is all that a training loop needs: the boundary counts an estimate in units of `GAIN` times the running size, and a
+    layer in front of a normalisation, which hides its size, starts smaller by `GAIN`.
 
     Source: Jaderberg et al. 2017, arXiv 1608.05343, supplement, "Common details" (zero start).
     """

@@ -1,10 +1,13 @@
-"""The two layers that heads are made of beside linear maps and convolutions."""
+"""The layers that heads are made of beside linear maps and convolutions."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnigraph.conditions import Condition, OneHot, is_soft
+
+GAIN = 3.0  # heads want three times the model's learning rate; see `Head`
+SPREAD = 0.5  # of the label's first shifts, beside normalised units of size 1: the label matters from the first step
 
 
 class Normalise(nn.Module):
@@ -28,16 +31,43 @@ class Normalise(nn.Module):
         return F.batch_norm(value, self.mean, self.variance, training=several)
 
 
-class LabelShift(nn.Module):
-    """What the label adds to each hidden unit, learned. The condition stays the head's, which checks labels with it.
+class Hidden(nn.Module):
+    """A hidden layer of a head; the label's shift takes the place of the bias.
 
-    Shapes: label [batch, *positions] -> [batch, *positions, width].
+        value ─► layer ─► Normalise ─► + shift or bias ─► ReLU
+
+    Added to normalised units, the shift is the bias that the label's class has there, and means the same whatever the
+    size of the crossing's values is. (Added before the normalisation it was as good, not better.)
+
+    Shapes: value [batch, width, *positions], shift [batch, units] -> [batch, units, *positions].
     """
 
-    def __init__(self, condition: Condition, width: int, spread: float) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d | nn.Conv3d, shifted: bool) -> None:
+        super().__init__()
+        units = layer.weight.shape[0]
+        self.layer, self.norm = layer, Normalise(units)
+        self.bias = None if shifted else nn.Parameter(torch.zeros(units))
+        with torch.no_grad():
+            layer.weight /= GAIN  # the normalisation hides it: the layer only learns so much faster
+
+    def forward(self, value: Tensor, shift: Tensor | None = None) -> Tensor:
+        units: Tensor = self.norm(self.layer(value))
+        shift = self.bias if shift is None else shift
+        if shift is None:
+            return units.relu()
+        return torch.add(units, shift.view(*shift.shape, *[1] * (units.ndim - 2)), alpha=GAIN).relu_()
+
+
+class LabelShift(nn.Module):
+    """What the label adds to each unit, learned. The condition stays the head's, which checks labels with it.
+
+    Shapes: label [batch, *positions] -> [batch, *positions, units].
+    """
+
+    def __init__(self, condition: Condition, units: int, spread: float = SPREAD / GAIN) -> None:
         super().__init__()
         rows = condition.width + 1 if isinstance(condition, OneHot) else condition.width
-        self.table = nn.Parameter(torch.empty(rows, width).uniform_(-spread, spread))
+        self.table = nn.Parameter(torch.empty(rows, units).uniform_(-spread, spread))
         if isinstance(condition, OneHot):  # the last row is of entries that have no label
             self.table.data[-1].zero_()
 
@@ -50,10 +80,21 @@ class LabelShift(nn.Module):
 
 
 def beside(shift: Tensor, positions: torch.Size) -> Tensor:
-    """`shift` so that it can be added at `positions` ([batch, ...]): averaged where the label has other positions."""
+    """`shift` so that it can be added at `positions` ([batch, ...]): averaged where the label has other positions.
+
+    Shapes: [batch, *label positions, units] -> [*positions, units].
+    """
     if shift.shape[:-1] == positions:
         return shift
-    width = shift.shape[-1]
+    units = shift.shape[-1]
     if shift.shape[0] != positions[0]:  # beside a single number, which has no batch
-        return shift.reshape(-1, width).mean(0)
-    return shift.reshape(positions[0], -1, width).mean(1).view(positions[0], *[1] * (len(positions) - 1), width)
+        return shift.reshape(-1, units).mean(0).expand(*positions, units)
+    mean = shift.reshape(positions[0], -1, units).mean(1)
+    return mean.view(positions[0], *[1] * (len(positions) - 1), units).expand(*positions, units)
+
+
+def silent(layer: nn.Module) -> nn.Module:
+    """The layer with weight and bias zero, so that a head says nothing before it has learned something."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -9,7 +9,7 @@ from dnigraph.passes.errors import nearest
 
 from .base import Foreign, Head, HeadError
 from .convolution import Convolution
-from .dense import Dense, Linear
+from .dense import Dense
 from .spec import CrossingSpec
 
 HeadFactory: TypeAlias = Callable[[CrossingSpec], nn.Module]
@@ -28,25 +28,22 @@ def make_head(choice: HeadChoice, spec: CrossingSpec) -> Head:
     Raises:
         HeadError: no such head, it does not fit the crossing's shape, or a ready module was given.
     """
-    factory = _factory(choice, spec)
-    module = factory(spec)
+    module = _factory(choice, spec)(spec)
     if not isinstance(module, nn.Module):
         raise HeadError(
             f"the head factory for boundary '{spec.name}' must make an nn.Module, but made {type(module).__name__}"
         )
     module.to(spec.device)
-    return module if isinstance(module, Head) else Foreign(spec, module).to(spec.device)
+    head: Head = module if isinstance(module, Head) else Foreign(spec, module)
+    head.to(spec.device)
+    return head
 
 
 def auto() -> HeadFactory:
     """What suits the crossing's shape: `mlp` for features, `conv` for maps, `tokens` for tokens, `low_rank` if wide."""
 
-    def make(spec: CrossingSpec) -> Head:
-        if spec.kind == "maps":
-            return conv()(spec)
-        if spec.width >= WIDE:
-            return low_rank()(spec)
-        return mlp()(spec) if spec.kind == "features" else tokens()(spec)
+    def make(spec: CrossingSpec) -> nn.Module:
+        return _suitable(spec)(spec)
 
     return make
 
@@ -54,9 +51,9 @@ def auto() -> HeadFactory:
 def linear() -> HeadFactory:
     """One linear map of features or tokens, with a bias per label. Cheap; with the label, good only late."""
 
-    def make(spec: CrossingSpec) -> Linear:
+    def make(spec: CrossingSpec) -> Dense:
         _fits(spec, "linear", "features", "tokens")
-        return Linear(spec, spec.width)
+        return Dense(spec, spec.width, (), "linear")
 
     return make
 
@@ -67,7 +64,7 @@ def low_rank(rank: int = 64) -> HeadFactory:
 
     def make(spec: CrossingSpec) -> Dense:
         _fits(spec, "low-rank", "features", "tokens")
-        return Dense(spec, spec.width, rank, 1, f"low-rank {rank}")
+        return Dense(spec, spec.width, (rank,), f"low-rank {rank}")
 
     return make
 
@@ -78,8 +75,8 @@ def mlp(hidden: int | None = None, layers: int = 1) -> HeadFactory:
 
     def make(spec: CrossingSpec) -> Dense:
         _fits(spec, "mlp", "features", "tokens")
-        units = hidden or _half(spec.width)
-        return Dense(spec, spec.width, units, layers, f"mlp {' x '.join([str(units)] * layers)}")
+        units = (hidden or _half(spec.width),) * layers
+        return Dense(spec, spec.width, units, f"mlp {' x '.join(map(str, units))}")
 
     return make
 
@@ -92,8 +89,8 @@ def conv(channels: int | None = None, layers: int = 2, kernel: int = 3) -> HeadF
 
     def make(spec: CrossingSpec) -> Convolution:
         _fits(spec, "conv", "maps")
-        units = channels or min(spec.width, 64)
-        return Convolution(spec, units, layers, kernel, f"conv {kernel}x{kernel} {' x '.join([str(units)] * layers)}")
+        units = (channels or min(spec.width, 64),) * layers
+        return Convolution(spec, units, kernel, f"conv {kernel}x{kernel} {' x '.join(map(str, units))}")
 
     return make
 
@@ -105,7 +102,7 @@ def tokens(hidden: int | None = None) -> HeadFactory:
     def make(spec: CrossingSpec) -> Dense:
         _fits(spec, "tokens", "tokens", "maps")
         units = hidden or _half(spec.shape[-1])
-        return Dense(spec, spec.shape[-1], units, 1, f"tokens {units}")
+        return Dense(spec, spec.shape[-1], (units,), f"tokens {units}")
 
     return make
 
@@ -141,6 +138,14 @@ def _factory(choice: HeadChoice, spec: CrossingSpec) -> HeadFactory:
     if not callable(choice):
         raise HeadError(f"a head is a name or a callable from a crossing to an nn.Module, not {choice!r}")
     return choice
+
+
+def _suitable(spec: CrossingSpec) -> HeadFactory:
+    if spec.kind == "maps":
+        return conv()
+    if spec.width >= WIDE:
+        return low_rank()
+    return mlp() if spec.kind == "features" else tokens()
 
 
 def _fits(spec: CrossingSpec, name: str, *kinds: str) -> None:

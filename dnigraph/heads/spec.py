@@ -14,13 +14,13 @@ class CrossingSpec:
 
     name: str  # for people: "layer2"
     shape: tuple[int, ...]  # of the example, batch first
-    dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype
+    device: torch.device
     condition: ConditionChoice = None
 
     @property
     def kind(self) -> Literal["features", "maps", "tokens"]:
-        """features: [batch, D], [batch] or a number; maps: [batch, C, H, W] or [batch, C, D, H, W]; tokens: the rest."""
+        """features: [batch, D], [batch], a number; maps: [batch, C, H, W], [batch, C, D, H, W]; tokens: all others."""
         if len(self.shape) <= 2:
             return "features"
         return "maps" if len(self.shape) in (4, 5) else "tokens"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dnigraph.conditions import Context
 from dnigraph.heads import HeadChoice, make_head
+from dnigraph.heads.layers import GAIN
 
 from .base import Boundary, BoundaryError, CrossingSpec, Visit
 from .replay import Replay
@@ -63,15 +64,14 @@ class Dni(Boundary):
         self.register_buffer("visits", torch.zeros((), dtype=torch.long))
         self.visits: Tensor
         self._count: int | None = 0  # of `visits`, so that no device is waited for; None: look it up
-        self._seen: tuple[Tensor, ...] | None = None
-        self._seen_numel = 0
+        self._seen: Comparison | None = None
 
     def visit(self, value: Tensor) -> Visit:
         batch = len(value) if value.ndim else 1
         label = self._label(batch if value.ndim else None)
         share = self._next_share()
         estimate = self._estimate(value.detach(), label)
-        given = (estimate.detach() * (self.scale() / batch)).to(value.dtype)
+        given = (estimate.detach() * (self.scale() * (GAIN / batch))).to(value.dtype)
         again = None if self.replay is None else self.replay.loss(self._estimate)
 
         def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -82,7 +82,7 @@ class Dni(Boundary):
                 if self.replay is not None and value.ndim:
                     self.replay.remember(value.detach(), label, estimate.detach() - error)
                 blended = None if share == 0 else _blend(target, given, share)
-            return blended, error * (2 / error.numel()), *_ones(again)
+            return blended, error.mul_(2 / error.numel()), *_ones(again)
 
         roots = (value, estimate) if again is None else (value, estimate, again)
         now = None if share else (given, *[None] * (len(roots) - 1))
@@ -92,17 +92,10 @@ class Dni(Boundary):
         """Of the last visit whose target was not zero: the cosine of estimate and target, the squared error relative to
         the target's square (1: as bad as saying nothing), and the target's root mean square per sample.
         """
-        if self._seen is None:
-            return {}
-        size, estimate, error, inverse = (float(x) for x in self._seen)
-        if not 0 < size < float("inf"):
-            return {}
-        dot = (estimate**2 + size**2 - error**2) / 2
-        cosine = dot / (estimate * size) if estimate > 0 else 0.0
-        return {"cosine": cosine, "error": (error / size) ** 2, "target_rms": size / inverse / self._seen_numel**0.5}
+        return {} if self._seen is None else self._seen.metrics()
 
     def _next_share(self) -> float:
-        """How much of the true gradient the producer gets in this visit: 1 all, and it waits; 0 none, and it does not."""
+        """How much of the true gradient the producer gets in this visit: 0 none, so it need not wait; 1 all of it."""
         self._count = (int(self.visits) if self._count is None else self._count) + 1
         self.visits += 1
         refreshes = self.options.refresh > 0 and self._count % self.options.refresh == 0
@@ -124,16 +117,42 @@ class Dni(Boundary):
     def _compare(self, estimate: Tensor, target: Tensor, batch: int) -> Tensor:
         """How far the estimate is from the target, in units of the running scale; 0 where the target is not finite."""
         target = target.to(estimate.dtype)
-        size = torch.linalg.vector_norm(target) * batch
-        inverse = self.scale.update((size / target.numel() ** 0.5).square().to(self.scale.mean_square.dtype))
-        error = torch.where(size.isfinite(), estimate - target * (inverse * batch), 0)
+        size = torch.linalg.vector_norm(target)
+        inverse = self.scale.update((size * (batch / target.numel() ** 0.5)).square())
+        error = torch.addcmul(estimate, target, inverse, value=-batch / GAIN).nan_to_num_(0.0, 0.0, 0.0)
         norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
-        self._seen, self._seen_numel = (size * inverse, *norms, inverse), target.numel()
+        self._seen = Comparison(size, *norms, inverse, batch, target.numel())
         return error
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._count = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The sizes (2-norms) of one estimate, its target and the error between them, left on their device till asked."""
+
+    target: Tensor
+    estimate: Tensor  # in units of GAIN times the scale, as the error
+    error: Tensor
+    inverse: Tensor  # one over the scale
+    batch: int
+    numel: int
+
+    def metrics(self) -> dict[str, float]:
+        """As numbers; empty where the target was zero or not finite."""
+        target, estimate, error = float(self.target), float(self.estimate), float(self.error)
+        unit = GAIN / (float(self.inverse) * self.batch)
+        if not 0 < target < float("inf"):
+            return {}
+        estimate, error = estimate * unit, error * unit
+        dot = (estimate**2 + target**2 - error**2) / 2
+        return {
+            "cosine": dot / (estimate * target) if estimate > 0 else 0.0,
+            "error": (error / target) ** 2,
+            "target_rms": target * self.batch / self.numel**0.5,
+        }
 
 
 def _blend(target: Tensor, given: Tensor, share: float) -> Tensor:
