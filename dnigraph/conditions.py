@@ -122,8 +122,8 @@ class _Numbered(Condition):
         if label.numel() == 0 or (label.device.type != "cpu" and self._seen_in_range):
             return
         low, high = _range(label)
-        if low < 0 and self.ignore < 0:
-            low, high = _range(label[label != self.ignore])
+        if low < 0 or high >= self.labels:
+            low, high = _range(label[label.long() != self.ignore])
         if low < 0 or high >= self.labels:
             raise ConditionError(
                 f"boundary '{name}': {self._expected()}, but this label goes from {low} to {high}"
