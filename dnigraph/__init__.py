@@ -1,0 +1,64 @@
+"""Cut any PyTorch model into parts that learn without waiting for each other (decoupled neural interfaces)."""
+
+from .boundaries import Boundary, BoundaryError, CrossingSpec, Visit, dni, local_loss, oracle
+from .boundaries.silent import silent
+from .checking import CheckError, Report, check
+from .checkpoint import CheckpointError
+from .conditions import Condition, ConditionError, embedded, one_hot
+from .data import DataError
+from .decouple import UnconditionedWarning, decouple, plan
+from .draw import draw
+from .heads import conv, linear, low_rank, mlp, tokens
+from .local import Local, StepResult
+from .measure import saved_bytes
+from .module import DecoupledModule
+from .passes.cuts import after, before
+from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, PlanError
+from .passes.marker import cut
+from .passes.plan import Plan
+from .probing import Probe, probe
+
+__version__ = "0.1.0"
+__all__ = [
+    "Boundary",
+    "BoundaryError",
+    "CaptureError",
+    "CheckError",
+    "CheckpointError",
+    "Condition",
+    "ConditionError",
+    "CrossingSpec",
+    "CutError",
+    "DataError",
+    "DecoupledModule",
+    "DniGraphError",
+    "GuardMiss",
+    "Local",
+    "Plan",
+    "PlanError",
+    "Probe",
+    "Report",
+    "StepResult",
+    "UnconditionedWarning",
+    "Visit",
+    "after",
+    "before",
+    "check",
+    "conv",
+    "cut",
+    "decouple",
+    "dni",
+    "draw",
+    "embedded",
+    "linear",
+    "local_loss",
+    "low_rank",
+    "mlp",
+    "one_hot",
+    "oracle",
+    "plan",
+    "probe",
+    "saved_bytes",
+    "silent",
+    "tokens",
+]

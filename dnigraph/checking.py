@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from .boundaries import Boundary, Visit
+from .boundaries import Boundary, CrossingSpec, Visit
+from .conditions import Context
 from .module import DecoupledModule, in_mode
 from .passes.capture.trees import flatten
 from .passes.capture.untouched import fresh_copies, untouched
 from .passes.errors import DniGraphError, bullets
-from torch.utils import _pytree as pytree
+from .passes.split import Value
+
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class StandIn(Boundary):
     """Stands in for every boundary during a check: hands back the target, or zeros."""
 
     def __init__(self, kind: str):
-        nn.Module.__init__(self)
+        super().__init__(CrossingSpec("stand-in", (), torch.float32, torch.device("cpu")), Context())
         self.kind = kind
 
     def visit(self, value: Tensor) -> Visit:
@@ -203,7 +206,7 @@ def _separation(dm: DecoupledModule, mode: str, zeros: _Trace, plain: _Trace) ->
 
 def _only_below(dm: DecoupledModule) -> list[str]:
     """Parameters of parts whose values reach the results through boundaries only."""
-    results = {name for name in dm._now().cutting.split.outputs if isinstance(name, str)}
+    results = {value.name for value in dm._now().cutting.split.outputs if isinstance(value, Value)}
     with_gradient = {c.node for c in dm.plan.crossings if c.gradient}
     open_parts = {p.name for p in dm.plan.parts if results & set(p.outputs) or not set(p.outputs) & with_gradient}
     heard = {id(q) for name in open_parts for q in dm.parts[name].parameters()}

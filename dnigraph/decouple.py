@@ -31,9 +31,9 @@ def decouple(
     example_args: Any = None,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
-    head: HeadChoice | Mapping[str, HeadChoice] = "auto",
+    head: "HeadChoice | Mapping[str, HeadChoice]" = "auto",
     condition: ConditionChoice = None,
-    boundary: BoundaryChoice | Mapping[str, BoundaryChoice] = "dni",
+    boundary: "BoundaryChoice | Mapping[str, BoundaryChoice]" = "dni",
     capture: str = "auto",
     check: bool = True,
 ) -> DecoupledModule:
@@ -108,8 +108,10 @@ class _Choices:
         self.head, self.condition, self.boundary = head, condition, boundary
 
     def make(self, crossing: Crossing, node: fx.Node, context: Context) -> Boundary:
-        shape = crossing.shape or ()
-        spec = CrossingSpec(crossing.name, shape, node.meta["dtype"], node.meta["device"], self.condition)
+        at = node.meta.get("batch_dim", 0)
+        shape = _batch_first(crossing.shape or (), at)
+        condition = self.condition if at is not None else None  # without a batch dimension no label belongs to its rows
+        spec = CrossingSpec(crossing.name, shape, node.meta["dtype"], node.meta["device"], condition, at)
         choice = _chosen(self.boundary, crossing.name, "dni")
         return make_boundary(choice, spec, context, _chosen(self.head, crossing.name, "auto"))
 
@@ -122,6 +124,10 @@ class _Choices:
                 if strange:
                     said = ", ".join(f"{key!r}{nearest(key, names)}" for key in strange)
                     raise DniGraphError(f"{what}=: no crossing is called {said}; there are {', '.join(names) or 'none'}")
+
+
+def _batch_first(shape: tuple[int, ...], at: int | None) -> tuple[int, ...]:
+    return (1, *shape) if at is None else (shape[at], *shape[:at], *shape[at + 1 :]) if shape else shape
 
 
 def _chosen(choice: Any, name: str, default: str) -> Any:

@@ -70,7 +70,7 @@ class Arm:
     """One way of learning."""
 
     name: str
-    boundary: BoundaryChoice | None  # None: plain backprop
+    boundary: "BoundaryChoice | None"  # None: plain backprop
     labelled: bool = False
     control: bool = False
 

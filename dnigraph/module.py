@@ -1,5 +1,6 @@
 """The decoupled model: a `GraphModule` with the model's signature, its weights, and boundaries where it was cut."""
 
+import copy
 import functools
 import inspect
 import warnings
@@ -22,6 +23,7 @@ from .passes.cuts import Cuts
 from .passes.errors import CaptureError, DniGraphError, GuardMiss
 from .passes.guards import Trust
 from .passes.plan import Crossing, Plan
+from .passes.split import boundary_key
 from .variant import Cutting, Variant, assemble, cut, sizes
 
 PATHS = 12  # more ways through a model than this: its structure is decided anew in every step
@@ -131,19 +133,12 @@ class DecoupledModule(fx.GraphModule):
         """Let the heads see the label inside the `with` block."""
         return self.context.conditioned(label)
 
-    def variant(self, leaves: list[Any], spec: Any) -> list[Variant]:
-        """The variants that may hold for a call, in the mode we are in."""
-        return self._variants.setdefault(self._key(leaves, spec), [])
-
     def choose(self, *args: Any, **kwargs: Any) -> tuple[Variant, list[Any]]:
         """The variant that holds for a call, found without leaving a trace, and its flat inputs.
 
         Where no guard can miss this costs nothing; else the forward pass is run once and taken back.
         """
-        args, kwargs = self._canonical(args, kwargs)
-        leaves, spec = flatten((args, kwargs))
-        inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        found = self.variant(leaves, spec)
+        found, inputs = self._known(args, kwargs)
         for variant in found:
             if self._trusted(variant, inputs):
                 return variant, inputs
@@ -157,10 +152,7 @@ class DecoupledModule(fx.GraphModule):
         return self._record(found, args, kwargs, inputs), inputs
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = self._canonical(args, kwargs)
-        leaves, spec = flatten((args, kwargs))
-        inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        found = self.variant(leaves, spec)
+        found, inputs = self._known(args, kwargs)
         for variant in found:
             if self._trusted(variant, inputs):
                 return variant.recording.outputs.build(variant.run(inputs))
@@ -174,6 +166,17 @@ class DecoupledModule(fx.GraphModule):
         variant = self._record(found, args, kwargs, inputs)
         return variant.recording.outputs.build(variant.run(inputs))
 
+    def _known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Variant], list[Any]]:
+        """The variants that may hold for a call, in the mode we are in, and the inputs of their graphs."""
+        if self._settings[1] == "symbolic":  # its graph takes the arguments whole, whatever they are
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return self._variants.setdefault(self._mode(), []), list(bound.arguments.values())
+        args, kwargs = self._canonical(args, kwargs)
+        leaves, spec = flatten((args, kwargs))
+        key = (self._mode(), spec, tuple(map(_signature_of, leaves)))
+        return self._variants.setdefault(key, []), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
     def _canonical(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The same call however its arguments were passed."""
         if not kwargs:
@@ -181,10 +184,9 @@ class DecoupledModule(fx.GraphModule):
         bound = self._signature.bind(*args, **kwargs)
         return bound.args, bound.kwargs
 
-    def _key(self, leaves: list[Any], spec: Any) -> Any:
-        """What a recording takes for granted and no guard checks."""
-        flags = tuple([m.training for m in self._flagged])
-        return (flags, Mode.now(), spec, tuple(map(_signature_of, leaves)))
+    def _mode(self) -> Any:
+        """What a recording takes for granted of the model and of torch, and no guard checks."""
+        return (tuple([m.training for m in self._flagged]), Mode.now())
 
     def _trusted(self, variant: Variant, inputs: list[Any]) -> bool:
         how = variant.cutting.trust
@@ -210,14 +212,13 @@ class DecoupledModule(fx.GraphModule):
             raise CaptureError(
                 [f"more than {PATHS} ways through the model for one kind of call: its structure is decided anew in every step"]
             )
-        cuts, how, _ = self._settings
-        first = not self._primary
-        recording = capture(self.original, args, kwargs, how)
-        cutting = cut(recording, self.original, cuts, inputs, strict=first)
-        return self.install(cutting, found, inputs)
+        args, kwargs = self._canonical(args, kwargs)
+        recording = capture(self.original, args, kwargs, self._settings[1])
+        return self._install(recording, found, inputs, strict=not self._primary)
 
-    def install(self, cutting: Cutting, found: list[Variant], inputs: list[Any]) -> Variant:
-        """Make a cutting runnable, with its boundaries, and keep it among the variants `found`."""
+    def _install(self, recording: Recording, found: list[Variant], inputs: list[Any], strict: bool) -> Variant:
+        """Cut a recording, make it runnable, with its boundaries, and keep it among the variants `found`."""
+        cutting = cut(recording, self.original, self._settings[0], inputs, strict)
         variant = self._assembled(cutting)
         variant.proven.add(sizes(inputs))
         found.append(variant)
@@ -228,11 +229,8 @@ class DecoupledModule(fx.GraphModule):
 
     def add(self, recording: Recording, args: Any, kwargs: Any) -> Variant:
         """Cut and install a recording of `original(*args, **kwargs)` in the present mode; cuts that do not fit are errors."""
-        args, kwargs = self._canonical(args, kwargs)
-        leaves, spec = flatten((args, kwargs))
-        inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        cutting = cut(recording, self.original, self._settings[0], inputs)
-        return self.install(cutting, self.variant(leaves, spec), inputs)
+        found, inputs = self._known(args, kwargs)
+        return self._install(recording, found, inputs, strict=True)
 
     def _assembled(self, cutting: Cutting) -> Variant:
         held, make = self._held(), self._settings[2]
@@ -243,7 +241,7 @@ class DecoupledModule(fx.GraphModule):
                 if not crossing.gradient or crossing.name in known or not self.training:
                     continue
                 boundary = make(crossing, cutting.nodes[crossing.node], self.context)
-                held[_key_of(crossing.name)] = boundary.train(self.training)
+                held[boundary_key(crossing)] = boundary.train(self.training)
                 if late and any(True for _ in boundary.parameters()):
                     warnings.warn(
                         f"a call took a new way through the model, with a boundary on '{crossing.name}': add "
@@ -322,7 +320,18 @@ class DecoupledModule(fx.GraphModule):
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecoupledModule":
-        raise DniGraphError("not yet")
+        """A copy with weights, heads and label context of its own, on the same plans."""
+        model = copy.deepcopy(self.original, memo)
+        made = memo[id(self)] = DecoupledModule(model, *self._settings)
+        held = made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
+        made.context = copy.deepcopy(self.context, memo)
+        made._variants = {k: [assemble(v.cutting, model, held) for v in found] for k, found in self._variants.items()}
+        places = {id(v): (k, i) for k, found in self._variants.items() for i, v in enumerate(found)}
+        for mode, variant in self._primary.items():
+            key, i = places[id(variant)]
+            made._primary[mode] = made._variants[key][i]
+        made.train(self.training)
+        return made
 
     def __reduce__(self) -> Any:
         raise DniGraphError(
@@ -367,7 +376,3 @@ def described(plan: Plan, boundaries: Mapping[str, Boundary]) -> Plan:
         )
 
     return replace(plan, crossings=tuple(map(told, plan.crossings)))
-
-
-def _key_of(name: str) -> str:
-    return name.replace(".", "_")

@@ -19,6 +19,7 @@ from torch import Tensor
 from .boundaries import Boundary, Visit, sum_in_order
 from .passes.errors import DniGraphError
 from .passes.plan import Crossing, Part
+from .passes.split import Value
 from .updates import Updates
 from .variant import Variant
 
@@ -56,10 +57,10 @@ class Step:
             else:
                 self._learn(run, {name: visit.now for name, visit in run.visits.items()})
         for i, output in enumerate(self.variant.cutting.split.outputs):
-            if isinstance(output, str) and self.outputs[i] is None:
-                self.outputs[i] = self.values[output]  # an input, or a value without gradient
-            elif not isinstance(output, str):
+            if not isinstance(output, Value):
                 self.outputs[i] = output
+            elif self.outputs[i] is None:
+                self.outputs[i] = self.values[output.name]  # an input
         return self.outputs
 
     def backward(self, loss: Tensor) -> None:
@@ -99,7 +100,7 @@ class Step:
         if learns and name in self.crossings:
             run.visits[name] = self._visit(self.crossings[name], value)
         for i, output in enumerate(self.variant.cutting.split.outputs):
-            if output == name and isinstance(output, str):
+            if isinstance(output, Value) and output.name == name:
                 self._result(run, i, value, learns)
 
     def _result(self, run: _Run, i: int, value: Any, learns: bool) -> None:
@@ -113,7 +114,7 @@ class Step:
         boundary = self.boundaries.get(crossing.name)
         if boundary is None or not boundary.learns(value):  # nothing stands here: true gradients
             return Visit((value,), None, lambda target: (target,))
-        return boundary.visit(value)
+        return boundary.meet(value)
 
     def _learn(self, run: _Run, known: Mapping[str, Any], settled: bool = False) -> None:
         roots = [pair for name, visit in run.visits.items() for pair in _pairs(visit.roots, known[name])]

@@ -11,10 +11,9 @@ from .passes.capture.annotate import annotate
 from .passes.capture.recording import Recording
 from .passes.cuts import Cuts, resolve
 from .passes.guards import Trust, trust
-from .passes.partition import partition
+from .passes.partition import partition, to_plan
 from .passes.plan import Plan
 from .passes.split import Split, insert_boundaries, split
-from .passes.partition import to_plan
 
 
 

@@ -34,7 +34,10 @@ class Boundary(nn.Module, ABC):
 
     @abstractmethod
     def visit(self, value: Tensor) -> Visit:
-        """One step of this crossing. Called once for each forward pass of the producer, in train mode."""
+        """One step of this crossing. Called once for each forward pass of the producer, in train mode.
+
+        Shapes: value [batch, ...], also where the model keeps its batch elsewhere; `meet` and `forward` see to that.
+        """
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, value: Tensor, consumers: int = 1) -> Tensor | tuple[Tensor, ...]:
@@ -46,11 +49,26 @@ class Boundary(nn.Module, ABC):
         """
         if not self.learns(value):
             return value if consumers == 1 else (value,) * consumers
-        return exchange(self.visit(value), consumers)
+        passed = exchange(self.visit(self._batch_first(value)), consumers)
+        return self._as_it_was(passed) if isinstance(passed, Tensor) else tuple(map(self._as_it_was, passed))
+
+    def meet(self, value: Tensor) -> Visit:
+        """`visit` for a value and targets as the model has them, wherever their batch dimension stands."""
+        visit = self.visit(self._batch_first(value))
+        return Visit(visit.roots, visit.now, lambda t: visit.settle(None if t is None else self._batch_first(t)))
+
+    def _batch_first(self, value: Tensor) -> Tensor:
+        """A value without a batch dimension is a batch of one."""
+        at = self.spec.batch_dim
+        return value if at == 0 else value.unsqueeze(0) if at is None else value.movedim(at, 0)
+
+    def _as_it_was(self, value: Tensor) -> Tensor:
+        at = self.spec.batch_dim
+        return value if at == 0 else value.squeeze(0) if at is None else value.movedim(0, at)
 
     def learns(self, value: Tensor) -> bool:
         """Whether a gradient will come back for this value, so that `visit` has something to do."""
-        return self.training and value.requires_grad and torch.is_grad_enabled()
+        return self.training and value.requires_grad and torch.is_grad_enabled() and value.numel() > 0
 
     @property
     def head_parameters(self) -> int:

@@ -53,13 +53,32 @@ class Exchange(torch.autograd.Function):
     def forward(ctx: Any, visit: Visit, consumers: int, *roots: Tensor) -> Tensor | tuple[Tensor, ...]:
         ctx.visit_gradients = Visit((), visit.now, visit.settle).gradients  # without roots: no cycle of references
         ctx.set_materialize_grads(False)
+        ctx.layout = (roots[0].size(), roots[0].stride())
         value = roots[0]
         # An alias made by detach may be written to in place by its consumer; autograd forbids that for a view.
         return value.detach() if consumers == 1 else tuple(value.detach() for _ in range(consumers))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.visit_gradients(sum_in_order(gradients))
+        laid_out = [_laid_out(gradient, *ctx.layout) for gradient in gradients]
+        return None, None, *ctx.visit_gradients(sum_in_order(laid_out))
+
+
+def _laid_out(gradient: Tensor | None, size: torch.Size, stride: tuple[int, ...]) -> Tensor | None:
+    """The gradient in the memory order of its value, as autograd keeps it in `.grad`.
+
+    Kernels choose their way by memory order, so without this a runner that reads `.grad` gets other last bits.
+    """
+    if gradient is None or gradient.stride() == stride:
+        return gradient
+    dense = torch.empty_strided(size, stride, dtype=gradient.dtype, device=gradient.device)
+    if not _fills_its_memory(dense):
+        return gradient.contiguous()
+    return dense.copy_(gradient)
+
+
+def _fills_its_memory(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def exchange(visit: Visit, consumers: int) -> Tensor | tuple[Tensor, ...]:

@@ -39,13 +39,12 @@ class Options:
 class Dni(Boundary):
     """Gives the producer its head's prediction at once, and the head the true gradient when it comes.
 
-        prediction      estimate = M(value, label)                        once per step
-        producer gets   estimate * scale / batch                          before the target is known
-        target          target * batch / scale', where scale' knows it
-        head learns     mean((estimate - target)^2)                       through its own graph only
+        estimate        M(value, label)                              once per step, in units of GAIN times the scale
+        producer gets   estimate * GAIN * scale / batch              before the target is known
+        head learns     mean((estimate - target * batch / (GAIN * scale'))^2)    when it is, and scale' knows it
 
     A head sees gradients per sample (the mean over the batch undone) and in units of their running size, so one
-    learning rate serves all batch sizes, widths and depths.
+    learning rate serves all batch sizes, widths and depths. `GAIN` makes it learn faster than the model: see `Head`.
 
     Shapes: value [batch, *features].
 

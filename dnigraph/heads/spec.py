@@ -17,6 +17,7 @@ class CrossingSpec:
     dtype: torch.dtype
     device: torch.device
     condition: ConditionChoice = None
+    batch_dim: int | None = 0  # where the model keeps the batch; None: nowhere. `shape` has it first in any case
 
     @property
     def kind(self) -> Literal["features", "maps", "tokens"]:

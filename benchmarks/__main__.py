@@ -1,0 +1,9 @@
+"""Run all benchmarks: `python -m benchmarks`, or the named ones: `python -m benchmarks step_time memory`."""
+
+import importlib
+import sys
+
+NAMES = ("step_time", "memory")
+
+for name in sys.argv[1:] or NAMES:
+    importlib.import_module(f"benchmarks.{name}").main()
