@@ -276,6 +276,29 @@ def test_a_target_that_is_not_finite_teaches_nothing(bad):
     assert all(p.grad.isfinite().all() for p in crossing.parameters())
 
 
+class Nothing(torch.autograd.Function):
+    """A consumer that sends no gradient back."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
+
+
+def test_consumers_that_all_send_nothing_teach_nothing():
+    crossing = boundary(head=said())
+    value = torch.randn(BATCH, WIDTH, requires_grad=True)
+
+    first, second = crossing(value * 1, 2)
+    (Nothing.apply(first) + Nothing.apply(second)).sum().backward()
+
+    assert crossing.head.module.said.grad is None
+    assert crossing.metrics() == {}
+
+
 def test_without_a_target_nothing_is_learned():
     crossing = boundary(head=said())
     visit = crossing.visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
@@ -335,7 +358,9 @@ def test_refresh_gives_the_truth_every_so_many_visits():
 
 def test_blend_one_is_backprop_and_a_half_is_half():
     truth = torch.randn(BATCH, WIDTH)
-    assert step(boundary(dni(blend=1.0), said()), truth, truth).equal(truth)
+    loud = boundary(dni(blend=1.0), said(float("inf")))
+    loud.scale.mean_square.fill_(1.0)
+    assert step(loud, truth, truth).equal(truth)
 
     crossing = boundary(dni(blend=0.25), said(2.0))
     crossing.scale.mean_square.fill_(16.0)
@@ -369,6 +394,17 @@ def test_replay_learns_from_the_last_batches_too():
 
         assert torch.allclose(crossing.head.module.said.grad, sum(expected[-3:]), atol=1e-6)
     assert len(crossing.replay) == 2
+
+
+def test_replay_remembers_values_as_they_were():
+    crossing = boundary(dni(replay=1))
+    value = torch.ones(BATCH, WIDTH, requires_grad=True) * 1
+    visit = crossing.visit(value)
+
+    visit.settle(torch.randn(BATCH, WIDTH))
+    value.detach().zero_()
+
+    assert crossing.replay.value_0.eq(1).all()
 
 
 def test_replay_forgets_batches_of_another_shape():
@@ -459,6 +495,14 @@ def test_a_local_loss_stands_on_every_shape(shape, label_shape):
 def test_a_local_loss_without_classes_says_the_way_out():
     with pytest.raises(BoundaryError, match=r"'layer2'.*local_loss\(classes=10\).*condition=one_hot"):
         boundary("local-loss")
+
+
+def test_a_local_loss_is_one_number():
+    context = Context()
+    crossing = boundary(local_loss(CLASSES, lambda s, t: F.cross_entropy(s, t, reduction="none")), context=context)
+
+    with context.conditioned(torch.zeros(BATCH, dtype=torch.long)), pytest.raises(BoundaryError, match="one number"):
+        crossing(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
 
 
 def test_a_local_loss_without_a_label_says_the_way_out():
@@ -556,7 +600,7 @@ def test_part_by_part_equals_drop_in_bitwise(choice, condition, accumulate):
 # ---- saving
 
 
-@pytest.mark.parametrize("choice", [dni(replay=2), dni(warm_up=6, refresh=3)])
+@pytest.mark.parametrize("choice", [dni(replay=2), dni(warm_up=4, refresh=3)])
 def test_a_loaded_boundary_goes_on_as_if_never_saved(choice):
     context = Context()
     crossing = boundary(choice, condition=one_hot(CLASSES), context=context)
@@ -686,6 +730,14 @@ def test_values_of_unusual_shapes_have_gradients_too(shape, condition):
         optimiser.step()
 
     assert got.shape == torch.Size(shape) and got.isfinite().all() and got.ne(0).any()
+
+
+def test_an_empty_batch_passes():
+    value = torch.zeros(0, WIDTH, requires_grad=True)
+
+    boundary()(value * 1).sum().backward()
+
+    assert value.grad.shape == (0, WIDTH)
 
 
 def test_complex_values_are_refused_with_the_way_out():

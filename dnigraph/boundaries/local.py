@@ -56,7 +56,9 @@ class LocalLoss(Boundary):
             scores, label = scores.flatten(0, 1), label.flatten(0, 1)
         loss = self.loss(scores, label)
         if loss.ndim:
-            raise BoundaryError(f"the local loss of boundary '{self.spec.name}' must be one number, not {loss.shape}")
+            raise BoundaryError(
+                f"the local loss of boundary '{self.spec.name}' must be one number, not {list(loss.shape)}"
+            )
         return loss
 
 

@@ -25,7 +25,7 @@ class RunningScale(nn.Module):
         return self.mean_square.sqrt()
 
     def update(self, mean_square: Tensor) -> Tensor:
-        """Take in the mean square of a target, and return one over the scale that results.
+        """Take in the mean square of a target, and return one over the scale that results (infinite: not known yet).
 
         Shapes: [] -> [].
         """
@@ -34,7 +34,7 @@ class RunningScale(nn.Module):
         towards = mean_square.to(known.dtype).where(usable, known)
         weight = known.eq(0).to(known.dtype).clamp_min_(1 - self.decay)  # the first one sets it
         known.lerp_(towards, weight)
-        return known.clamp_min(torch.finfo(known.dtype).tiny).rsqrt()
+        return known.rsqrt()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningScale":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
