@@ -2,7 +2,7 @@
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from .partition import Partition
 from .plan import Crossing, Part, Plan
 
 VALUE, PART, BOUNDARY = "value", "part", "boundary"  # in the meta of the top graph's nodes: what they stand for
+_PASSED_ON = ("shape", "dtype", "bytes", "gradient", "device")
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ def _misfits(graph: fx.Graph, node_called: Mapping[str, fx.Node], parts: Partiti
     unknown = sorted(placed - node_called.keys())
     needed = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     missing = [node.name for node in needed if node.name not in placed]
-    inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
-    return [
-        *(f"the graph has no node '{name}'{nearest(name, node_called)}" for name in unknown),
-        *(f"no part has the node '{name}'" for name in missing),
-        *([f"its inputs are {', '.join(parts.inputs)}, the graph's {', '.join(inputs)}"] if inputs != [*parts.inputs] else []),
-    ]
+    inputs = tuple(node.name for node in graph.nodes if node.op == "placeholder")
+    misfits = [f"the graph has no node '{name}'{nearest(name, node_called)}" for name in unknown]
+    misfits += [f"no part has the node '{name}'" for name in missing]
+    if inputs != parts.inputs:
+        misfits.append(f"the plan's inputs are {', '.join(parts.inputs)}, the graph's are {', '.join(inputs)}")
+    return misfits
 
 
 def _part_graph(node_called: Mapping[str, fx.Node], part: Part) -> fx.Graph:
@@ -151,68 +152,34 @@ def boundary_key(crossing: Crossing) -> str:
 def insert_boundaries(graph: fx.Graph, plan: Partition | Plan) -> fx.Graph:
     """Return a copy of a top graph in which every crossing with a gradient reaches its consumers through a boundary.
 
-        before   part_0 ─► relu ─► part_1 ─► part_2 ─► output
-                             └────────────────┘
-        after    part_0 ─► relu ─► dni_relu ─┬► dni_relu_for_part_1 ─► part_1 ─► part_2 ─► output
-                                             └► dni_relu_for_part_2 ────────────────┘
+        before   x ─► part_0 ─► relu ─┬──────────────────────────► part_1 ─► part_2 ─► output
+                                      └───────────────────────────────────────┘
+        after    x ─► part_0 ─► relu ─► dni_relu ─┬► dni_relu_for_part_1 ─► part_1 ─► part_2 ─► output
+                                                  └► dni_relu_for_part_2 ──────────────┘
 
-    A boundary is `call_module` of `dni.<key>` on the value; for several consumers on the value and their number, and
-    gives one value for each, in running order. Values without gradient cross as they are, and a model's output is read
-    before the boundary.
+    A boundary is the call of module `dni.<key>` on the value; for several consumers on the value and their number, and
+    it gives one value for each, in running order. Values without gradient cross as they are, and an output of the model
+    is read before the boundary.
 
     Requires:
         `graph` is the top graph of a `split` along `plan`, without boundaries.
 
     Guarantees:
         `graph` is unchanged.
-        Nothing but the consumers of crossings changes: `strip_boundaries` gives the old graph back.
+        The consumers of crossings read a boundary, and nothing else changes: `strip_boundaries` gives the old graph
+        back.
 
     Raises:
         PlanError: a crossing does not fit. All misfits are listed.
     """
-    crossings = [crossing for crossing in plan.crossings if crossing.gradient]
-    if misfits := [line for crossing in crossings for line in _crossing_misfits(graph, crossing)]:
+    if misfits := _unfit(graph, plan):
         raise PlanError(misfits)
     result = copy.deepcopy(graph)
-    value_called, part_called = _by(result, VALUE), _by(result, PART)
-    for crossing in crossings:
-        _insert(result, value_called[crossing.node], crossing, [part_called[name] for name in crossing.consumers])
+    value_called, part_called = _marked(result, VALUE), _marked(result, PART)
+    for crossing in (crossing for crossing in plan.crossings if crossing.gradient):
+        _insert(value_called[crossing.node], crossing, [part_called[name] for name in crossing.consumers])
     result.lint()
     return result
-
-
-def _by(graph: fx.Graph, what: str) -> dict[str, fx.Node]:
-    return {node.meta[what]: node for node in graph.nodes if what in node.meta}
-
-
-def _crossing_misfits(graph: fx.Graph, crossing: Crossing) -> list[str]:
-    value, calls = _by(graph, VALUE).get(crossing.node), _by(graph, PART)
-    if value is None:
-        return [f"crossing '{crossing.name}': no part gives '{crossing.node}'{nearest(crossing.node, _by(graph, VALUE))}"]
-    deaf = [name for name in crossing.consumers if name not in calls or value not in calls[name].all_input_nodes]
-    return [f"crossing '{crossing.name}': {name} does not read '{crossing.node}'" for name in deaf]
-
-
-def _insert(graph: fx.Graph, value: fx.Node, crossing: Crossing, consumers: list[fx.Node]) -> None:
-    target = f"dni.{boundary_key(crossing)}"
-    several = len(consumers) > 1
-    with graph.inserting_after(value):
-        args = (value, len(consumers)) if several else (value,)
-        boundary = graph.create_node("call_module", target, args, name=f"dni_{crossing.node}")
-    boundary.meta = {**_tensor_meta(value), BOUNDARY: crossing.name}
-    last = boundary
-    for at, consumer in enumerate(consumers):
-        passed = boundary
-        if several:
-            with graph.inserting_after(last):
-                name = f"dni_{crossing.node}_for_{consumer.meta[PART]}"
-                passed = last = graph.create_node("call_function", operator.getitem, (boundary, at), name=name)
-            passed.meta = {**_tensor_meta(value), BOUNDARY: crossing.name}
-        consumer.replace_input_with(value, passed)
-
-
-def _tensor_meta(value: fx.Node) -> dict[str, Any]:
-    return {key: value.meta[key] for key in ("shape", "dtype", "bytes", "gradient", "device") if key in value.meta}
 
 
 def strip_boundaries(graph: fx.Graph) -> fx.Graph:
@@ -222,11 +189,48 @@ def strip_boundaries(graph: fx.Graph) -> fx.Graph:
         `graph` is unchanged.
     """
     result = copy.deepcopy(graph)
-    value_of: Callable[[fx.Node], fx.Node] = lambda node: value_of(node.args[0]) if BOUNDARY in node.meta else node  # type: ignore[arg-type]  # noqa: E731
     inserted = [node for node in result.nodes if BOUNDARY in node.meta]
-    for node in inserted:
-        node.replace_all_uses_with(value_of(node), propagate_meta=False, delete_user_cb=lambda user: BOUNDARY not in user.meta)
-    for node in reversed(inserted):
+    for node in reversed(inserted):  # what is taken out of a boundary first
+        node.replace_all_uses_with(node.all_input_nodes[0], propagate_meta=False)
         result.erase_node(node)
     result.lint()
     return result
+
+
+def _marked(graph: fx.Graph, what: str) -> dict[str, fx.Node]:
+    return {node.meta[what]: node for node in graph.nodes if what in node.meta}
+
+
+def _unfit(graph: fx.Graph, plan: Partition | Plan) -> list[str]:
+    values, calls = _marked(graph, VALUE), _marked(graph, PART)
+    misfits = [f"'{name}' is a boundary already" for name in _marked(graph, BOUNDARY)]
+    for crossing in (crossing for crossing in plan.crossings if crossing.gradient):
+        if crossing.node not in values:
+            what = f"no part gives '{crossing.node}'{nearest(crossing.node, values)}"
+            misfits.append(f"crossing '{crossing.name}': {what}")
+            continue
+        readers = set(values[crossing.node].users)
+        deaf = [name for name in crossing.consumers if calls.get(name) not in readers]
+        misfits += [f"crossing '{crossing.name}': {name} does not read '{crossing.node}'" for name in deaf]
+    return misfits
+
+
+def _insert(value: fx.Node, crossing: Crossing, consumers: Sequence[fx.Node]) -> None:
+    args = (value,) if len(consumers) == 1 else (value, len(consumers))
+    boundary = _after(value, value, f"dni_{crossing.node}", "call_module", f"dni.{boundary_key(crossing)}", args)
+    boundary.meta[BOUNDARY] = crossing.name
+    last = boundary
+    for at, consumer in enumerate(consumers):
+        if len(consumers) > 1:
+            name = f"dni_{crossing.node}_for_{consumer.meta[PART]}"
+            last = _after(last, value, name, "call_function", operator.getitem, (boundary, at))
+            last.meta[BOUNDARY] = f"{crossing.name} for {consumer.meta[PART]}"
+        consumer.replace_input_with(value, last)
+
+
+def _after(place: fx.Node, value: fx.Node, name: str, op: str, target: Any, args: tuple[Any, ...]) -> fx.Node:
+    """A new node behind another, with what is known of the value that passes through it."""
+    with place.graph.inserting_after(place):
+        node = place.graph.create_node(op, target, args, name=name)
+    node.meta = {key: value.meta[key] for key in _PASSED_ON if key in value.meta}
+    return node

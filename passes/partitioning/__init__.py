@@ -1,4 +1,5 @@
-"""The steps of `partition`: what nodes do, what must stay together, which parts there are, what stands where.
+"""The steps of `partition`, each on the nodes' positions in the graph.
 
-    facts ─► ties ─► units ─► order ─► prune ─► place ─► crossings
+facts ─► ties ─► units ─► moves ─► levels ─► draft ─► prune ─► reach ─► place ─► crossings
+(guess)                                                                         (naming)
 """

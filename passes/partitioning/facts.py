@@ -1,7 +1,7 @@
 """What the partition has to know of each node: read from its meta, or guessed where no example was run."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -9,6 +9,7 @@ from torch import fx
 from . import guess
 
 SOURCES = {"placeholder": "input", "get_attr": "constant"}
+Holds = dict[fx.Node, frozenset[int]]
 PYTHON_VALUE = 8  # bytes of a size, a number or a flag, as traffic
 
 
@@ -22,7 +23,8 @@ class Fact:
     users: tuple[int, ...]  # without the output node
     gradient: bool  # it carries a gradient
     random: bool
-    effect: bool  # it is there for what it does, not for its value
+    effect: bool  # it is there for what it does: nobody reads its value
+    handed: bool  # the output node reads it
     bundle: bool  # a tuple, list or dict of tensors
     bytes: int
     holds: frozenset[int]  # the storages of its value
@@ -46,7 +48,6 @@ class Facts:
 
     all: tuple[Fact, ...]
     at: dict[fx.Node, int]
-    handed: tuple[int, ...]  # what the output node reads
 
     def __getitem__(self, position: int) -> Fact:
         return self.all[position]
@@ -69,13 +70,12 @@ def read(graph: fx.Graph) -> Facts:
     and what changes values in place is known by its name.
     """
     nodes = [node for node in graph.nodes if node.op != "output"]
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
     at = {node: position for position, node in enumerate(nodes)}
     meta = _completed(nodes)
     bundles = _bundles(nodes, meta)
     holds = _holds(nodes, meta, bundles)
-    facts = (_fact(node, at, meta[node], node in bundles, holds[node]) for node in nodes)
-    return Facts(tuple(facts), at, tuple(at[node] for node in output.all_input_nodes))
+    facts = (_fact(node, at, meta[node], node in bundles, holds) for node in nodes)
+    return Facts(tuple(facts), at)
 
 
 def _completed(nodes: list[fx.Node]) -> dict[fx.Node, guess.Meta]:
@@ -83,7 +83,7 @@ def _completed(nodes: list[fx.Node]) -> dict[fx.Node, guess.Meta]:
     return {node: node.meta for node in nodes} if run else guess.meta(nodes)
 
 
-def _fact(node: fx.Node, at: dict[fx.Node, int], meta: guess.Meta, bundle: bool, holds: frozenset[int]) -> Fact:
+def _fact(node: fx.Node, at: dict[fx.Node, int], meta: guess.Meta, bundle: bool, holds: Holds) -> Fact:
     kind = SOURCES.get(node.op, "computed")
     return Fact(
         node=node,
@@ -93,13 +93,21 @@ def _fact(node: fx.Node, at: dict[fx.Node, int], meta: guess.Meta, bundle: bool,
         gradient=bool(meta.get("gradient")),
         random=bool(meta.get("random")),
         effect=kind == "computed" and not node.users,
+        handed=any(user.op == "output" for user in node.users),
         bundle=bundle,
         bytes=meta.get("bytes", PYTHON_VALUE),
-        holds=holds,
-        writes=frozenset(meta.get("writes", ())),
+        holds=holds[node],
+        writes=frozenset(meta.get("writes", ())) | _assigns(node, holds),
         parameters=tuple(meta.get("parameters", ())),
         buffers=tuple(meta.get("buffers", ())) if node.op == "call_module" else (),
     )
+
+
+def _assigns(node: fx.Node, holds: Holds) -> frozenset[int]:
+    """What `x.data = v` and the like write, which torch's version counters do not show."""
+    assigns = node.op == "call_function" and node.users and node.is_impure(impure_random=False)
+    target = node.args[0] if assigns and node.args else None
+    return holds[target] if isinstance(target, fx.Node) else frozenset()
 
 
 def unpacks(node: fx.Node) -> bool:
@@ -121,11 +129,10 @@ def _bundles(nodes: list[fx.Node], meta: dict[fx.Node, guess.Meta]) -> set[fx.No
     return found
 
 
-def _holds(
-    nodes: Iterable[fx.Node], meta: dict[fx.Node, guess.Meta], bundles: set[fx.Node]
-) -> dict[fx.Node, frozenset[int]]:
-    found: dict[fx.Node, frozenset[int]] = {}
-    for node in reversed(list(nodes)):
+def _holds(nodes: Sequence[fx.Node], meta: dict[fx.Node, guess.Meta], bundles: set[fx.Node]) -> Holds:
+    """The storages of each value. A bundle has those of what is taken out of it."""
+    found: Holds = {}
+    for node in reversed(nodes):
         held = {meta[node]["storage"]} if meta[node].get("storage") is not None else set()
         if node in bundles:
             held.update(*(found[user] for user in node.users if unpacks(user)))

@@ -14,16 +14,17 @@ _SIZES = {"size", "dim", "numel", "ndimension", "stride", "element_size", "is_fl
 _SIZE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "is_cuda", "requires_grad"}
 _NUMBERS = {"eq", "ne", "lt", "le", "gt", "ge", "not_", "is_", "is_not", "argmax", "argmin", "argsort", "long", "int"}
 _VIEWS = {
-    *("view", "view_as", "reshape", "flatten", "unflatten", "ravel", "transpose", "permute", "t", "mT", "T", "swapaxes"),
-    *("squeeze", "unsqueeze", "expand", "expand_as", "narrow", "select", "unfold", "diagonal", "detach", "contiguous"),
-    *("chunk", "split", "unbind", "tensor_split", "movedim", "getitem", "getattr", "to", "real", "imag", "identity"),
+    *("view", "view_as", "reshape", "flatten", "unflatten", "ravel", "transpose", "permute", "t", "mT", "T"),
+    *("swapaxes", "squeeze", "unsqueeze", "expand", "expand_as", "narrow", "select", "unfold", "diagonal"),
+    *("detach", "contiguous", "chunk", "split", "unbind", "tensor_split", "movedim", "getitem", "getattr", "to"),
+    *("real", "imag", "identity"),
 }
 _RANDOM = ("rand", "dropout", "bernoulli", "multinomial", "normal", "poisson", "exponential_", "uniform_", "rrelu")
 _IN_PLACE = {f"i{name}" for name in "add and floordiv lshift matmul mod mul or pow rshift sub truediv".split()} | {
     *("setitem", "set_item", "set_attribute")
 }
-_NO_PARAMETERS = {"activation", "dropout", "pooling", "flatten", "padding", "upsampling", "pixelshuffle", "fold", "loss"}
-_YET_PARAMETERS = {"PReLU", "MultiheadAttention"}
+_BARE = {"activation", "dropout", "flatten", "fold", "loss", "padding", "pixelshuffle", "pooling", "upsampling"}
+_YET_NOT_BARE = {"PReLU", "MultiheadAttention"}
 
 
 def meta(nodes: list[fx.Node]) -> dict[fx.Node, Meta]:
@@ -72,7 +73,7 @@ def _parameters(node: fx.Node) -> tuple[tuple[str, int, bool], ...]:
     if node.op != "call_module":
         return ()
     file, kind = _module(node)
-    bare = kind in ("Identity", "Dropout", "Flatten") or (file in _NO_PARAMETERS and kind not in _YET_PARAMETERS)
+    bare = kind in ("Identity", "Dropout", "Flatten") or (file in _BARE and kind not in _YET_NOT_BARE)
     return () if bare else ((str(node.target), 0, True),)
 
 
@@ -92,9 +93,8 @@ def _draws(name: str) -> bool:
 
 def _is_container(node: fx.Node) -> bool:
     """Someone takes a numbered or named thing out of it."""
-    return any(
-        user.target is operator.getitem and user.args[0] is node and isinstance(user.args[1], int | str) for user in node.users
-    )
+    taken = (user.args for user in node.users if user.target is operator.getitem)
+    return any(args[0] is node and isinstance(args[1], int | str) for args in taken)
 
 
 def _written(node: fx.Node) -> fx.Node | None:

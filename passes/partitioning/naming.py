@@ -45,4 +45,4 @@ def _stack(facts: Facts, position: int) -> Mapping[str, str]:
 
 def _leaves(facts: Facts, position: int, key: str, end: int) -> bool:
     users = facts[position].users
-    return position in facts.handed or any(user > end or key not in _stack(facts, user) for user in users)
+    return facts[position].handed or any(user > end or key not in _stack(facts, user) for user in users)

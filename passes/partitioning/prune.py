@@ -4,16 +4,18 @@ from collections.abc import Iterable
 
 import networkx as nx
 
+from .draft import Draft
 from .facts import Facts
-from .order import Draft, merge, reach
+from .reach import sources, targets
 from .ties import Pair
+from .units import Kind
 
 NOTHING_BEFORE = "nothing before it has a parameter to train"
 NOTHING_AFTER = "nothing after it has a parameter to train"
 
 
-def prune(facts: Facts, found: Draft) -> Draft:
-    """The draft without parts that have no trained parameter, where they can go elsewhere.
+def prune(facts: Facts, found: Draft) -> None:
+    """Merge the parts that have no trained parameter and need not be, and drop the cuts that separate nothing.
 
         flatten ─┼─► fc1 ─┼─► fc2 ─┼─► softmax        before
         flatten ───► fc1 ─┼─► fc2 ───► softmax        after
@@ -29,52 +31,50 @@ def prune(facts: Facts, found: Draft) -> Draft:
         Where no cut separates two parts any more, all is one part.
     """
     dropped: dict[Pair, str] = {}
-    while (pair := _next(found)) is not None:
-        part, into, reason = pair
-        between = _between(found.graph, part, into)
-        dropped |= dict.fromkeys(between, reason)
-        merge(found, part, into)
-    cuts = _separating(found)
-    if not cuts and len(found.graph) > 1:
-        first, *others = found.order()
-        for other in others:
-            merge(found, other, first)
-    notes = [*found.notes, *_notes(facts, found, cuts, dropped)]
-    return Draft(found.units, cuts, found.part, found.graph, notes)
+    while (join := _next(found)) is not None:
+        part, into, reason = join
+        dropped |= dict.fromkeys(_between(found.graph, part, into), reason)
+        found.merge(part, into)
+    asked, found.cuts = found.cuts, frozenset().union(*(cuts for *_, cuts in found.graph.edges(data="cuts")))
+    if not found.cuts:
+        for other in found.order()[1:]:
+            found.merge(other, into=found.order()[0])
+    found.notes += _notes(facts, found, asked - found.cuts, dropped)
 
 
 def _next(found: Draft) -> tuple[int, int, str] | None:
-    order = found.order()
-    for at, part in enumerate(order):
-        if found.graph.nodes[part]["trained"] or len(order) == 1:
-            continue
-        if (choice := _prefix(found.graph, order, part)) is not None:
-            return part, choice, NOTHING_BEFORE
-        if (choice := _suffix(found.graph, order, part)) is not None:
-            return part, choice, NOTHING_AFTER
-        if not any(data for *_, data in _edges(found.graph, part)):
-            return part, order[at - 1] if at else order[1], "nothing is computed there"  # neighbours can always be joined
+    """A part that has to go, the part that it joins, and why."""
+    graph, order = found.graph, found.order()
+    idle = [part for part in order if not graph.nodes[part]["trained"]] if len(order) > 1 else []
+    for part in idle:
+        if (into := _as_prefix(graph, order, part)) is not None:
+            return part, into, NOTHING_BEFORE
+        if (into := _as_suffix(graph, order, part)) is not None:
+            return part, into, NOTHING_AFTER
+        if not any(data for *_, data in _edges(graph, part)):
+            at = order.index(part)
+            return part, order[at - 1 if at else 1], NOTHING_AFTER  # neighbours in the running order can be joined
     return None
 
 
-def _prefix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
+def _as_prefix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
     behind = [q for q in order if graph.has_edge(part, q) and graph.edges[part, q]["data"]]
     uncut = len(behind) == 1 and not graph.edges[part, behind[0]]["cuts"]
     entered = any(gradient for *_, gradient in graph.in_edges(part, data="gradient"))
     if entered and not uncut:
         return None
-    return next((q for q in behind if _is_only_way(graph, part, q)), None)
+    return next((q for q in behind if _side_by_side(graph, part, q)), None)
 
 
-def _suffix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
+def _as_suffix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
     if any(data for *_, data in graph.out_edges(part, data="data")):
         return None
     before = [q for q in order if graph.has_edge(q, part) and graph.edges[q, part]["data"]]
-    return next((q for q in reversed(before) if _is_only_way(graph, q, part)), None)
+    return next((q for q in reversed(before) if _side_by_side(graph, q, part)), None)
 
 
-def _is_only_way(graph: nx.DiGraph, a: int, b: int) -> bool:
-    """No third part runs between two neighbours, so that they can become one."""
+def _side_by_side(graph: nx.DiGraph, a: int, b: int) -> bool:
+    """Nothing has to run between two parts, so that they can become one."""
     return not any(nx.has_path(graph, other, b) for other in graph.successors(a) if other != b)
 
 
@@ -83,22 +83,22 @@ def _edges(graph: nx.DiGraph, part: int) -> Iterable[tuple[int, int, bool]]:
 
 
 def _between(graph: nx.DiGraph, a: int, b: int) -> frozenset[Pair]:
-    none: dict[str, frozenset[Pair]] = {"cuts": frozenset()}
-    return frozenset(graph.get_edge_data(a, b, none)["cuts"] | graph.get_edge_data(b, a, none)["cuts"])
+    edges = [graph.edges[ends] for ends in ((a, b), (b, a)) if graph.has_edge(*ends)]
+    return frozenset().union(*(edge["cuts"] for edge in edges))
 
 
-def _separating(found: Draft) -> frozenset[Pair]:
-    """The cuts whose two sides are different parts."""
-    return frozenset().union(*(cuts for *_, cuts in found.graph.edges(data="cuts")))
-
-
-def _notes(facts: Facts, found: Draft, cuts: frozenset[Pair], dropped: dict[Pair, str]) -> list[str]:
+def _notes(facts: Facts, found: Draft, lost: frozenset[Pair], dropped: dict[Pair, str]) -> list[str]:
     """One line for each place at which nothing of the user's cut remains."""
-    before, behind = reach(found.units, found.part)
-    kept = {a for a, _ in cuts}
-    lost = {}
-    for a, b in sorted(found.cuts - cuts):
+    before, behind = sources(found.units, found.part), targets(found.units, found.part)
+    why: dict[int, str] = {}
+    for a, b in sorted(lost):
         source, target = before[found.units.of[a]], behind[found.units.of[b]]
-        bare = NOTHING_BEFORE if not source else NOTHING_AFTER if not target else "both its sides are in one part"
-        lost.setdefault(a, dropped.get((a, b), bare))
-    return [f"cut after '{facts[a].name}' dropped: {reason}" for a, reason in lost.items() if a not in kept]
+        if found.units.kinds[found.units.of[a]] is Kind.FIXED:
+            reason = "each part makes its own of what is made of weights and constants alone"
+        elif not source or not target:
+            reason = "no gradient crosses there"
+        else:
+            reason = dropped.get((a, b), "both its sides are one part")
+        why.setdefault(a, reason)
+    kept = {a for a, _ in found.cuts}
+    return [f"cut after '{facts[a].name}' dropped: {reason}" for a, reason in why.items() if a not in kept]

@@ -1,6 +1,6 @@
 """What must stay in one part, and what must keep its order.
 
-    h ─► relu_ ─► fc        h, relu_ and whatever reads h before relu_ are one: a tie. fc reads the final value and is free.
+h ─► relu_ ─► fc        h, relu_ and whatever reads h before relu_ are tied; fc reads the final value and is free
 """
 
 from collections import defaultdict
@@ -42,6 +42,7 @@ def ties(facts: Facts, known: Memory) -> list[set[int]]:
     writers, and the readers before the last write. One of each bundle and what reads it: tensors cross, not tuples.
     """
     groups = [_rewritten(facts, known, storage) for storage in known.writers if storage not in known.outlasting]
+    groups += [tie for storage in known.outlasting for tie in _stale(facts, known, storage)]
     bundles = (p for p in facts.computed() if facts[p].bundle)
     groups += [{p, *facts[p].users} for p in bundles]
     return [group for group in groups if len(group) > 1]
@@ -51,11 +52,20 @@ def _rewritten(facts: Facts, known: Memory, storage: int) -> set[int]:
     last = known.writers[storage][-1]
     tied = set(known.writers[storage])
     for holder in known.holders[storage]:
-        given = facts[holder].kind == "input"  # it is read anew in each part, so even late readers must be where it is written
+        given = facts[holder].kind == "input"  # each part reads it anew: late readers too must be where it is written
         tied.update(user for user in facts[holder].users if user < last or given)
         if holder <= last and not given:
             tied.add(holder)
     return tied
+
+
+def _stale(facts: Facts, known: Memory, storage: int) -> Iterable[set[int]]:
+    """Views of a buffer stay with who writes through them, or reads them after a write: a copy would not do."""
+    for holder in known.holders.get(storage, ()):
+        if facts[holder].kind != "computed":
+            continue
+        changes = [writer for writer in known.writers[storage] if writer > holder]
+        yield {holder, *(user for user in facts[holder].users if changes and user >= changes[0])}
 
 
 def last_writer(facts: Facts, known: Memory, position: int) -> int | None:
@@ -73,7 +83,7 @@ class Sequences:
 
 
 def sequences(facts: Facts, known: Memory) -> Sequences:
-    """The order in which random numbers are drawn, and in which changing parameters and buffers are read and written."""
+    """The order in which random numbers are drawn, and changing parameters and buffers are read and written."""
     random = [p for p in facts.computed() if facts[p].random]
     changing = [uses for uses in _uses(facts, known).values() if any(writes for _, writes in uses)]
     pairs = [*pairwise(random), *(pair for uses in changing for pair in _in_turn(uses))]
@@ -86,8 +96,8 @@ def _uses(facts: Facts, known: Memory) -> dict[Hashable, list[tuple[int, bool]]]
     found: dict[Hashable, list[tuple[int, bool]]] = defaultdict(list)
     for position in facts.computed():
         fact = facts[position]
-        names: list[str] = [name for name, _, _ in fact.parameters]
-        read = {s for p in fact.inputs for s in facts[p].holds & known.outlasting} | {storage_of.get(n, n) for n in names}
+        read: set[Hashable] = {s for p in fact.inputs for s in facts[p].holds & known.outlasting}
+        read |= {storage_of.get(name, name) for name, _, _ in fact.parameters}
         written = {*(fact.writes & known.outlasting), *(storage_of.get(name, name) for name in fact.buffers)}
         for key in read | written:
             found[key].append((position, key in written))

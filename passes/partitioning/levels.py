@@ -1,0 +1,64 @@
+"""How many cuts lie before each unit, and which units hang together."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from networkx.utils import UnionFind
+
+from .ties import Pair
+from .units import Kind, Units
+
+
+def hanging_together(units: Units, cuts: Iterable[Pair], raised: Iterable[Pair]) -> dict[int, int]:
+    """The part of each anchored unit: parts are what hangs together by values on one level, numbered by first node.
+
+    Inputs, parameters, constants and what is made of them without a gradient tie nothing together.
+
+    Args:
+        raised: pairs of nodes of which the second must not be on a lower level than the first.
+    """
+    cut = units.pairs(cuts)
+    level = _levels(units, cut, units.pairs(raised))
+    together = UnionFind(range(len(units)))
+    ties = [kind is Kind.ANCHORED for kind in units.kinds]
+    for u in (u for u, kind in enumerate(units.kinds) if kind in (Kind.ANCHORED, Kind.FREE)):
+        for i in units.inputs[u]:
+            if ties[i] and level[i] == level[u] and (i, u) not in cut:
+                together.union(i, u)
+                ties[u] = True  # a size of something here ties what uses it here
+    anchored = sorted(units.anchored(), key=lambda u: units.members[u][0])
+    number: dict[int, int] = {}
+    return {u: number.setdefault(together[u], len(number)) for u in anchored}
+
+
+def _levels(units: Units, cut: set[Pair], raised: set[Pair]) -> list[int]:
+    """The largest number of cut edges on a path to each unit."""
+    level = [0] * len(units)
+    earlier = defaultdict(list)
+    for a, b in raised:
+        earlier[b].append(a)
+    for u in range(len(units)):
+        before = [level[i] + ((i, u) in cut) for i in units.inputs[u]]
+        level[u] = max([0, *before, *(level[i] for i in earlier[u])])
+    _lift(units, cut, raised, level)
+    return level
+
+
+def _lift(units: Units, cut: set[Pair], raised: set[Pair], level: list[int]) -> None:
+    """Raise what is made of weights alone to its first user: a weight under spectral norm would else be sent to it."""
+    later = defaultdict(list)
+    for a, b in raised:
+        later[a].append(b)
+    for u in reversed(_rootless(units)):
+        if units.users[u]:
+            latest = min([*(level[v] - ((u, v) in cut) for v in units.users[u]), *(level[v] for v in later[u])])
+            level[u] = max(level[u], latest)
+
+
+def _rootless(units: Units) -> Sequence[int]:
+    """Anchored units that nothing reaches but parameters and constants."""
+    found: set[int] = set()
+    for u in units.anchored():
+        if all(units.kinds[i] is Kind.FIXED or i in found for i in units.inputs[u]):
+            found.add(u)
+    return sorted(found)
