@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .capture.symbols import element, guard
+from .capture.symbols import guard
 
 
 class Trust(enum.Enum):
@@ -19,8 +19,10 @@ class Trust(enum.Enum):
 
 
 # Calls whose result has a size that depends on data.
-_RAGGED = {"nonzero", "unique", "unique_consecutive", "masked_select", "argwhere", "bincount", "repeat_interleave", "one_hot"}
-_READS = (torch.Tensor.item, element)
+_RAGGED = {
+    "nonzero", "unique", "unique_consecutive", "masked_select", "argwhere", "bincount", "repeat_interleave", "one_hot",
+}  # fmt: skip
+_READING = {"item", "tolist"}
 
 
 def trust(graph: fx.Graph) -> Trust:
@@ -48,14 +50,14 @@ def _looks_at_data(value: Any, doubtful: set[fx.Node]) -> bool:
 
 
 def _tests_tensor(node: fx.Node) -> bool:
-    """A truth value taken straight from a tensor: `bool(x.any())`, `torch.equal(a, b)`. Sizes are read by `size` alone."""
+    """A truth value taken straight from a tensor: `bool(x.any())`, `torch.equal(a, b)`."""
     reads_size = node.target in (torch.Tensor.size, torch.Tensor.numel, torch.Tensor.stride, len)
     return not reads_size and any("shape" in given.meta for given in node.all_input_nodes)
 
 
 def _reads_data(node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", str(node.target))
-    if node.target in _READS or name in _RAGGED or (name == "where" and len(node.args) == 1):
+    if name in _READING or name in _RAGGED or (name == "where" and len(node.args) == 1):
         return True
     if node.target is not operator.getitem or len(node.args) < 2:
         return False

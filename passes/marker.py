@@ -8,16 +8,17 @@ T = TypeVar("T")
 
 
 def cut(value: T, name: str | None = None) -> T:
-    """The value itself. A capture writes the call down, and `decouple(model, name)` or `decouple(model, dg.cut)` cuts here.
+    """The value itself. A capture writes the call down: `decouple(model, name)` or `decouple(model, dg.cut)` cuts here.
 
     A tuple, list or dict is marked tensor by tensor.
     """
     if isinstance(value, tuple | list):
         items: Any = (cut(item, name) for item in value)
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # type: ignore[return-value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
-        return type(value)((key, cut(item, name)) for key, item in value.items())  # type: ignore[return-value]
+        return type(value)((key, cut(item, name)) for key, item in value.items())
     if has_torch_function_unary(value) and not isinstance(value, int | float | str):
-        marked: T = handle_torch_function(cut, (value,), value, name=name)
+        function: Any = cut
+        marked: T = handle_torch_function(function, (value,), value, name=name)
         return marked
     return value

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from .recording import Recording, lookup
-from .untouched import untouched
+from .untouched import fresh_copies, untouched
 
 
 def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
@@ -23,13 +23,18 @@ def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
         writes: the memories that the node changes in place.
         random: it draws random numbers.
         flops: of one forward run; one multiply-add counts 2.
-        parameters, buffers: what a module or `get_attr` node refers to, by name; parameters as (name, scalars, trained).
+        batch_dim: where a tensor keeps the batch: its size there is the first input's in dimension 0; None: nowhere.
+        parameters, buffers: what a module or `get_attr` node refers to; parameters as (name, scalars, trained).
     """
     for node in recording.graph.nodes:
         _note_owned(node, recording, model)
     runner = _Annotator(recording.module(model), garbage_collect_values=False)  # freed memory would be taken for a view
     with untouched(model), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
-        runner.run(*inputs)
+        runner.run(*fresh_copies(inputs))
+    batch = next((v.shape[0] for v in inputs if isinstance(v, torch.Tensor) and v.dim()), 1)
+    for node in recording.graph.nodes:
+        if "shape" in node.meta:
+            node.meta["batch_dim"] = _batch_dim(node.meta["shape"], batch)
 
 
 class _Annotator(fx.Interpreter):
@@ -37,22 +42,23 @@ class _Annotator(fx.Interpreter):
         given = [self.env[a] for a in n.all_input_nodes]
         tensors = list(_tensors(given))
         versions, random = [t._version for t in tensors], _random_states()
-        with _Flops() as counted:
+        with _Flops() as counted:  # type: ignore[no-untyped-call]  # torch's
             out = super().run_node(n)
         n.meta["flops"] = counted.flops
         n.meta["random"] = n.op not in ("placeholder", "get_attr", "output") and random != _random_states()
-        written = {_storage(t) for t, v in zip(tensors, versions, strict=True) if t._version != v} - {None}
+        written = {_storage(t) for t, v in zip(tensors, versions, strict=True) if t._version != v}
+        written |= {_storage(t) for t in tensors[1:3] if _moves_statistics(n)}
         n.meta["writes"] = tuple(sorted(s for s in written if s is not None))
         _note_value(n, out)
         return out
 
 
-class _Flops(TorchDispatchMode):
+class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Counts the floating point operations of what runs inside, as torch's own counter does."""
 
     def __enter__(self) -> "_Flops":
         self.flops = 0
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch's
         return self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,6 +66,12 @@ class _Flops(TorchDispatchMode):
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += int(count(*args, **(kwargs or {}), out_val=out))
         return out
+
+
+def _batch_dim(shape: tuple[int, ...], batch: int) -> int | None:
+    if not shape:
+        return 0
+    return next((at for at, size in enumerate(shape) if size == batch), None)
 
 
 def _note_value(node: fx.Node, value: Any) -> None:
@@ -93,6 +105,11 @@ def _named(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Parameter]]:
     return module.named_parameters(prefix=path)
 
 
+def _moves_statistics(node: fx.Node) -> bool:
+    """BatchNorm changes its second and third argument without telling the version counter."""
+    return getattr(node.target, "__name__", "") in ("batch_norm", "instance_norm")
+
+
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     return (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
 
@@ -107,6 +124,6 @@ def _storage(tensor: torch.Tensor) -> int | None:
 
 def _random_states() -> list[bytes]:
     states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
         states += torch.cuda.get_rng_state_all()
     return [s.numpy().tobytes() for s in states]

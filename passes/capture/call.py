@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from .symbols import rebuild
+from .trees import flatten
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -42,7 +43,13 @@ class Mode:
 class Call:
     """A function with the mode it ran under and, where fx cannot spell them, its arguments with `fx.Node` as holes."""
 
-    def __init__(self, function: Callable[..., Any], mode: Mode | None = None, outside: Mode | None = None, slots: Any = None):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        mode: Mode | None = None,
+        outside: Mode | None = None,
+        slots: Any = None,
+    ):
         self.function, self.mode, self.outside, self.slots = function, mode, outside, slots
         owner = getattr(function, "__self__", None)
         name = owner.__name__ if inspect.isclass(owner) else getattr(function, "__name__", "call").strip("_")
@@ -75,5 +82,20 @@ def set_item(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
     return tensor
 
 
-for _effect in (set_attribute, set_item):
+def leaf_of(value: Any, i: int) -> Any:
+    """The i-th leaf of a nested value of any class."""
+    return flatten(value)[0][i]
+
+
+def keep(module: nn.Module, name: str, value: Any) -> None:
+    """`module.name = value`, as the model does it in its forward."""
+    setattr(module, name, value)
+
+
+def forget(module: nn.Module, name: str) -> None:
+    """`del module.name`, as the model does it in its forward."""
+    delattr(module, name)
+
+
+for _effect in (set_attribute, set_item, keep, forget):
     fx.node.has_side_effect(_effect)

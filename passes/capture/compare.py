@@ -7,9 +7,9 @@ import torch
 from torch import fx
 
 from .call import Call
-from .recorder import PLAIN
 from .recording import Recording
 from .symbols import guard
+from .tape import PLAIN
 
 
 def difference(one: Recording, other: Recording) -> str | None:
@@ -20,9 +20,14 @@ def difference(one: Recording, other: Recording) -> str | None:
     return _Comparison(one, other).run()
 
 
+def same_values(one: list[Any], other: list[Any]) -> bool:
+    """Whether two lists of results are bitwise equal; not-a-number equals itself."""
+    return len(one) == len(other) and all(map(_equal_results, one, other))
+
+
 class _Comparison:
     def __init__(self, one: Recording, other: Recording):
-        self.constants = one.constants, other.constants
+        self.constants, self.outputs = (one.constants, other.constants), (one.outputs, other.outputs)
         # Constants are written to the front when they are first met: their place in the order says nothing.
         self.nodes = tuple([n for n in r.graph.nodes if n.op != "get_attr"] for r in (one, other))
         self.places = tuple({n: i for i, n in enumerate(nodes)} for nodes in self.nodes)
@@ -33,10 +38,17 @@ class _Comparison:
                 return None
             if x.op != y.op or not self._same((x.target, x.args, x.kwargs), (y.target, y.args, y.kwargs)):
                 return f"{x.format_node()} against {y.format_node()}"
-        return None if len(self.nodes[0]) == len(self.nodes[1]) else "one of them is longer"
+        if len(self.nodes[0]) != len(self.nodes[1]):
+            return "one of them is longer"
+        if self.outputs[0].spec != self.outputs[1].spec:
+            return "the structure of the results"
+        if not self._same(self.outputs[0].constants, self.outputs[1].constants):
+            return "a constant among the results"
+        return None
 
     def _outcomes_differ(self, x: fx.Node, y: fx.Node) -> bool:
-        return x.target is guard and y.target is guard and self._same(x.args[0], y.args[0]) and not self._same(x.args[1], y.args[1])
+        guards = x.target is guard and y.target is guard
+        return guards and self._same(x.args[0], y.args[0]) and not self._same(x.args[1], y.args[1])
 
     def _same(self, x: Any, y: Any) -> bool:
         if isinstance(x, fx.Node) and isinstance(y, fx.Node):
@@ -66,6 +78,12 @@ class _Comparison:
         if held is None or kept is None:
             return x.target == y.target
         return _equal(held, kept)
+
+
+def _equal_results(x: Any, y: Any) -> bool:
+    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+        return _equal(x.detach(), y.detach())
+    return type(x) is type(y) and bool(x == y or x != x)
 
 
 def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:

@@ -23,7 +23,9 @@ RUNGS: dict[str, Rung] = {"record": record, "symbolic": _symbolic}
 LADDER = ("record",)  # what "auto" tries, in this order; a symbolic trace loses regions unseen, so it must be asked for
 
 
-def capture(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, how: str = "auto") -> Recording:
+def capture(
+    model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, how: str = "auto"
+) -> Recording:
     """The first recording that a rung of the ladder makes of `model(*args, **kwargs)`, in the mode the model is in.
 
     Raises:
@@ -32,7 +34,7 @@ def capture(model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, An
     if how != "auto" and how not in RUNGS:
         raise CaptureError([f"there is no capture {how!r}; there are auto, {', '.join(RUNGS)}{nearest(how, RUNGS)}"])
     if args is None and kwargs is None and how != "symbolic":
-        raise CaptureError(["it needs one example call: pass example_args=(x,), or capture='symbolic' to trace without"])
+        raise CaptureError(["it needs one example call: pass example_args=(x,), or capture='symbolic' to do without"])
     reasons: list[str] = []
     for name in LADDER if how == "auto" else (how,):
         try:

@@ -1,7 +1,8 @@
-"""The main rung: record a model, and record it twice more to see whether the recording can be believed."""
+"""The main rung: record a model, and record it again to see whether the recording can be believed."""
 
 import inspect
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,39 +10,153 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..errors import CaptureError
-from .compare import difference
+from ..errors import CaptureError, GuardMiss
+from .compare import difference, same_values
 from .recorder import Recorder
 from .recording import Recording
-from .symbols import is_symbol
+from .symbols import is_live, unwrap
 from .trees import HOLE, Tree, flatten
-from .untouched import fresh_copies, tensor_names, untouched
+from .untouched import Snapshot, fresh_copies, tensor_names, untouched
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
-    """A recording of `model(*args, **kwargs)` that two more recordings agree with.
+    """A recording of `model(*args, **kwargs)` that other runs agree with. The model is left as it was.
 
-    The first repeats the run with other Python and numpy seeds: it must be identical. The second takes one more row and
-    other seeds: it may differ only behind a guard. The model is left as it was.
+        run ─► record ─► record other inputs ─► run ─► record ─► replay the first recording
+                 └──────── alike? ──────┴────── │ ────────┘               │
+                                                └──── equal results? ─────┘
+
+    The other inputs have one more row: what a recording took for granted of them shows. Each run has other seeds, of
+    Python and numpy too: recordings may differ only behind a guard. The second run starts from the state that the other
+    inputs left in the model: the results, buffers and random numbers of the replay must be the same.
 
     Raises:
         CaptureError: the model does something that no graph can stand for, or decides by what is not in its inputs.
     """
     leaves, spec = flatten((args, kwargs))
     with untouched(model) as before:
-        session = _Session(model, args, kwargs, spec, tensor_names(model))
-        model(*session.call(leaves)[0], **session.call(leaves)[1])  # caches that models make on first use are there now
-        before.rewind()
-        first = session.record(leaves)
-        before.rewind()
-        _seed_others(1)
-        _agree(first, session.record(leaves), "the same input")
-        if (more := one_more_row(leaves)) is not None:
-            before.rewind()
-            _seed_others(2)
-            torch.manual_seed(2)
-            _agree(first, session.tried(more), "one more row")
-    return first
+        session = _Session(model, args, kwargs, spec, before)
+        session.run_plainly(leaves)  # caches of first use are there now, and the model's own errors have come up
+        warm = Snapshot(model)
+        recording, first = session.recorded(leaves, seed=None)
+        session.compare_with_others(recording, leaves)
+        plain = session.run_plainly(leaves)
+        warm.restore()
+        _agree(recording, session.recorded(leaves, seed=3)[0], "the same input")
+        session.compare_replay(recording, leaves, first, plain)
+    return recording
+
+
+_PLAIN_SEED = 1
+
+
+@dataclass
+class _Run:
+    """What a run gave."""
+
+    results: list[Any]
+    buffers: list[torch.Tensor]
+    random: torch.Tensor
+
+    def difference(self, other: "_Run") -> str | None:
+        """What two runs do not have in common, in a word."""
+        if not same_values(self.results, other.results):
+            return "results"
+        if not same_values(self.buffers, other.buffers):
+            return "buffers"
+        return None if torch.equal(self.random, other.random) else "random numbers"
+
+
+class _Session:
+    """The runs of one model with one kind of call."""
+
+    def __init__(self, model: nn.Module, args: Any, kwargs: Any, spec: pytree.TreeSpec, before: Snapshot):
+        self.model, self.spec, self.before, self.names = model, spec, before, tensor_names(model)
+        self.inputs = _input_names(model, args, kwargs)
+
+    def run_plainly(self, leaves: list[Any]) -> _Run:
+        """Run the model as it is."""
+        self._start(_PLAIN_SEED)
+        args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), self.spec)
+        return self._gave(flatten(self.model(*args, **kwargs))[0])
+
+    def recorded(self, leaves: list[Any], seed: int | None, settled: bool = True) -> tuple[Recording, _Run]:
+        """One recording. Where sizes serve as keys the first try dies; they are hashable, and guarded, in the second.
+
+        Args:
+            settled: the model has run on such inputs before, so that a change in it now means a change in every call.
+        """
+        try:
+            return self._record(leaves, seed, settled, hashable=False)
+        except TypeError as error:
+            if "unhashable type: a size" not in str(error):
+                raise _dead(error) from error
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise _dead(error) from error
+        try:
+            return self._record(leaves, seed, settled, hashable=True)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise _dead(error) from error
+
+    def compare_with_others(self, first: Recording, leaves: list[Any]) -> None:
+        """Record on one more row; where the model does not take that, on other values of the same sizes."""
+        for other, said in ((one_more_row(leaves), "one more row"), (_varied(leaves), "other values")):
+            try:
+                run = self.recorded(other, seed=2, settled=False) if other is not None else None
+            except Exception:
+                continue  # the model does not take these
+            if run is not None:
+                _agree(first, run[0], said)
+                return
+
+    def compare_replay(self, recording: Recording, leaves: list[Any], first: _Run, plain: _Run) -> None:
+        """Run the graph on the random numbers of the plain run.
+
+        Raises:
+            CaptureError: its results, buffers or random numbers are others than those of the model.
+        """
+        try:
+            replay, expected = self._replayed(recording, leaves, _PLAIN_SEED), plain
+        except GuardMiss:  # random numbers decide: with these it would be recorded anew
+            replay, expected = self._replayed(recording, leaves, None), first
+        if what := expected.difference(replay):
+            raise CaptureError([f"run again, the graph gives other {what} than the model"])
+
+    def _replayed(self, recording: Recording, leaves: list[Any], seed: int | None) -> _Run:
+        self._start(seed)
+        inputs = [leaf for leaf in fresh_copies(leaves) if isinstance(leaf, torch.Tensor)]
+        return self._gave(flatten(recording.outputs.build(recording.module(self.model)(*inputs)))[0])
+
+    def _record(self, leaves: list[Any], seed: int | None, settled: bool, hashable: bool) -> tuple[Recording, _Run]:
+        self._start(seed)
+        args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), self.spec)
+        recorder = Recorder(self.model, self.names, hashable)
+        for name, leaf in zip(self.inputs, pytree.tree_leaves((args, kwargs)), strict=True):
+            if isinstance(leaf, torch.Tensor):
+                recorder.tape.placeholder(name, leaf)
+        with recorder.attached():
+            out = self.model(*args, **kwargs)
+            with recorder.tape.aside():
+                found, out_spec = flatten(out)
+                run = self._gave(found)
+            recorder.finish([v for v in found if is_live(v)], settled)
+        tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))
+        return Recording(recorder.tape.graph, "record", tree, recorder.tape.constants), run
+
+    def _start(self, seed: int | None) -> None:
+        self.before.rewind()
+        if seed is not None:
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  # models draw from the old generator
+            torch.manual_seed(seed)
+
+    def _gave(self, found: list[Any]) -> _Run:
+        results = [v.detach() if isinstance(v, torch.Tensor) else unwrap(v) for v in found]
+        return _Run(results, [b.clone() for b in self.model.buffers()], torch.get_rng_state())
 
 
 def one_more_row(leaves: list[Any]) -> list[Any] | None:
@@ -50,66 +165,34 @@ def one_more_row(leaves: list[Any]) -> list[Any] | None:
     if not sizes or sizes[0] == 0:
         return None
 
-    def grown(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.dim() or leaf.shape[0] != sizes[0]:
+    def grown(leaf: torch.Tensor) -> torch.Tensor:
+        if not leaf.dim() or leaf.shape[0] != sizes[0]:
+            return leaf
+        return torch.cat([leaf.roll(1, 0), leaf[:1]])
+
+    return _mapped(leaves, grown)
+
+
+def _varied(leaves: list[Any]) -> list[Any]:
+    """Other values of the same sizes, in the same range: rows rolled, and numbers a little nearer to zero."""
+    return _mapped(leaves, lambda leaf: leaf.roll(1, 0) if leaf.dim() else leaf)
+
+
+def _mapped(leaves: list[Any], change: Any) -> list[Any]:
+    def changed(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.layout != torch.strided:
             return leaf
         with torch.no_grad():
-            more = torch.cat([leaf.roll(1, 0), leaf[:1]])
-        return more.requires_grad_(leaf.requires_grad)
+            made = change(leaf)
+            if made.is_floating_point() and not bool(((made == 0) | (made == 1)).all()):  # not a mask
+                made = made * 0.875
+        return made.detach().requires_grad_(leaf.requires_grad)
 
-    return [grown(leaf) for leaf in leaves]
-
-
-class _Session:
-    """The recordings of one model with one kind of call."""
-
-    def __init__(self, model: nn.Module, args: Any, kwargs: Any, spec: pytree.TreeSpec, names: dict[int, str]):
-        self.model, self.spec, self.names = model, spec, names
-        self.inputs = _input_names(model, args, kwargs)
-
-    def call(self, leaves: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), self.spec)
-        return args, kwargs
-
-    def record(self, leaves: list[Any]) -> Recording:
-        """One recording. Where sizes serve as keys the first try dies; they are hashable, and guarded, in the second."""
-        state = torch.get_rng_state()
-        try:
-            return self._run(leaves, hashable=False)
-        except TypeError as error:
-            if "unhashable type: a size" not in str(error):
-                raise
-        torch.set_rng_state(state)
-        return self._run(leaves, hashable=True)
-
-    def tried(self, leaves: list[Any]) -> Recording | None:
-        """A recording on other sizes; `None` if the model itself does not take them."""
-        try:
-            return self.record(leaves)
-        except Exception:
-            return None
-
-    def _run(self, leaves: list[Any], hashable: bool) -> Recording:
-        args, kwargs = self.call(leaves)
-        recorder = Recorder(self.model, self.names, hashable)
-        for name, leaf in zip(self.inputs, pytree.tree_leaves((args, kwargs)), strict=True):
-            if isinstance(leaf, torch.Tensor):
-                recorder.bind(leaf, recorder.graph.placeholder(name))
-        with recorder.attached():
-            out = self.model(*args, **kwargs)
-            with recorder.aside():
-                found, out_spec = flatten(out)
-            recorder.finish([v for v in found if _is_live(v)])
-        constants = tuple(HOLE if _is_live(v) else v for v in found)
-        return Recording(recorder.graph, "record", Tree(out_spec, constants), recorder.constants)
+    return [changed(leaf) for leaf in leaves]
 
 
-def _is_live(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) or is_symbol(value)
-
-
-def _agree(first: Recording, other: Recording | None, on: str) -> None:
-    if other is not None and (place := difference(first, other)):
+def _agree(first: Recording, other: Recording, on: str) -> None:
+    if place := difference(first, other):
         raise CaptureError(
             [
                 f"two recordings on {on} differ at {place}: something here is no function of the inputs "
@@ -118,9 +201,8 @@ def _agree(first: Recording, other: Recording | None, on: str) -> None:
         )
 
 
-def _seed_others(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
+def _dead(error: Exception) -> CaptureError:
+    return CaptureError([f"the model runs, but not while it is recorded: {type(error).__name__}: {error}"])
 
 
 def _input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

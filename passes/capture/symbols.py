@@ -37,18 +37,16 @@ def guard(value: Any, expected: Any, where: str = "") -> None:
         raise GuardMiss(f"this graph was recorded for {expected}, and finds {value}: see {where}")
 
 
-def element(tensor: torch.Tensor, i: int) -> Any:
-    """The i-th number of a one-dimensional tensor."""
-    return tensor[i].item()
-
-
 class Writer(Protocol):
     """What symbols need of the recorder that made them."""
 
-    listening: bool
     hashable: bool
 
-    def call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> fx.Node:
+    @property
+    def listening(self) -> bool:
+        """Whether what happens now belongs to the model."""
+
+    def call(self, function: Callable[..., Any], args: Any) -> fx.Node:
         """Write the call of a function."""
 
     def arguments(self, value: Any) -> Any:
@@ -64,9 +62,9 @@ class Symbol:
     def __init__(self, writer: Writer, value: Any, function: Callable[..., Any], *args: Any):
         self.writer, self.value, self.expression = writer, value, (function, args)
         self.written: fx.Node | None = None
-        self.guarded = False
-        # Sizes are printed by every assert, so only numbers read from a tensor's data are guarded when they are printed.
-        self.data = function in (torch.Tensor.item, element) or any(is_symbol(a) and a.data for a in args)
+        self.pinned = False  # a guard holds it to its value
+        # Sizes are printed by every assert, so only numbers read from a tensor's data are guarded when printed.
+        self.data = function in (torch.Tensor.item, operator.getitem) or any(is_symbol(a) and a.data for a in args)
 
     node = property(lambda self: Bare(self))  # what C++ asks of a SymInt that reaches it past the mode
 
@@ -79,9 +77,9 @@ class Symbol:
 
     def bare(self) -> Any:
         """The value for Python to branch on: guarded while the recording lasts."""
-        if self.writer.listening and not self.guarded:
+        if self.writer.listening and not self.pinned:
             self.writer.guard(self.write(), self.value)
-            self.guarded = True
+            self.pinned = True
         return self.value
 
     def compute(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -89,10 +87,24 @@ class Symbol:
         if not all(isinstance(a, (Symbol, int, float, bool)) for a in args):
             return NotImplemented
         value = function(*unwrap(args))
-        if not self.writer.listening:
+        live = [a for a in args if is_symbol(a) and a.writer.listening]  # one of an earlier run is a number by now
+        if not live or all(a.pinned for a in live):
             return value
-        out = symbol(self.writer, value, function, *args)
+        if not isinstance(value, int | float):  # complex: no symbol can carry it
+            return function(*(a.bare() if is_symbol(a) else a for a in args))
+        out = symbol(live[0].writer, value, function, *args)
         return out.bare() if isinstance(value, bool) else out
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.bare(), name)  # bit_length, real, numerator, ...: Python reads the value
+
+    def __divmod__(self, other: Any) -> Any:
+        return _pair(self // other, self % other)
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return _pair(other // self, other % self)
 
     def __repr__(self) -> str:
         return repr(self.bare() if self.data else self.value)
@@ -107,7 +119,7 @@ class Symbol:
             raise TypeError("unhashable type: a size while recording")
         return hash(self.bare())
 
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:  # type: ignore[type-arg]  # any dtype
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:  # any dtype
         return np.asarray(self.bare(), dtype)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -139,14 +151,14 @@ class Bare:
 class Int(Symbol, torch.SymInt):
     """An integer to Python, a `SymInt` to torch's argument parser, an `int` to no C code: nothing reads it unseen."""
 
-    __class__ = property(lambda self: int)  # type: ignore[assignment]  # isinstance(x, int) must hold
+    __class__ = property(lambda self: int)  # isinstance(x, int) must hold
     __hash__ = Symbol.__hash__
 
 
 class Float(Symbol, torch.SymFloat):
     """The same for a float."""
 
-    __class__ = property(lambda self: float)  # type: ignore[assignment]  # isinstance(x, float) must hold
+    __class__ = property(lambda self: float)  # isinstance(x, float) must hold
     __hash__ = Symbol.__hash__
 
     def is_integer(self) -> bool:
@@ -171,6 +183,11 @@ def is_symbol(value: Any) -> bool:
     return issubclass(type(value), Symbol)
 
 
+def is_live(value: Any) -> bool:
+    """Whether `value` is a tensor or a symbol."""
+    return isinstance(value, torch.Tensor) or is_symbol(value)
+
+
 def rebuild(value: Any, leaf: Callable[[Any], Any]) -> Any:
     """Map `leaf` over what lists, tuples, dicts and slices hold."""
     if type(value) in (list, tuple, torch.Size):
@@ -187,6 +204,10 @@ def unwrap(value: Any) -> Any:
     if type(value) is torch.Size and not any(is_symbol(v) for v in value):
         return value
     return rebuild(value, lambda v: v.value if is_symbol(v) else v)
+
+
+def _pair(quotient: Any, rest: Any) -> Any:
+    return NotImplemented if quotient is NotImplemented else (quotient, rest)
 
 
 def _arithmetic(name: str, function: Callable[..., Any], swapped: bool = False) -> None:
@@ -214,6 +235,10 @@ for _name in "neg pos abs invert lt le gt ge eq ne".split():
 for _name, _function in (("ceil", math.ceil), ("floor", math.floor), ("trunc", math.trunc)):
     _arithmetic(_name, _function)
 _arithmetic("round", round)
-_arithmetic("divmod", divmod)
-for _name, _kind in (("int", int), ("float", float), ("bool", bool), ("index", operator.index)):
-    _conversion(_name, _kind)
+_arithmetic("bool", operator.truth)
+for _type in (Int, Float):
+    for _name in ("__divmod__", "__rdivmod__"):
+        setattr(_type, _name, getattr(Symbol, _name))
+_conversion("int", int)
+_conversion("float", float)
+_conversion("index", operator.index)

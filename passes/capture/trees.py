@@ -1,7 +1,7 @@
-"""What goes into and comes out of a model: any nesting of containers, taken apart to its leaves and put together again."""
+"""What goes into and comes out of a model: any nesting of containers, taken apart and put together again."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,21 +36,20 @@ HOLE = _Hole()
 def flatten(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
     """The leaves of a nested value and its structure. Classes that torch does not know are registered first."""
     leaves, spec = pytree.tree_flatten(value)
-    while unknown := {type(leaf): leaf for leaf in leaves if not isinstance(leaf, PLAIN) and _opens(leaf)}:
+    while unknown := {type(leaf): leaf for leaf in leaves if not isinstance(leaf, PLAIN) and opens(leaf)}:
         for kind, leaf in unknown.items():
             _register(kind, leaf)
         leaves, spec = pytree.tree_flatten(value)
     return leaves, spec
 
 
-def take_apart(value: Any, live: tuple[type, ...] = (torch.Tensor,)) -> tuple[list[Any], Tree]:
+def take_apart(value: Any, live: Callable[[Any], bool] = torch.is_tensor) -> tuple[list[Any], Tree]:
     """The live leaves of a nested value, and the tree that takes them back."""
     leaves, spec = flatten(value)
-    constants = tuple(HOLE if isinstance(leaf, live) else leaf for leaf in leaves)
-    return [leaf for leaf in leaves if isinstance(leaf, live)], Tree(spec, constants)
+    return [leaf for leaf in leaves if live(leaf)], Tree(spec, tuple(HOLE if live(leaf) else leaf for leaf in leaves))
 
 
-def _opens(leaf: Any) -> bool:
+def opens(leaf: Any) -> bool:
     """Whether an object of an unknown class holds tensors, so that it must be taken apart."""
     if isinstance(leaf, torch.nn.Module | type) or callable(leaf):
         return False
@@ -60,7 +59,7 @@ def _opens(leaf: Any) -> bool:
 def _holds_tensor(value: Any, depth: int) -> bool:
     if isinstance(value, torch.Tensor):
         return True
-    if depth == 0 or isinstance(value, PLAIN) or isinstance(value, torch.nn.Module | type):
+    if depth == 0 or isinstance(value, (*PLAIN, torch.nn.Module, type)):
         return False
     return any(_holds_tensor(item, depth - 1) for item in _items(value))
 
@@ -84,7 +83,9 @@ def _register(kind: type, example: Any) -> None:
     if isinstance(example, tuple) and hasattr(example, "_fields"):  # a subclass of a named tuple
         pytree.register_pytree_node(kind, lambda v: (list(v), None), lambda items, _: kind(*items))
     elif isinstance(example, dict):
-        pytree.register_pytree_node(kind, lambda v: (list(v.values()), tuple(v)), lambda items, keys: _dict(kind, keys, items))
+        pytree.register_pytree_node(
+            kind, lambda v: (list(v.values()), tuple(v)), lambda items, keys: _dict(kind, keys, items)
+        )
     elif isinstance(example, list | set):
         pytree.register_pytree_node(kind, lambda v: (list(v), None), lambda items, _: kind(items))
     else:
@@ -97,14 +98,14 @@ def _open_object(value: Any) -> tuple[list[Any], tuple[str, ...]]:
 
 
 def _object(kind: type, keys: tuple[str, ...], items: Any) -> Any:
-    made = object.__new__(kind)  # not through __init__: it may take other arguments, or count instances
+    made: Any = object.__new__(kind)  # not through __init__: it may take other arguments, or count instances
     for key, item in zip(keys, items, strict=True):
         object.__setattr__(made, key, item)
     return made
 
 
-def _dict(kind: type, keys: tuple[Any, ...], items: Any) -> Any:
-    made = kind.__new__(kind)
+def _dict(kind: Any, keys: tuple[Any, ...], items: Any) -> Any:
+    made = dict.__new__(kind)
     for key, item in zip(keys, items, strict=True):
         dict.__setitem__(made, key, item)
     return made

@@ -9,35 +9,81 @@ import numpy as np
 import torch
 from torch import nn
 
+from .holdings import Holdings
+
 
 class Snapshot:
-    """What a forward pass can change: tensors, buffers, plain attributes, train flags, hooks, random numbers."""
+    """What a forward pass can change: tensors, gradients, buffers, attributes, train flags, hooks, random numbers."""
 
     def __init__(self, model: nn.Module):
-        self.tensors = [(t, t._version, t.detach().clone()) for t in _tensors(model)]
-        self.buffers = [(m, dict(m._buffers)) for m in model.modules()]
-        self.attributes = [(m, _attributes(m)) for m in model.modules()]
+        held = Holdings.of(model)
+        self.tensors = [_Tensor(t) for t in held.tensors.values() if t.grad_fn is None]
+        self.arrays = [(a, a.copy()) for a in held.arrays.values()]
+        self.buffers = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        self.attributes = [(o, dict(vars(o))) for o in held.objects.values()]
+        self.contents = [(c, c.copy()) for c in held.containers.values()]
         self.random = random_state()
 
     def rewind(self) -> None:
         """Put back numbers: parameters, buffers, random states. Caches that a model made for itself stay."""
         for module, held in self.buffers:
-            module._buffers.update(held)
-        with torch.no_grad():
-            for tensor, version, value in self.tensors:
-                if tensor._version != version:
-                    tensor.copy_(value)
+            if not _same_objects(module._buffers, held):
+                module._buffers.update(held)
+        for tensor in self.tensors:
+            tensor.restore()
         set_random_state(self.random)
 
     def restore(self) -> None:
         """Put everything back."""
         self.rewind()
-        for module, (plain, contents) in self.attributes:
-            for key in [key for key in vars(module) if key not in plain]:
-                del module.__dict__[key]
-            module.__dict__.update(plain)
-            for container, copy in contents:
-                _refill(container, copy)
+        for holder, plain in self.attributes:
+            for key in [key for key in vars(holder) if key not in plain]:
+                del holder.__dict__[key]
+            for key, value in plain.items():
+                if holder.__dict__.get(key) is not value or value is None:
+                    holder.__dict__[key] = value
+        for container, copy in self.contents:
+            _refill(container, copy)
+        for array, copy in self.arrays:
+            if array.flags.writeable:
+                array[...] = copy
+
+
+class _Tensor:
+    """A tensor and what it held: values, memory, gradient, whether it asks for one."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor, self.data, self.value, self.version = tensor, tensor.data, tensor.detach().clone(), tensor._version
+        self.wants, self.grad = tensor.requires_grad, tensor.grad
+        self.grad_value = None if self.grad is None else self.grad.detach().clone()
+
+    def restore(self) -> None:
+        """Put it back, whatever the version counter says: batch norm writes its statistics without counting."""
+        tensor = self.tensor
+        if not _same_memory(tensor, self.data):
+            tensor.data = self.data
+        _put_back(tensor.data, self.value)
+        if tensor._version != self.version:  # it holds what it held: graphs that saved it are valid
+            torch._C._autograd._unsafe_set_version_counter((tensor,), (self.version,))
+        if tensor.is_leaf and tensor.requires_grad != self.wants:
+            tensor.requires_grad_(self.wants)
+        if tensor.grad is not self.grad:
+            tensor.grad = self.grad
+        if self.grad is not None and self.grad_value is not None:
+            _put_back(self.grad.data, self.grad_value)
+
+
+def _put_back(data: torch.Tensor, value: torch.Tensor) -> None:
+    # `data` has a version counter of its own: what the user still has to send back through stays valid.
+    if data.layout != torch.strided or not torch.equal(data, value):
+        data.copy_(value)
+
+
+def _same_memory(tensor: torch.Tensor, data: torch.Tensor) -> bool:
+    if tensor.layout != torch.strided or data.layout != torch.strided:
+        return True
+    same_place = tensor.data_ptr() == data.data_ptr() and tensor.dtype == data.dtype and tensor.device == data.device
+    return same_place and tensor.shape == data.shape and tensor.stride() == data.stride()
 
 
 @contextlib.contextmanager
@@ -52,8 +98,9 @@ def untouched(model: nn.Module) -> Iterator[Snapshot]:
 
 def random_state() -> dict[str, Any]:
     """The states of all random number generators that a model may draw from."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": np.random.get_state()}
-    if torch.cuda.is_initialized():
+    numpy = np.random.get_state()  # noqa: NPY002  # the one that models draw from
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": numpy}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
@@ -62,13 +109,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     """Put back what `random_state` found."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002  # the one that models draw from
     if "cuda" in state:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
 def fresh_copies(leaves: list[Any]) -> list[Any]:
-    """The leaves with a copy for each tensor, so that a model that writes into its inputs does not spoil the caller's."""
+    """The leaves with a copy for each tensor: a model that writes into its inputs does not spoil the caller's."""
     made: dict[int, torch.Tensor] = {}
 
     def copy(leaf: Any) -> Any:
@@ -85,36 +132,25 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
     """The path of each tensor that the model owns: parameters, buffers, and tensors kept as plain attributes."""
     names: dict[int, str] = {}
     for path, module in model.named_modules():
-        for table in (module._parameters, module._buffers, vars(module)):
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        tables = (module._parameters, module._buffers) if not scripted else ()
+        for table in (*tables, vars(module)):
             for key, value in table.items():
                 if isinstance(value, torch.Tensor):
                     names.setdefault(id(value), f"{path}.{key}" if path else key)
     return names
 
 
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
-    found: dict[int, torch.Tensor] = {}
-    for module in model.modules():
-        for table in (module._parameters, module._buffers, vars(module)):
-            found |= {id(v): v for v in table.values() if isinstance(v, torch.Tensor) and v.grad_fn is None}
-    return list(found.values())
-
-
-def _attributes(module: nn.Module) -> tuple[dict[str, Any], list[tuple[Any, Any]]]:
-    """The attributes, and a copy of each container among them. torch's own tables hold the submodules and the hooks."""
-    plain = dict(vars(module))
-    contents = [(v, v.copy()) for k, v in plain.items() if isinstance(v, list | dict | set) and k not in ("_parameters", "_buffers")]
-    return plain, contents
-
-
 def _refill(container: Any, copy: Any) -> None:
     if _same_objects(container, copy):
         return
     container.clear()
-    container.extend(copy) if isinstance(container, list) else container.update(copy)
+    container.update(copy) if isinstance(container, dict | set) else container.extend(copy)
 
 
 def _same_objects(one: Any, other: Any) -> bool:
-    held, kept = (list(c.items()) if isinstance(c, dict) else list(c) for c in (one, other))
-    flat = [[x for item in items for x in (item if isinstance(one, dict) else (item,))] for items in (held, kept)]
-    return list(map(id, flat[0])) == list(map(id, flat[1]))
+    return list(map(id, _parts(one))) == list(map(id, _parts(other)))
+
+
+def _parts(container: Any) -> list[Any]:
+    return [*container, *container.values()] if isinstance(container, dict) else list(container)

@@ -1,0 +1,59 @@
+"""All that hangs on a model: every object, container and tensor that can be reached from it, each noted once."""
+
+import collections
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+_DEPTH = 6  # how far plain objects are followed; submodules do not count
+_CONTAINERS = (list, dict, set, collections.deque)
+_CLOSED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, torch.jit.ScriptFunction, str, bytes)
+Slot = tuple[Any, Any]  # an object and the attribute, or a container and the key
+
+
+@dataclass
+class Holdings:
+    """What can be reached from a model."""
+
+    objects: dict[int, Any] = field(default_factory=dict)  # have attributes
+    containers: dict[int, Any] = field(default_factory=dict)
+    tensors: dict[int, torch.Tensor] = field(default_factory=dict)
+    arrays: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Holdings":
+        """Everything that can be reached from `model`, through submodules as far as they go."""
+        found = cls()
+        found._visit(model, _DEPTH)
+        return found
+
+    def _visit(self, value: Any, depth: int) -> None:
+        if isinstance(value, torch.Tensor):
+            self.tensors[id(value)] = value
+        elif isinstance(value, np.ndarray):
+            self.arrays[id(value)] = value
+        elif depth and isinstance(value, (*_CONTAINERS, tuple)) and id(value) not in self.containers:
+            if not isinstance(value, tuple):
+                self.containers[id(value)] = value
+            for item in _items(value):
+                self._visit(item, depth - 1)
+        elif depth and hasattr(value, "__dict__") and not isinstance(value, _CLOSED) and id(value) not in self.objects:
+            self.objects[id(value)] = value
+            for item in _held(value):
+                self._visit(item, _DEPTH if isinstance(value, nn.Module) else depth - 1)
+
+
+def _items(value: Any) -> Iterator[Any]:
+    return iter(list(value.values()) if isinstance(value, dict) else list(value))
+
+
+def _held(value: Any) -> Iterator[Any]:
+    yield from list(vars(value).values())
+    if isinstance(value, torch.jit.ScriptModule):  # its tensors live in C++
+        yield from value.parameters()
+        yield from value.buffers()
