@@ -124,10 +124,11 @@ def test_below_the_boundary_only_the_prediction_arrives():
     assert torch.allclose(upper.weight.grad, lower(x).sum(0, keepdim=True))
 
 
-def test_before_the_first_target_nothing_arrives_below():
-    got = step(boundary(head=said(5.0)), torch.randn(BATCH, WIDTH))
+def test_the_first_prediction_of_a_silent_head_is_zero_and_another_head_is_heard_at_once():
+    value = torch.randn(BATCH, WIDTH)
 
-    assert got.eq(0).all()
+    assert step(boundary(), value).eq(0).all()
+    assert step(boundary(head=said(5.0)), value).eq(5.0 * GAIN / BATCH).all()
 
 
 @pytest.mark.parametrize("consumers", [1, 2, 4])
@@ -470,6 +471,7 @@ def test_a_local_loss_does_not_wait():
         ((BATCH, WIDTH), (BATCH,)),
         ((BATCH, 5, WIDTH), (BATCH,)),
         ((BATCH, 5, WIDTH), (BATCH, 5)),
+        ((BATCH,), (BATCH,)),
         ((BATCH, 4, 6, 6), (BATCH,)),
         ((BATCH, 4, 3, 6, 6), (BATCH,)),
     ],
@@ -507,7 +509,7 @@ def test_a_local_loss_is_one_number():
 
 def test_a_local_loss_without_a_label_says_the_way_out():
     with pytest.raises(ConditionError, match=r"'layer2' looks at the label.*conditioned"):
-        boundary(local_loss(classes=3))(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+        boundary(local_loss(classes=3)).visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
 
 
 # ---- both ways to run

@@ -261,6 +261,20 @@ def test_a_second_argument_with_a_default_is_only_given_with_a_condition():
     assert conditioned(value, torch.zeros(8, dtype=torch.long)).equal(value * 3)
 
 
+def test_a_second_argument_that_is_something_else_is_left_alone():
+    # its second argument is a mask
+    head = make_head(lambda spec: nn.TransformerEncoderLayer(6, 2, batch_first=True), spec((8, 5, 6), one_hot(3)))
+
+    assert head.condition is None
+    assert head(torch.randn(8, 5, 6), None).shape == (8, 5, 6)
+
+
+def test_a_users_head_may_be_of_another_precision_than_the_value():
+    half = CrossingSpec("layer2", (8, 6), torch.bfloat16, torch.device("cpu"))
+
+    assert make_head(lambda spec: nn.Linear(6, 6), half)(torch.randn(8, 6), None).dtype == torch.float32
+
+
 def test_a_users_head_that_wants_a_condition_must_have_one():
     with pytest.raises(HeadError, match=r"Both of boundary 'layer2' takes \(value, condition\).*condition=one_hot"):
         make_head(lambda spec: Both(), spec())
@@ -321,4 +335,14 @@ def test_a_conditioned_boundary_without_a_label_says_the_way_out():
     crossing = make_boundary(dni(), spec(condition=one_hot(3)), Context())
 
     with pytest.raises(ConditionError, match=r"'layer2' looks at the label: .*`with dm.conditioned\(label\):`"):
-        crossing(torch.randn(8, 6, requires_grad=True) * 1)
+        crossing.visit(torch.randn(8, 6, requires_grad=True) * 1)
+
+
+def test_a_forward_pass_without_a_label_goes_through_and_its_backward_pass_says_the_way_out():
+    value = torch.randn(8, 6, requires_grad=True)
+
+    passed = make_boundary(dni(), spec(condition=one_hot(3)), Context())(value * 1)
+
+    assert passed.equal(value)
+    with pytest.raises(ConditionError, match="'layer2' looks at the label"):
+        passed.sum().backward()

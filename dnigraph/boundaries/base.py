@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from dnigraph.conditions import Context
+from dnigraph.conditions import Condition, ConditionError, Context
 from dnigraph.heads.spec import CrossingSpec
 from dnigraph.passes.errors import DniGraphError
 
@@ -49,8 +49,22 @@ class Boundary(nn.Module, ABC):
         """
         if not self.learns(value):
             return value if consumers == 1 else (value,) * consumers
-        passed = exchange(self.visit(self._batch_first(value)), consumers)
+        passed = exchange(self._labelled_visit(self._batch_first(value)), consumers)
         return self._as_it_was(passed) if isinstance(passed, Tensor) else tuple(map(self._as_it_was, passed))
+
+    def _labelled_visit(self, value: Tensor) -> Visit:
+        """`visit`; where only the label is missing, the forward pass goes on and the backward pass says so."""
+        try:
+            return self.visit(value)
+        except ConditionError as error:
+            if self.context.label is not None:
+                raise
+            missing = error
+
+        def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
+            raise missing
+
+        return Visit((value,), None, settle)
 
     def meet(self, value: Tensor) -> Visit:
         """`visit` for a value and targets as the model has them, wherever their batch dimension stands."""
@@ -69,6 +83,11 @@ class Boundary(nn.Module, ABC):
     def learns(self, value: Tensor) -> bool:
         """Whether a gradient will come back for this value, so that `visit` has something to do."""
         return self.training and value.requires_grad and torch.is_grad_enabled() and value.numel() > 0
+
+    def label_beside(self, value: Tensor, condition: Condition) -> Tensor:
+        """The label of this step, on the value's device, if `condition` can read it and it is of the same batch."""
+        label = condition.check(self.context.label, len(value) if value.ndim else None, self.spec.name)
+        return label.to(value.device)
 
     @property
     def head_parameters(self) -> int:

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from dnigraph.conditions import Condition, Context, condition_for
+from dnigraph.conditions import Condition, Context, condition_for, is_soft
 from dnigraph.heads.layers import Hidden
 
 from .base import Boundary, BoundaryError, CrossingSpec, Visit
@@ -39,7 +39,7 @@ class LocalLoss(Boundary):
 
     def visit(self, value: Tensor) -> Visit:
         """The loss is a root beside the value: it leads through the value to the producer, and its gradient is one."""
-        label = self.condition.check(self.context.label, len(value) if value.ndim else None, self.spec.name)
+        label = self.label_beside(value, self.condition)
         loss = self._loss(value, label)
         self._seen = loss.detach()
         return Visit((value, loss), (None, torch.ones_like(loss)), lambda target: (None, None))
@@ -51,7 +51,8 @@ class LocalLoss(Boundary):
     def _loss(self, value: Tensor, label: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(value.device.type):
             value = value.to(self.classifier.output.weight.dtype)
-        scores = self.classifier(value, per_position=label.ndim > 1 and value.shape[:2] == label.shape[:2])
+        soft = is_soft(label) and label.shape[1:] == (self.classifier.output.out_features,)
+        scores = self.classifier(value, label.ndim > 1 and label.shape[:2] == value.shape[:2] and not soft)
         if scores.ndim > 2:  # per token
             scores, label = scores.flatten(0, 1), label.flatten(0, 1)
         loss = self.loss(scores, label)
@@ -85,8 +86,10 @@ class Classifier(nn.Module):
         if self.maps:
             units = self.hidden(value).flatten(2).mean(2)
         else:
-            units = self.hidden(value.reshape(-1, self.width)).view(*value.shape[:-1] or (-1,), -1)
-            units = units if per_position or units.ndim == 2 else units.flatten(1, -2).mean(1)
+            units = self.hidden(value.reshape(-1, self.width))
+            if value.ndim > 2:
+                units = units.view(*value.shape[:-1], -1)
+                units = units if per_position else units.flatten(1, -2).mean(1)
         scores: Tensor = self.output(units)
         return scores
 

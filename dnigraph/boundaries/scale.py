@@ -21,8 +21,11 @@ class RunningScale(nn.Module):
         self.mean_square: Tensor
 
     def forward(self) -> Tensor:
-        """The scale as it is now. Shapes: []."""
-        return self.mean_square.sqrt()
+        """The scale as it is now; 1 as long as nothing is known, so that a head that is not silent is heard at once.
+
+        Shapes: [].
+        """
+        return self.mean_square.where(self.mean_square.ne(0), 1.0).sqrt()
 
     def update(self, mean_square: Tensor) -> Tensor:
         """Take in the mean square of a target, and return one over the scale that results (infinite: not known yet).

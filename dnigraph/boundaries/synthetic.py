@@ -67,7 +67,7 @@ class Dni(Boundary):
 
     def visit(self, value: Tensor) -> Visit:
         batch = len(value) if value.ndim else 1
-        label = self._label(batch if value.ndim else None)
+        label = self._label(value)
         share = self._next_share()
         estimate = self._estimate(value.detach(), label)
         given = (estimate.detach() * (self.scale() * (GAIN / batch))).to(value.dtype)
@@ -100,10 +100,8 @@ class Dni(Boundary):
         refreshes = self.options.refresh > 0 and self._count % self.options.refresh == 0
         return 1.0 if refreshes or self._count <= self.options.warm_up else self.options.blend
 
-    def _label(self, batch: int | None) -> Tensor | None:
-        if self.head.condition is None:
-            return None
-        return self.head.condition.check(self.context.label, batch, self.spec.name)
+    def _label(self, value: Tensor) -> Tensor | None:
+        return None if self.head.condition is None else self.label_beside(value, self.head.condition)
 
     def _estimate(self, value: Tensor, label: Tensor | None) -> Tensor:
         """The head's prediction, in the head's own precision, whatever autocast does to the model around it."""

@@ -40,7 +40,11 @@ class Head(nn.Module, ABC):
 
 
 class Foreign(Head):
-    """A user's module as a head: called with (value, encoded label) where it takes two arguments, else with (value)."""
+    """A user's module as a head: called with (value, encoded label) where it takes two arguments, else with (value).
+
+    An optional second argument counts when it is called `condition`: many modules of torch have one that is a mask or
+    a state.
+    """
 
     def __init__(self, spec: CrossingSpec, module: nn.Module) -> None:
         takes_two, needs_two = _second_argument(module)
@@ -66,7 +70,8 @@ class Foreign(Head):
         self.module.eval()
         try:
             with torch.no_grad():
-                self(torch.zeros(spec.shape, dtype=spec.dtype, device=spec.device), None)
+                dtype = next((parameter.dtype for parameter in self.module.parameters()), spec.dtype)
+                self(torch.zeros(spec.shape, dtype=dtype, device=spec.device), None)
         except HeadError:
             raise
         except Exception as error:
@@ -88,9 +93,9 @@ class Foreign(Head):
 
 
 def _second_argument(module: nn.Module) -> tuple[bool, bool]:
-    """Whether the module's forward can take, and whether it must be given, a second positional argument."""
+    """Whether the module's forward takes the condition as a second argument, and whether it must be given one."""
     kinds = inspect.Parameter
-    parameters = list(inspect.signature(module.forward).parameters.values())
+    parameters = inspect.signature(module.forward).parameters.values()
     named = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
-    takes = len(named) >= 2 or any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
-    return takes, len(named) >= 2 and named[1].default is kinds.empty
+    needs = len(named) >= 2 and named[1].default is kinds.empty
+    return needs or (len(named) >= 2 and named[1].name == "condition"), needs
