@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .boundaries import Boundary, CrossingSpec, Visit
@@ -216,34 +216,35 @@ def _only_below(dm: DecoupledModule) -> list[str]:
 def _first_difference(dm: DecoupledModule, args: Any, kwargs: Any) -> str:
     """The first module call whose result differs between the model and the parts, and the part that it is in."""
     leaves, spec = flatten((args, kwargs))
-    seen: dict[str, list[Any]] = {"model": [], "parts": []}
-    names = {id(m): path for path, m in dm.original.named_modules()}
 
-    def run(side: str, module: nn.Module) -> None:
-        def note(m: nn.Module, _: Any, out: Any) -> None:
-            if isinstance(out, Tensor) and id(m) in names and not any(m.children()):
-                seen[side].append((names[id(m)], out.detach().clone()))
+    def calls(run: nn.Module, watched: dict[nn.Module, str]) -> list[tuple[str, Tensor]]:
+        seen: list[tuple[str, Tensor]] = []
 
-        handles = [m.register_forward_hook(note) for m in dm.original.modules()]
+        def note(module: nn.Module, _: Any, out: Any) -> None:
+            if isinstance(out, Tensor):
+                seen.append((watched[module], out.detach().clone()))
+
+        handles = [m.register_forward_hook(note) for m in watched if not any(m.children())]
         try:
             with untouched(dm.original), torch.no_grad():
                 call_args, call_kwargs = pytree.tree_unflatten(fresh_copies(leaves), spec)
-                module(*call_args, **call_kwargs)
+                run(*call_args, **call_kwargs)
         finally:
             for handle in handles:
                 handle.remove()
+        return seen
 
-    run("model", dm.original)
-    run("parts", dm)
-    for (path, x), (other, y) in zip(seen["model"], seen["parts"], strict=False):
-        if path != other or not _same(x, y):
-            return f"first at '{other}', in {_part_of(dm, other)}"
+    places = {(part, n.target): m for part, p in dm.parts.items() for n, m in _called(p)}
+    plain = calls(dm.original, {m: path for path, m in dm.original.named_modules()})
+    ours = calls(dm, {m: f"'{path}', in {part}" for (part, path), m in places.items()})
+    for (path, x), (place, y) in zip(plain, ours, strict=False):
+        if f"'{path}'" != place.partition(",")[0] or not _same(x, y):
+            return f"first at {place}"
     return "every module agrees, a function between them does not"
 
 
-def _part_of(dm: DecoupledModule, path: str) -> str:
-    found = [name for name, part in dm.parts.items() if any(n.op == "call_module" and n.target == path for n in part.graph.nodes)]
-    return found[0] if found else "no part"
+def _called(part: fx.GraphModule) -> list[tuple[fx.Node, nn.Module]]:
+    return [(n, part.get_submodule(str(n.target))) for n in part.graph.nodes if n.op == "call_module"]
 
 
 def _distance(x: Any, y: Any) -> float:

@@ -81,11 +81,11 @@ def arms(steps: int) -> list[Arm]:
     return [
         Arm("backprop", None),
         Arm("local loss", "local-loss", labelled=True),
-        Arm("cDNI (heads see the label)", "dni", labelled=True),
-        Arm("DNI (heads do not)", "dni"),
-        Arm("nothing below the last cut", silent(), control=True),
-        Arm(f"backprop for {warm} steps, then freeze", silent(warm_up=warm), control=True),
-        Arm("true gradient every 8th step, else nothing", silent(refresh=8), control=True),
+        Arm("cDNI: heads see the label", "dni", labelled=True),
+        Arm("DNI: heads do not", "dni"),
+        Arm("last part alone", silent(), control=True),
+        Arm(f"{warm} true steps, freeze", silent(warm_up=warm), control=True),
+        Arm("true every 8th step", silent(refresh=8), control=True),
     ]
 
 
@@ -109,10 +109,11 @@ def run(name: str, steps: int | None, batch: int, seed: int, drawing: Path, cons
         DataError: the images cannot be had here.
     """
     console = console or Console()
+    console.width = max(console.width, 116)  # the tables need it, also where there is no terminal
     found = images.load(name)
     steps = steps or STEPS[name]
     example = found.train_images[:batch]
-    first = decouple(_model(found, seed), CUTS, (example,), condition=one_hot(found.classes))
+    first = decouple(_model(found, seed), CUTS, (example,), condition=one_hot(len(found.classes)))
     console.print(f"\n{name}: {len(found.train_images)} images to learn from, {len(found.test_images)} to test on\n")
     console.print(str(first.plan), markup=False, highlight=False)
     drawing.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +134,7 @@ def run(name: str, steps: int | None, batch: int, seed: int, drawing: Path, cons
 
 def _model(found: images.Images, seed: int) -> ResNet:
     torch.manual_seed(seed)
-    return ResNet(found.train_images.shape[1], found.classes)
+    return ResNet(found.train_images.shape[1], len(found.classes))
 
 
 def _train(arm: Arm, found: images.Images, steps: int, batch: int, seed: int, tick: Callable[[], None]) -> Outcome:
@@ -171,7 +172,7 @@ def _stepper(
             optimizer.step()
 
         return plain, None
-    condition = one_hot(found.classes) if arm.labelled else None
+    condition = one_hot(len(found.classes)) if arm.labelled else None
     dm = _quietly(lambda: decouple(
         model, CUTS, (found.train_images[:batch],), boundary=arm.boundary or "dni", condition=condition, check=False
     ))  # fmt: skip
@@ -206,14 +207,10 @@ def _evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 def _table(outcomes: list[Outcome]) -> Table:
     table = Table(title="learned from the same batches, from the same weights")
-    for head in ("", "test accuracy", "train loss", "ms/step", "x backprop", "activations, peak"):
-        table.add_column(head, justify="left" if not head else "right")
-    for name in CUTS:
-        table.add_column(f"cos {name}", justify="right")
-    table.add_column("cos of weights", justify="right")
+    for head in ("", "test", "train loss", "ms/step", "x backprop", "activations", "cos at the cuts", "cos of weights"):
+        table.add_column(head, justify="right" if head else "left", no_wrap=True)
     base = outcomes[0]
     for o in outcomes:
-        cosines = [f"{o.crossings[c]:.2f}" if c in o.crossings else "" for c in CUTS]
         low = next(iter(o.weights.values()), None)
         table.add_row(
             ("control: " if o.arm.control else "") + o.arm.name,
@@ -222,7 +219,7 @@ def _table(outcomes: list[Outcome]) -> Table:
             f"{1000 * o.seconds:.1f}",
             f"{o.seconds / base.seconds:.2f}" if base.seconds else "",
             f"{o.saved / 2**20:.2f} MiB",
-            *cosines,
+            " ".join(f"{cosine:.2f}" for cosine in o.crossings.values()),
             "" if low is None else f"{low:.2f}",
         )
     return table
@@ -230,7 +227,8 @@ def _table(outcomes: list[Outcome]) -> Table:
 
 def _explain(console: Console, outcomes: list[Outcome]) -> None:
     console.print(
-        "cos: between the gradient that a boundary hands down and the true one, on the last batch.\n"
+        "test: accuracy. activations: the most bytes that autograd held in a step.\n"
+        "cos at the cuts: between the gradient that a boundary hands down and the true one, on the last batch.\n"
         "cos of weights: the same for the weights of part_0, which is what learning follows.\n"
         "A way of learning is worth its name only where it beats the controls; more cuts cost more.\n"
         "In one process nothing runs at the same time: the gain is memory, the price is the heads' time.",

@@ -64,6 +64,7 @@ class DecoupledModule(fx.GraphModule):
         self.training = model.training
         self._flagged = list(model.modules())
         self._signature = inspect.signature(model.forward)
+        type(self).forward = _choosing(self._signature)  # type: ignore[method-assign]  # fx makes one class per instance
         self._adopt(model)
 
     def _adopt(self, model: nn.Module) -> None:
@@ -222,6 +223,8 @@ class DecoupledModule(fx.GraphModule):
         variant = self._assembled(cutting)
         variant.proven.add(sizes(inputs))
         found.append(variant)
+        if not self._primary:
+            self._settings = (cutting.again, *self._settings[1:])
         if self.training not in self._primary:
             self._primary[self.training] = variant
             self._show()

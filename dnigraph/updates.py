@@ -44,15 +44,14 @@ class Updates:
         _check_names([c for c in self._choices if isinstance(c, Mapping)], [*owners, HEADS, *_boundary_groups(dm)])
         for name, parameters in owners.items():
             self._add(name, parameters)
+        self._add_boundaries()
         self._needs: dict[int, tuple[Variant, dict[str, set[str]], dict[nn.Parameter, list[str]]]] = {}
         self._done: set[str] = set()
         self._kept: dict[nn.Parameter, dict[str, Tensor | None]] = {}
 
     def begin(self, variant: Variant) -> None:
         """Start a step through these parts: no gradients yet."""
-        for name, boundary in self.dm.boundaries.items():
-            if f"dni.{name}" not in self.groups:
-                self._add(f"dni.{name}", list(boundary.parameters()))
+        self._add_boundaries()
         if id(variant) not in self._needs:
             self._needs[id(variant)] = (variant, *_needs(variant, self.groups))
         _, self._wanted, self._shared = self._needs[id(variant)]
@@ -94,9 +93,7 @@ class Updates:
         Raises:
             DniGraphError: the groups are others.
         """
-        for name, boundary in self.dm.boundaries.items():
-            if f"dni.{name}" not in self.groups:
-                self._add(f"dni.{name}", list(boundary.parameters()))
+        self._add_boundaries()
         if set(state) != set(self.groups):
             raise DniGraphError(
                 f"the checkpoint has optimisers for {sorted(state)}, this model for {sorted(self.groups)}: were the cuts others?"
@@ -105,6 +102,12 @@ class Updates:
             group.optimizer.load_state_dict(state[name]["optimizer"])
             if group.scheduler is not None and state[name]["scheduler"] is not None:
                 group.scheduler.load_state_dict(state[name]["scheduler"])
+
+    def _add_boundaries(self) -> None:
+        """Groups for all boundaries; a call that takes a new way through the model may have brought new ones."""
+        for name, boundary in self.dm.boundaries.items():
+            if f"dni.{name}" not in self.groups:
+                self._add(f"dni.{name}", list(boundary.parameters()))
 
     def _add(self, name: str, parameters: list[nn.Parameter]) -> None:
         trained = [p for p in parameters if p.requires_grad]
