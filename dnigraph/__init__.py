@@ -12,6 +12,7 @@ from .heads import conv, linear, low_rank, mlp, tokens
 from .local import Local, StepResult
 from .measure import saved_bytes
 from .module import DecoupledModule
+from .passes.balance import balanced
 from .passes.cuts import after, before
 from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, PlanError
 from .passes.marker import cut
@@ -42,6 +43,7 @@ __all__ = [
     "UnconditionedWarning",
     "Visit",
     "after",
+    "balanced",
     "before",
     "check",
     "conv",

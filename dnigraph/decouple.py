@@ -45,7 +45,8 @@ def decouple(
     Args:
         model: any module.
         cuts: where to cut: a module path (after it), `before(path)`, `after(path)`, a glob, "re:...", a node name, an
-            edge (a, b), a module type, a function of a node, a plan, `dg.cut`, or a list that mixes these. None: at the
+            edge (a, b), a module type, a function of a node, a plan, `dg.cut`, a number of parts (chosen so that the
+            largest costs as little as can be; `balanced` has the choices), or a list that mixes these. None: at the
             marks that the model carries. []: nowhere.
         example_args, example_kwargs: one call of the model, of any batch size; the decoupled model takes others too.
         head: "auto", another name, a factory (spec) -> module, or a dict from crossings (or globs) to these.

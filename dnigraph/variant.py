@@ -9,7 +9,8 @@ from torch import fx, nn
 from .assemble import Assembly
 from .passes.capture.annotate import annotate
 from .passes.capture.recording import Recording
-from .passes.cuts import Cuts, resolve
+from .passes.capture.timing import node_seconds
+from .passes.cuts import Cuts, resolve, wants_time
 from .passes.guards import Trust, trust
 from .passes.partition import partition, to_plan
 from .passes.plan import Plan
@@ -26,6 +27,7 @@ class Cutting:
     split: Split
     nodes: dict[str, fx.Node]  # of the recording's graph, by name
     trust: Trust
+    again: Cuts = ()  # the cuts for a further graph of the model
 
 
 def cut(recording: Recording, model: nn.Module, cuts: Cuts, inputs: list[Any] | None, strict: bool = True) -> Cutting:
@@ -40,13 +42,15 @@ def cut(recording: Recording, model: nn.Module, cuts: Cuts, inputs: list[Any] | 
     """
     if inputs is not None:
         annotate(recording, model, inputs)
+        if wants_time(cuts):
+            node_seconds(recording, model, inputs)
     modules = [path for path, _ in model.named_modules() if path]
     resolved = resolve(recording.graph, cuts, modules, strict)
     parts = partition(recording.graph, resolved.edges)
     plan = to_plan(recording.graph, parts, type(model).__name__, recording.rung)
     plan = replace(plan, notes=resolved.notes + plan.notes)
     nodes = {node.name: node for node in recording.graph.nodes}
-    return Cutting(recording, plan, split(recording.graph, parts), nodes, trust(recording.graph))
+    return Cutting(recording, plan, split(recording.graph, parts), nodes, trust(recording.graph), resolved.again)
 
 
 @dataclass

@@ -1,18 +1,19 @@
 """Where to cut: everything that a user may say, resolved to edges of the captured graph.
 
-    "layer2"  before("fc")  "blocks.*"  re:...  (a, b)  nn.ReLU  node -> bool  dg.cut  Plan  [mixed]
-        │
-        ▼  each one names groups of nodes: the calls of modules, marks, single nodes
-    the edges that leave (or enter, for `before`) a group and carry a gradient
+"layer2"  before("fc")  "blocks.*"  re:...  (a, b)  nn.ReLU  node -> bool  dg.cut  Plan  4  balanced(4)  [mixed]
+    │
+    ▼  each one names groups of nodes: the calls of modules, marks, single nodes
+the edges that leave (or enter, for `before`) a group and carry a gradient
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
 
+from .balance import Balanced, balanced, choose
 from .errors import CutError, nearest
 from .marker import cut as marker
 from .plan import Plan
@@ -45,7 +46,7 @@ def before(what: str) -> Before:
     return Before(what)
 
 
-Cut = str | After | Before | tuple[str, str] | type[nn.Module] | Callable[[fx.Node], bool] | Plan
+Cut = str | After | Before | tuple[str, str] | type[nn.Module] | Callable[[fx.Node], bool] | Plan | int | Balanced
 Cuts = Cut | Iterable[Cut] | None
 
 
@@ -55,6 +56,7 @@ class Resolved:
 
     edges: tuple[Edge, ...]
     notes: tuple[str, ...] = ()
+    again: Cuts = ()  # the same cuts for a further graph of the model: what was balanced here stands at the same places
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,29 @@ def resolve(graph: fx.Graph, cuts: Cuts, modules: Iterable[str] = (), strict: bo
     edges: dict[Edge, str] = {}
     misfits: list[str] = []
     notes: list[str] = []
+    again: list[Cut] = []
     for spec in _listed(cuts):
+        again.append(spec)
         try:
             found, said = lookup.edges(spec)
         except _Misfit as misfit:
             misfits += misfit.lines
             continue
         notes += said
-        if (double := next((edges[e] for e in found if e in edges), None)) is not None and all(e in edges for e in found):
-            notes.append(f"{spelled(spec)} is the same place as {double}")
+        if isinstance(spec, Balanced):
+            again[-1] = replace(spec, places=tuple((a.name, b.name) for a, b in found))
+        if found and all(edge in edges for edge in found):
+            notes.append(f"{spelled(spec)} is the same place as {edges[found[0]]}")
         edges |= {edge: spelled(spec) for edge in found if edge not in edges}
     if misfits and strict:
         raise CutError(misfits)
     place = {node: i for i, node in enumerate(graph.nodes)}
-    return Resolved(tuple(sorted(edges, key=lambda e: (place[e[0]], place[e[1]]))), tuple(dict.fromkeys(notes)))
+    return Resolved(tuple(sorted(edges, key=lambda e: (place[e[0]], place[e[1]]))), tuple(dict.fromkeys(notes)), again)
+
+
+def wants_time(cuts: Cuts) -> bool:
+    """Whether these cuts ask what nodes cost in time, which only a timed run can tell."""
+    return any(isinstance(spec, Balanced) and spec.cost == "time" and spec.places is None for spec in _listed(cuts))
 
 
 def spelled(spec: Any) -> str:
@@ -110,11 +121,9 @@ def spelled(spec: Any) -> str:
 def _listed(cuts: Any) -> list[Any]:
     if cuts is None:
         return [marker]
-    if isinstance(cuts, str | After | Before | Plan | type) or callable(cuts) or _is_edge(cuts):
-        return [cuts]
-    if isinstance(cuts, Iterable):
-        return list(cuts)
-    return [cuts]
+    single = isinstance(cuts, str | After | Before | Plan | type) or callable(cuts) or _is_edge(cuts)
+    listed = [cuts] if single or not isinstance(cuts, Iterable) else list(cuts)
+    return [balanced(cut) if isinstance(cut, int) and not isinstance(cut, bool) else cut for cut in listed]
 
 
 def _is_edge(spec: Any) -> bool:
@@ -154,6 +163,8 @@ class _Lookup:
         """The edges of one cut, with notes."""
         if isinstance(spec, Plan):
             return self._planned(spec), []
+        if isinstance(spec, Balanced):
+            return self._balanced(spec)
         if _is_edge(spec):
             return self._between(spec), []
         groups = self._groups(spec)
@@ -179,8 +190,8 @@ class _Lookup:
             found = [Group(n.name, frozenset([n])) for n in self.graph.nodes if n.op != "output" and spec(n)]
             return _or_misfit(found, f"{spelled(spec)}: says yes to no node")
         raise _Misfit(
-            f"cut {spec!r}: a {type(spec).__name__} names no place; say a module path, before(...), after(...), a pattern, "
-            "an edge (a, b), a module type, a function of a node, dg.cut or a plan"
+            f"cut {spec!r}: a {type(spec).__name__} names no place; say a module path, before(...), after(...), "
+            "a pattern, an edge (a, b), a module type, a function of a node, dg.cut, a plan, or a number of parts"
         )
 
     def _named(self, text: str) -> list[Group]:
@@ -203,8 +214,14 @@ class _Lookup:
         found = [self._call(key) for key in self.calls if pattern.fullmatch(key.partition("@")[0])]
         found += [Group(name, frozenset(nodes)) for name, nodes in self.marks.items() if pattern.fullmatch(name)]
         if not found:
-            found = [Group(name, frozenset([n])) for name, n in self.nodes.items() if pattern.fullmatch(name) and n.op != "output"]
-        return _or_misfit(found, f"cut {text!r}: matches none of {len(self.calls)} modules that ran{nearest(text, self.calls)}")
+            found = [
+                Group(name, frozenset([n]))
+                for name, n in self.nodes.items()
+                if pattern.fullmatch(name) and n.op != "output"
+            ]
+        return _or_misfit(
+            found, f"cut {text!r}: matches none of {len(self.calls)} modules that ran{nearest(text, self.calls)}"
+        )
 
     def _unknown(self, name: str) -> str:
         if name in self.modules:
@@ -225,10 +242,18 @@ class _Lookup:
             raise _Misfit(f"cut {spec}: nothing that learns flows straight from {spec[0]!r} to {spec[1]!r}")
         return found
 
+    def _balanced(self, spec: Balanced) -> tuple[list[Edge], list[str]]:
+        try:
+            return choose(self.graph, spec)
+        except CutError as error:
+            raise _Misfit(*error.misfits) from error
+
     def _planned(self, plan: Plan) -> list[Edge]:
         missing = sorted({name for edge in plan.cuts for name in edge if name not in self.nodes})
         if missing:
-            raise _Misfit(*(f"saved plan: the graph has no node {name!r}{nearest(name, self.nodes)}" for name in missing))
+            raise _Misfit(
+                *(f"saved plan: the graph has no node {name!r}{nearest(name, self.nodes)}" for name in missing)
+            )
         edges = [(self.nodes[a], self.nodes[b]) for a, b in plan.cuts]
         if gone := [f"saved plan: {b} does not read {a}" for a, b in edges if a not in b.all_input_nodes]:
             raise _Misfit(*gone)
@@ -256,7 +281,13 @@ def _leaving(group: Group) -> list[Edge]:
 
 
 def _entering(group: Group) -> list[Edge]:
-    return [(given, node) for node in _ordered(group) if carries(node) for given in node.all_input_nodes if _outer(given, group)]
+    return [
+        (given, node)
+        for node in _ordered(group)
+        if carries(node)
+        for given in node.all_input_nodes
+        if _outer(given, group)
+    ]
 
 
 def _outer(given: fx.Node, group: Group) -> bool:
@@ -307,4 +338,6 @@ def _glob(text: str) -> re.Pattern[str]:
     """`*` and `?` stay inside one name of a path, `**` crosses the dots."""
     parts = {"**": ".*", "*": r"[^.]*", "?": r"[^.]"}
     pieces = re.split(r"(\*\*|\*|\?|\[[^\]]*\])", text)
-    return re.compile("".join(p if p.startswith("[") and p.endswith("]") else parts.get(p, re.escape(p)) for p in pieces))
+    return re.compile(
+        "".join(p if p.startswith("[") and p.endswith("]") else parts.get(p, re.escape(p)) for p in pieces)
+    )

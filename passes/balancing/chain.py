@@ -1,0 +1,149 @@
+"""Divide a chain into stretches whose largest costs as little as can be. Numbers only."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+
+
+class Chain:
+    """A chain with places where it may be divided. Its stations are its start, the places in order, and its end.
+
+        start ─3─ place ─8─ place ─1─ place ─2─ end       in 3: 3 │ 8 │ 3
+
+    Args:
+        before: the cost of all that lies before each place, ascending.
+        total: the cost of the whole.
+        weights: what it costs otherwise to divide at each place.
+    """
+
+    def __init__(self, before: Sequence[int], total: int, weights: Sequence[int]):
+        self.at = [0, *before, total]
+        self.weights = np.array([0, *weights, 0], dtype=np.int64)
+
+    def least(self, count: int) -> int:
+        """The cost of the largest of `count` stretches, at its least.
+
+        Requires:
+            There are `count - 1` places or more.
+        """
+        longest = max(b - a for a, b in pairwise(self.at))
+        return self._smallest(count, [], longest, self.at[-1])
+
+    def divide(self, count: int) -> tuple[int, ...]:
+        """The numbers of the places, from 0, at which to divide the chain into `count` stretches.
+
+        Requires:
+            There are `count - 1` places or more.
+
+        Guarantees:
+            The largest stretch costs `least(count)`. Where it has no place inside it stands alone, and among the others
+            the same holds again, down to the first that can be divided.
+            All that being so, the sum of the weights is least.
+        """
+        alone, limit = self._limits(count)
+        forced = sorted({end for s in alone for end in (s, s + 1)})
+        starts = self._starts(forced, limit)
+        first, last = self._reach(count, forced, limit)
+        values: Ints = np.zeros(1, dtype=np.int64)
+        choices: list[Ints] = []
+        for k in range(1, count + 1):
+            here = np.arange(first[k], last[k] + 1)
+            low = np.maximum(starts[here], first[k - 1])
+            high = np.minimum(here - 1, last[k - 1])
+            best = _least_in(values, low - first[k - 1], high - first[k - 1])
+            values = self.weights[here] + values[best]
+            choices.append(best + first[k - 1])
+        found, station = [], len(self.at) - 1
+        for k in range(count, 1, -1):
+            station = int(choices[k - 1][station - first[k]])
+            found.append(station - 1)
+        return tuple(reversed(found))
+
+    def _limits(self, count: int) -> tuple[list[int], int]:
+        """The stretches that stand alone, by their first station, and the most that any other may cost."""
+        costs = [b - a for a, b in pairwise(self.at)]
+        ranks = sorted(set(costs), reverse=True)
+
+        def fits(rank: int) -> bool:
+            return self._count(ranks[rank], _ends(costs, ranks[rank])) <= count
+
+        many = _first(0, len(ranks), lambda rank: not fits(rank))
+        alone = [s for s, cost in enumerate(costs) if many and cost >= ranks[many - 1]]
+        longest = ranks[many] if many < len(ranks) else 0
+        most = ranks[many - 1] if many else self.at[-1]
+        return alone, self._smallest(count, _ends(costs, most) if many else [], longest, most)
+
+    def _smallest(self, count: int, forced: Sequence[int], low: int, high: int) -> int:
+        """The smallest limit between two with which `count` stretches are enough."""
+        return _first(low, high, lambda limit: self._count(limit, forced) <= count)
+
+    def _count(self, limit: int, forced: Sequence[int]) -> int:
+        """How many stretches of no more than `limit` there must be; those between two forced stations may cost more."""
+        station = count = 0
+        while station < len(self.at) - 1:
+            station = self._next(station, limit, forced)
+            count += 1
+        return count
+
+    def _next(self, station: int, limit: int, forced: Sequence[int]) -> int:
+        """The last station to which a stretch may go."""
+        reach = max(station + 1, bisect_right(self.at, self.at[station] + limit) - 1)
+        stop = bisect_right(forced, station)
+        return min(reach, forced[stop]) if stop < len(forced) else reach
+
+    def _starts(self, forced: Sequence[int], limit: int) -> Ints:
+        """For each station the first one from which a stretch may come."""
+        at, stops = np.array(self.at, dtype=np.int64), np.array([0, *forced], dtype=np.int64)
+        numbers = np.arange(len(at))
+        reach = np.minimum(np.searchsorted(at, at - limit), np.maximum(numbers - 1, 0))
+        held: Ints = stops[np.maximum(np.searchsorted(stops, numbers) - 1, 0)]
+        return np.maximum(reach, held)
+
+    def _reach(self, count: int, forced: Sequence[int], limit: int) -> tuple[list[int], list[int]]:
+        """The first and the last station at which the k-th of `count` stretches may end."""
+        end = len(self.at) - 1
+        starts = self._starts(forced, limit)
+        first, last = [end], [0]
+        for _ in range(count):
+            first.append(int(starts[first[-1]]))
+            last.append(self._next(last[-1], limit, forced) if last[-1] < end else end)
+        first = [max(station, k) for k, station in enumerate(reversed(first))]
+        last = [min(station, end - (count - k)) for k, station in enumerate(last)]
+        return first, last
+
+
+def _ends(costs: Sequence[int], least: int) -> list[int]:
+    """The stations at both ends of each stretch that costs so much."""
+    return sorted({end for s, cost in enumerate(costs) if cost >= least for end in (s, s + 1)})
+
+
+def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The first number of a range for which something holds that holds from there on; `high` if for none before it."""
+    return bisect_left(range(low, high), True, key=holds) + low
+
+
+def _least_in(values: Ints, low: Ints, high: Ints) -> Ints:
+    """For each window the index of its least value, the first of several.
+
+    A table holds the same for all windows of 1, 2, 4, ... values: two of them cover any window.
+    """
+    table = [np.arange(len(values))]
+    width = 1
+    while 2 * width <= int((high - low).max()) + 1:
+        table.append(_less(values, table[-1][:-width], table[-1][width:]))
+        width *= 2
+    found = np.empty_like(low)
+    row = np.frexp((high - low + 1).astype(np.float64))[1] - 1  # the whole part of the logarithm
+    for r in range(len(table)):
+        asked = np.flatnonzero(row == r)
+        found[asked] = _less(values, table[r][low[asked]], table[r][high[asked] - (1 << r) + 1])
+    return found
+
+
+def _less(values: Ints, one: Ints, other: Ints) -> Ints:
+    return np.where(values[one] <= values[other], one, other)
