@@ -32,6 +32,7 @@ class _Run:
     entered: dict[str, Tensor] = field(default_factory=dict)  # what it reads and sends gradients back to
     visits: dict[str, Visit] = field(default_factory=dict)  # what it hands on, by crossing
     results: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (its value, what the loss sees)
+    last: bool = False  # it hands nothing on: the loss sees its own values, and sends gradients straight into it
 
 
 class Step:
@@ -52,7 +53,7 @@ class Step:
         self.values = dict(zip(self.variant.plan.inputs, inputs, strict=True))
         for part in self.variant.plan.parts:
             run = self._run(part)
-            if run.results or any(visit.now is None for visit in run.visits.values()):
+            if run.last or run.results or any(visit.now is None for visit in run.visits.values()):
                 self.waiting.append(run)
             else:
                 self._learn(run, {name: visit.now for name, visit in run.visits.items()})
@@ -80,12 +81,15 @@ class Step:
     # ---- one part
 
     def _run(self, part: Part) -> _Run:
-        run = _Run(part)
+        run = _Run(part, last=not any(self._crosses(name) for name in part.outputs))
         made = self.variant.parts[part.name](*[self._enter(run, name) for name in part.inputs])
         named = zip(part.outputs, made if len(part.outputs) > 1 else (made,), strict=True)
         for name, value in named:
             self._hand_on(run, name, value)
         return run
+
+    def _crosses(self, name: str) -> bool:
+        return name in self.crossings and self.crossings[name].gradient
 
     def _enter(self, run: _Run, name: str) -> Any:
         value = self.values[name]
@@ -104,7 +108,9 @@ class Step:
                 self._result(run, i, value, learns)
 
     def _result(self, run: _Run, i: int, value: Any, learns: bool) -> None:
-        self.outputs[i] = seen = value.detach().requires_grad_() if learns else value
+        self.outputs[i] = seen = value.detach().requires_grad_() if learns and not run.last else value
+        if run.last:
+            return
         if learns and i in self.variant.silent:
             self.early[i] = seen
         elif learns:

@@ -28,6 +28,11 @@ class Group:
     scheduler: Any
     clip: float | None
 
+    def forget(self) -> None:
+        """No gradients any more. (`optimizer.zero_grad` does the same and takes ten times as long.)"""
+        for parameter in self.parameters:
+            parameter.grad = None
+
 
 class Updates:
     """The optimisers of a decoupled model.
@@ -57,7 +62,7 @@ class Updates:
         _, self._wanted, self._shared = self._needs[id(variant)]
         self._done, self._kept = set(), {p: {} for p in self._shared}
         for group in self.groups.values():
-            group.optimizer.zero_grad()
+            group.forget()
 
     def part_done(self, part: str) -> None:
         """A part has its gradients: step what is whole now."""
@@ -129,7 +134,7 @@ class Updates:
         if group.clip is not None:
             torch.nn.utils.clip_grad_norm_(group.parameters, group.clip)
         group.optimizer.step()
-        group.optimizer.zero_grad()
+        group.forget()
 
 
 def _owners(dm: DecoupledModule) -> dict[str, list[nn.Parameter]]:

@@ -194,7 +194,7 @@ def test_the_loss_may_be_a_field_of_the_output():
 def test_a_loss_that_looks_at_another_output_later_is_noticed():
     torch.manual_seed(0)
     x, y = torch.randn(4, 4), labels(4)
-    dm = dg.decouple(EarlyExit(), "a", (x,), condition=dg.one_hot(CLASSES))
+    dm = dg.decouple(EarlyExit(), "b", (x,), condition=dg.one_hot(CLASSES))  # the part of the early exit hands on, too
     use = ["late"]
     run = dg.Local(dm, loss=lambda out, t: sum(F.cross_entropy(out[k], t) for k in use), optimizer=adam)
     run.step(x, target=y)
