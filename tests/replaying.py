@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.capture.record import one_more_row
 from dnigraph.passes.capture.trees import flatten
+from dnigraph.passes.capture.untouched import fresh_copies
 from dnigraph.passes.errors import CaptureError, GuardMiss
 
 
@@ -71,7 +72,7 @@ def traced(model, run, leaves, spec, seed):
         for module in _open(model)
     ]
     seed_all(seed)
-    inputs = [v.detach().clone().requires_grad_(v.requires_grad) if isinstance(v, torch.Tensor) else v for v in leaves]
+    inputs = fresh_copies(leaves)
     gradients = [p.grad for p in model.parameters()]
     for p in model.parameters():
         p.grad = None

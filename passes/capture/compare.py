@@ -8,7 +8,7 @@ from torch import fx
 
 from .call import Call
 from .recording import Recording
-from .symbols import guard
+from .symbols import equal_tensors, guard
 from .tape import PLAIN
 
 
@@ -62,7 +62,7 @@ class _Comparison:
         if isinstance(x, slice):
             return isinstance(y, slice) and self._same((x.start, x.stop, x.step), (y.start, y.stop, y.step))
         if isinstance(x, torch.Tensor):
-            return isinstance(y, torch.Tensor) and _equal(x, y)
+            return isinstance(y, torch.Tensor) and equal_tensors(x, y)
         if isinstance(x, np.ndarray):
             return isinstance(y, np.ndarray) and np.array_equal(x, y)
         if isinstance(x, PLAIN) or isinstance(y, PLAIN):
@@ -77,16 +77,10 @@ class _Comparison:
         held, kept = self.constants[0].get(str(x.target)), self.constants[1].get(str(y.target))
         if held is None or kept is None:
             return x.target == y.target
-        return _equal(held, kept)
+        return equal_tensors(held, kept)
 
 
 def _equal_results(x: Any, y: Any) -> bool:
     if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
-        return _equal(x.detach(), y.detach())
+        return equal_tensors(x.detach(), y.detach())
     return type(x) is type(y) and bool(x == y or x != x)
-
-
-def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:
-    if x.shape != y.shape or x.dtype != y.dtype:
-        return False
-    return torch.equal(x.nan_to_num(), y.nan_to_num()) if x.is_floating_point() else torch.equal(x, y)

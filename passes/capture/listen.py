@@ -103,7 +103,7 @@ class Listener(TorchFunctionMode):
             if tensor.dim() == 0 and name == "__format__":
                 self.tape.guard(self.tape.call(torch.Tensor.item, (node,)), tensor.item())
         elif name in ("numpy", "__array__", "tolist"):
-            self.tape.guard(self.tape.attribute(tensor), np.array(out) if name == "tolist" else out.copy())
+            self.tape.guard(self.tape.attribute(tensor), tensor.detach())
             if name != "tolist":
                 self._shared.append((out, out.copy(), tensor, tensor._version))
         else:

@@ -2,12 +2,14 @@
 
 import inspect
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError, GuardMiss
@@ -33,10 +35,13 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
     Raises:
         CaptureError: the model does something that no graph can stand for, or decides by what is not in its inputs.
     """
+    if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
+        raise CaptureError([f"'{lazy[0]}' has no size yet: call the model once before"])
     leaves, spec = flatten((args, kwargs))
     with untouched(model) as before:
-        session = _Session(model, args, kwargs, spec, before)
+        session, hooks = _Session(model, args, kwargs, spec, before), _hooks(model)
         session.run_plainly(leaves)  # caches of first use are there now, and the model's own errors have come up
+        _refuse_hooks_for_one_call(model, hooks)
         warm = Snapshot(model)
         recording, first = session.recorded(leaves, seed=None)
         session.compare_with_others(recording, leaves)
@@ -129,7 +134,13 @@ class _Session:
     def _replayed(self, recording: Recording, leaves: list[Any], seed: int | None) -> _Run:
         self._start(seed)
         inputs = [leaf for leaf in fresh_copies(leaves) if isinstance(leaf, torch.Tensor)]
-        return self._gave(flatten(recording.outputs.build(recording.module(self.model)(*inputs)))[0])
+        try:
+            results = recording.module(self.model).forward(*inputs)
+        except GuardMiss:
+            raise
+        except Exception as error:
+            raise CaptureError([f"run again, the graph fails: {type(error).__name__}: {error}"]) from error
+        return self._gave(flatten(recording.outputs.build(results))[0])
 
     def _record(self, leaves: list[Any], seed: int | None, settled: bool, hashable: bool) -> tuple[Recording, _Run]:
         self._start(seed)
@@ -138,6 +149,7 @@ class _Session:
         for name, leaf in zip(self.inputs, pytree.tree_leaves((args, kwargs)), strict=True):
             if isinstance(leaf, torch.Tensor):
                 recorder.tape.placeholder(name, leaf)
+        recorder.tape.guard_twins()
         with recorder.attached():
             out = self.model(*args, **kwargs)
             with recorder.tape.aside():
@@ -178,17 +190,33 @@ def _varied(leaves: list[Any]) -> list[Any]:
     return _mapped(leaves, lambda leaf: leaf.roll(1, 0) if leaf.dim() else leaf)
 
 
-def _mapped(leaves: list[Any], change: Any) -> list[Any]:
-    def changed(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or leaf.layout != torch.strided:
-            return leaf
-        with torch.no_grad():
-            made = change(leaf)
-            if made.is_floating_point() and not bool(((made == 0) | (made == 1)).all()):  # not a mask
-                made = made * 0.875
-        return made.detach().requires_grad_(leaf.requires_grad)
+def _mapped(leaves: list[Any], change: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
+    made: dict[int, Any] = {}  # one tensor given twice stays one
+    for leaf in leaves:
+        if id(leaf) not in made:
+            made[id(leaf)] = _changed(leaf, change) if isinstance(leaf, torch.Tensor) else leaf
+    return [made[id(leaf)] for leaf in leaves]
 
-    return [changed(leaf) for leaf in leaves]
+
+def _changed(leaf: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    if leaf.layout != torch.strided:
+        return leaf
+    with torch.no_grad():
+        made = change(leaf)
+        if made.is_floating_point() and not bool(((made == 0) | (made == 1)).all()):  # not a mask
+            made = made * 0.875
+    return made.detach().requires_grad_(leaf.requires_grad)
+
+
+def _hooks(model: nn.Module) -> dict[str, list[int]]:
+    return {path: [*m._forward_pre_hooks, *m._forward_hooks] for path, m in model.named_modules()}
+
+
+def _refuse_hooks_for_one_call(model: nn.Module, before: dict[str, list[int]]) -> None:
+    now = _hooks(model)
+    if changed := [path for path in before if now.get(path) != before[path]]:
+        place = f"'{changed[0]}'" if changed[0] else "the model"
+        raise CaptureError([f"the hooks of {place} are others after a call: call the model once before"])
 
 
 def _agree(first: Recording, other: Recording, on: str) -> None:

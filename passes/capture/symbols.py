@@ -30,11 +30,21 @@ def guard(value: Any, expected: Any, where: str = "") -> None:
     """
     if isinstance(value, torch.Tensor):
         known = torch.as_tensor(expected)
-        same = value.shape == known.shape and bool(torch.equal(value, known.to(value.device)))
-    else:
-        same = value == expected or (value != value and expected != expected)
-    if not same:
+        if not equal_tensors(value, known.to(value.device)):
+            raise GuardMiss(
+                f"this graph was recorded for other numbers in a tensor of {tuple(value.shape)}: see {where}"
+            )
+    elif not (value == expected or (value != value and expected != expected)):
         raise GuardMiss(f"this graph was recorded for {expected}, and finds {value}: see {where}")
+
+
+def equal_tensors(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Bitwise equality, but for not-a-number, which equals itself."""
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    if x.is_floating_point() or x.is_complex():
+        return bool(((x == y) | ((x != x) & (y != y))).all())
+    return torch.equal(x, y)
 
 
 class Writer(Protocol):

@@ -53,6 +53,7 @@ class Tape:
         self._nodes: dict[int, fx.Node] = {}  # id of a live object -> the node that made it
         self._alive: list[Any] = []  # keeps those ids unique
         self._sizes: dict[tuple[Any, ...], Int] = {}
+        self._twins: list[tuple[fx.Node, fx.Node]] = []
         self._front: fx.Node | None = None  # the last node of the front: inputs, then parameters and constants
 
     @property
@@ -76,9 +77,17 @@ class Tape:
     # ---- objects and the nodes that made them
 
     def placeholder(self, name: str, value: torch.Tensor) -> None:
-        """Write an input of the graph."""
-        self._front = self.graph.placeholder(name)
-        self.bind(value, self._front)
+        """Write an input of the graph. All of them come first; one tensor given twice must be so in every replay."""
+        node = self._front = self.graph.placeholder(name)
+        if (same := self._nodes.get(id(value))) is not None:
+            self._twins.append((same, node))
+        else:
+            self.bind(value, node)
+
+    def guard_twins(self) -> None:
+        """After the last input: write which of them are the same tensor."""
+        for one, other in self._twins:
+            self.guard(self.call(operator.is_, (one, other)), True)
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """Remember that `node` makes `value`, and through `getitem` what it holds."""
@@ -197,8 +206,9 @@ class Tape:
 
     def guard(self, node: fx.Node, expected: Any) -> None:
         """Write that Python looked at a node and found `expected`."""
-        if isinstance(expected, np.ndarray | torch.Tensor | list):
-            expected = self.attribute(torch.as_tensor(expected).clone())
+        if isinstance(expected, torch.Tensor):
+            with self.aside():
+                expected = self.attribute(expected.clone())
         self.call(guard, (node, expected, _caller()))
 
     def write(self, function: Callable[..., Any], args: Any, kwargs: Any, opaque: bool = False) -> fx.Node:
