@@ -5,6 +5,7 @@ segments. Memory is what autograd holds at most during one step (each storage on
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class ConvNet(nn.Module):
         self.layers = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
-                for i, o in zip(widths, widths[1:], strict=False)
+                for i, o in pairwise(widths)
             )
         )
         self.fc = nn.Linear(CHANNELS, CLASSES)

@@ -1,7 +1,7 @@
 """How much longer is a training step with boundaries than with backprop, and than the shortest DNI loop by hand?
 
 An MLP 784-256-256-10 with BatchNorm, batch 256, Adam, one thread, 1 and 2 cuts. The hand-written loop has the same head
-(a linear one) as the two arms that are compared with it; the others show what other heads cost. Each row adds one thing.
+(a linear one) as the two arms that are compared with it; the others show what other heads cost.
 """
 
 from collections.abc import Callable

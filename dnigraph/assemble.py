@@ -14,6 +14,9 @@ class View(nn.Module):
     `refresh` fetches them again.
     """
 
+    _owner: nn.Module
+    _shown: list[str]
+
     def __init__(self, owner: nn.Module):
         super().__init__()
         self.__dict__["_owner"] = owner  # past nn.Module, which would adopt it
@@ -30,7 +33,7 @@ class View(nn.Module):
             self._fetch(name)
 
     def _fetch(self, name: str) -> None:
-        owner: nn.Module = self._owner
+        owner = self._owner
         for table in ("_parameters", "_buffers"):
             if name in getattr(owner, table):
                 getattr(self, table)[name] = getattr(owner, table)[name]

@@ -102,7 +102,9 @@ class Outcome:
     weights: dict[str, float]
 
 
-def run(name: str, steps: int | None, batch: int, seed: int, drawing: Path, console: Console | None = None) -> list[Outcome]:
+def run(
+    name: str, steps: int | None, batch: int, seed: int, drawing: Path, console: Console | None = None
+) -> list[Outcome]:
     """Train every arm on the same batches from the same weights, and print what came of it.
 
     Raises:
@@ -168,7 +170,7 @@ def _stepper(
 
         def plain(x: Tensor, y: Tensor) -> None:
             optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
+            F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]  # torch's own has no types
             optimizer.step()
 
         return plain, None
@@ -200,7 +202,7 @@ def _batches(found: images.Images, steps: int, batch: int, seed: int) -> Iterato
 def _evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Accuracy and loss in eval mode."""
     model.eval()
-    out = torch.cat([model(chunk) for chunk in x.split(1000)])
+    out = torch.cat([model(chunk) for chunk in torch.split(x, 1000)])
     model.train()
     return float((out.argmax(1) == y).float().mean()), float(F.cross_entropy(out, y))
 

@@ -107,6 +107,7 @@ class Local:
         restore_random(state)
 
     def _loss(self, output: Any, target: Any) -> Tensor:
+        loss: Any
         if callable(self.loss):
             loss = self.loss(output, target)
         else:

@@ -1,7 +1,6 @@
 """The decoupled model: a `GraphModule` with the model's signature, its weights, and boundaries where it was cut."""
 
 import copy
-import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +31,7 @@ MakeBoundary = Callable[[Crossing, fx.Node, Context], Boundary]
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a model into a mode, and afterwards each of its modules back into its own. A mode it is in stays untouched."""
+    """Put a model into a mode, and afterwards each of its modules back into its own. A mode it is in is left alone."""
     flags = [(m, m.training) for m in model.modules()]
     own = model.training
     try:
@@ -50,9 +49,11 @@ class DecoupledModule(fx.GraphModule):
     """A model cut into parts. Made by `decouple`.
 
     It is called, trained, moved and saved like the model: same signature, same output types, the same `Parameter`
-    objects, the model's own keys in its state dict, and the heads under `dni.`. `graph`, `plan` and `parts` are those of
-    the current mode.
+    objects, the model's own keys in its state dict, and the heads under `dni.`. `graph`, `plan` and `parts` are those
+    of the current mode.
     """
+
+    original: nn.Module  # the very model that was decoupled
 
     def __init__(self, model: nn.Module, cuts: Cuts, how: str, make_boundary: MakeBoundary):
         super().__init__(nn.Module(), fx.Graph(), class_name=f"Decoupled{type(model).__name__}")
@@ -64,7 +65,7 @@ class DecoupledModule(fx.GraphModule):
         self.training = model.training
         self._flagged = list(model.modules())
         self._signature = inspect.signature(model.forward)
-        type(self).forward = _choosing(self._signature)  # type: ignore[method-assign]  # fx makes one class per instance
+        type(self).forward = _choosing(self._signature)  # fx makes one class per instance
         self._adopt(model)
 
     def _adopt(self, model: nn.Module) -> None:
@@ -93,7 +94,7 @@ class DecoupledModule(fx.GraphModule):
     @property
     def boundaries(self) -> dict[str, Boundary]:
         """All boundaries, by the names of their crossings."""
-        return {b.spec.name: b for b in self._held().values()}  # type: ignore[misc,union-attr]  # only boundaries are in it
+        return {b.spec.name: b for b in self._held().values() if isinstance(b, Boundary)}
 
     def _held(self) -> nn.ModuleDict:
         return self._modules[self._prefix]  # type: ignore[return-value]  # made in _adopt
@@ -127,7 +128,7 @@ class DecoupledModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Generate the code of the graph; calls go on through the choice of the right graph."""
         code = super().recompile()
-        type(self).forward = _choosing(self.__dict__.get("_signature"))  # type: ignore[method-assign]  # one class per instance
+        type(self).forward = _choosing(self.__dict__.get("_signature"))  # one class per instance
         return code
 
     def conditioned(self, label: Any) -> Any:
@@ -211,7 +212,9 @@ class DecoupledModule(fx.GraphModule):
     def _record(self, found: list[Variant], args: Any, kwargs: Any, inputs: list[Any]) -> Variant:
         if len(found) >= PATHS:
             raise CaptureError(
-                [f"more than {PATHS} ways through the model for one kind of call: its structure is decided anew in every step"]
+                [
+                    f"more than {PATHS} ways through the model for one kind of call: its structure is new in each step"
+                ]
             )
         args, kwargs = self._canonical(args, kwargs)
         recording = capture(self.original, args, kwargs, self._settings[1])
@@ -231,7 +234,7 @@ class DecoupledModule(fx.GraphModule):
         return variant
 
     def add(self, recording: Recording, args: Any, kwargs: Any) -> Variant:
-        """Cut and install a recording of `original(*args, **kwargs)` in the present mode; cuts that do not fit are errors."""
+        """Cut and install a recording of `original(*args, **kwargs)` in the present mode; misfits are errors."""
         found, inputs = self._known(args, kwargs)
         return self._install(recording, found, inputs, strict=True)
 
@@ -287,9 +290,9 @@ class DecoupledModule(fx.GraphModule):
         return self
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DecoupledModule":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
         for variant in self._all_variants():
-            variant.assembly.constants._apply(fn)
+            variant.assembly.constants._apply(fn)  # type: ignore[no-untyped-call]  # the same
             variant.assembly.refresh()
         return self
 
@@ -298,9 +301,9 @@ class DecoupledModule(fx.GraphModule):
 
     def recouple(self) -> nn.Module:
         """The plain model back, with the weights that it has now. It is the very model that was decoupled."""
-        return self.original  # type: ignore[no-any-return]  # set in __init__
+        return self.original
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # both forms of it
         """The model's own state dict, and the boundaries' under `dni.`."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         state: dict[str, Any] = self.original.state_dict(*args, **kwargs)
@@ -338,7 +341,7 @@ class DecoupledModule(fx.GraphModule):
 
     def __reduce__(self) -> Any:
         raise DniGraphError(
-            "a decoupled model is not pickled: save dm.state_dict() and dm.plan, and decouple the model anew where they are loaded"
+            "a decoupled model is not pickled: save dm.state_dict() and dm.plan, and decouple where they are loaded"
         )
 
 
@@ -351,9 +354,10 @@ def _choosing(signature: inspect.Signature | None) -> Callable[..., Any]:
     if signature is not None:
         own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         try:
-            forward.__signature__ = signature.replace(parameters=[own, *signature.parameters.values()])  # type: ignore[attr-defined]
-        except ValueError:  # an argument of the model is called self, too
-            functools.update_wrapper(forward, forward)
+            full = signature.replace(parameters=[own, *signature.parameters.values()])
+            forward.__signature__ = full  # type: ignore[attr-defined]  # what `inspect` looks for
+        except ValueError:  # an argument of the model is called self, too: then `inspect` sees (*args, **kwargs)
+            return forward
     return forward
 
 

@@ -68,7 +68,7 @@ class Step:
         """Let the loss and then the parts that waited learn.
 
         Raises:
-            DniGraphError: the loss looks at an output that it did not look at before, and whose part has learned already.
+            DniGraphError: the loss looks at an output that it did not look at before, whose part has learned already.
         """
         with _no_autocast():
             if loss.requires_grad:
@@ -155,8 +155,8 @@ class Step:
         self.variant.silent.difference_update(looked)
         if looked:
             raise DniGraphError(
-                f"the loss looks at output {looked[0]} now, and did not before: the part that makes it has learned already "
-                "in this step. The next step will wait for it"
+                f"the loss looks at output {looked[0]} now, and did not before: the part that makes it has learned "
+                "already in this step. The next step will wait for it"
             )
         for i, seen in enumerate(self.outputs):
             if isinstance(seen, Tensor) and seen.requires_grad and seen.is_leaf and seen.grad is None:

