@@ -1,0 +1,42 @@
+"""Write the tables of the README from the results: `python -m benchmarks readme`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .timing import RESULTS
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- costs: begin -->\n", "<!-- costs: end -->"
+
+
+def main() -> None:
+    """Replace what stands between the marks."""
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    README.write_text(before + BEGIN + tables() + END + after)
+
+
+def tables() -> str:
+    """Both cost tables as Markdown."""
+    steps, memory = (json.loads((RESULTS / f"{name}.json").read_text())["rows"] for name in ("step_time", "memory"))
+    return f"{_steps(steps)}\n{_memory(memory)}"
+
+
+def _steps(rows: list[dict[str, Any]]) -> str:
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    found = {(row["arm"], row["cuts"]): f"{row['ratio']:.2f} ({row['ratio quartiles']})" for row in rows}
+    lines = [f"| {arm} | {found[arm, 1]} | {found[arm, 2]} |" for arm in arms]
+    head = "| training step, MLP 784-256-256-10, batch 256 | 1 cut, x backprop (quartiles) | 2 cuts |\n|---|---|---|\n"
+    return head + "\n".join(lines) + "\n"
+
+
+def _memory(rows: list[dict[str, Any]]) -> str:
+    lines = [f"| {r['arm']} | {r['MiB']:.1f} MiB | {r['MiB ratio']:.2f} | {r['ratio']:.2f} |" for r in rows]
+    head = "| 16-layer conv net, batch 64 | activations held, peak | x backprop | time x backprop |\n|---|---|---|---|\n"
+    return head + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
