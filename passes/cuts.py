@@ -7,7 +7,7 @@ the edges that leave (or enter, for `before`) a group and carry a gradient
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +81,8 @@ def resolve(graph: fx.Graph, cuts: Cuts, modules: Iterable[str] = (), strict: bo
         CutError: some cuts do not fit. All misfits are listed, with the nearest names.
     """
     lookup = _Lookup(graph, tuple(modules))
+    if cuts is None and not lookup.marks:
+        return Resolved((), ("no cuts are given and the model carries no mark: nothing is cut",))
     edges: dict[Edge, str] = {}
     misfits: list[str] = []
     notes: list[str] = []
@@ -106,6 +108,8 @@ def resolve(graph: fx.Graph, cuts: Cuts, modules: Iterable[str] = (), strict: bo
 
 def wants_time(cuts: Cuts) -> bool:
     """Whether these cuts ask what nodes cost in time, which only a timed run can tell."""
+    if isinstance(cuts, Iterator):
+        return False  # to look would use it up
     return any(isinstance(spec, Balanced) and spec.cost == "time" and spec.places is None for spec in _listed(cuts))
 
 
@@ -114,14 +118,20 @@ def spelled(spec: Any) -> str:
     if isinstance(spec, str):
         return f"cut {spec!r}"
     if isinstance(spec, After | Before):
-        return f"cut {type(spec).__name__.lower()}({spec.what!r})"
-    return f"cut {getattr(spec, '__name__', spec)}"
+        return f"cut {type(spec).__name__.lower()}({_name(spec.what)})"
+    return f"cut {_name(spec)}"
+
+
+def _name(spec: Any) -> str:
+    if isinstance(spec, str | nn.Module | Mapping) or not callable(spec):
+        return f"{type(spec).__name__}(...)" if isinstance(spec, nn.Module) else repr(spec)
+    return str(getattr(spec, "__name__", spec))
 
 
 def _listed(cuts: Any) -> list[Any]:
     if cuts is None:
         return [marker]
-    single = isinstance(cuts, str | After | Before | Plan | type) or callable(cuts) or _is_edge(cuts)
+    single = isinstance(cuts, str | After | Before | Plan | type | Mapping) or callable(cuts) or _is_edge(cuts)
     listed = [cuts] if single or not isinstance(cuts, Iterable) else list(cuts)
     return [balanced(cut) if isinstance(cut, int) and not isinstance(cut, bool) else cut for cut in listed]
 
@@ -182,15 +192,17 @@ class _Lookup:
         if isinstance(spec, str):
             return self._named(spec)
         if spec is marker:
-            return [Group(node.name, frozenset([node])) for nodes in self.marks.values() for node in nodes]
+            found = [Group(node.name, frozenset([node])) for nodes in self.marks.values() for node in nodes]
+            return _or_misfit(found, f"{spelled(spec)}: the model carries no mark")
         if isinstance(spec, type) and issubclass(spec, nn.Module):
             found = [self._call(key) for key, kind in self.kinds.items() if issubclass(kind, spec)]
             return _or_misfit(found, f"{spelled(spec)}: no module of this type ran")
-        if callable(spec):
-            found = [Group(n.name, frozenset([n])) for n in self.graph.nodes if n.op != "output" and spec(n)]
+        if callable(spec) and not isinstance(spec, type | nn.Module):
+            found = [Group(n.name, frozenset([n])) for n in self.graph.nodes if n.op != "output" and _says_yes(spec, n)]
             return _or_misfit(found, f"{spelled(spec)}: says yes to no node")
+        kind = "class that is no module" if isinstance(spec, type) else type(spec).__name__
         raise _Misfit(
-            f"cut {spec!r}: a {type(spec).__name__} names no place; say a module path, before(...), after(...), "
+            f"{spelled(spec)}: a {kind} names no place; say a module path, before(...), after(...), "
             "a pattern, an edge (a, b), a module type, a function of a node, dg.cut, a plan, or a number of parts"
         )
 
@@ -201,6 +213,8 @@ class _Lookup:
             return self._matching(text, _regex(text))
         if _GLOB.search(text) and text not in self.calls:
             return self._matching(text, _glob(text))
+        if text.endswith("@1") and text[:-2] in self.calls:
+            return [self._call(text[:-2])]
         if text in self.calls:
             further = [key for key in self.calls if key.partition("@")[0] == text]
             return [self._call(key) for key in (further if "@" not in text else [text])]
@@ -235,12 +249,22 @@ class _Lookup:
         return Group(key, frozenset(self.calls[key]))
 
     def _between(self, spec: tuple[str, str]) -> list[Edge]:
+        if unknown := [line for end in spec for line in self._misfits(end)]:
+            raise _Misfit(*unknown)
         sources, sinks = self._named(spec[0]), self._named(spec[1])
         inside = {node for group in sinks for node in group.nodes}
         found = [edge for group in sources for edge in _leaving(group) if edge[1] in inside]
         if not found:
-            raise _Misfit(f"cut {spec}: nothing that learns flows straight from {spec[0]!r} to {spec[1]!r}")
+            said = f"cut {spec}: nothing that learns flows straight from {spec[0]!r} to {spec[1]!r}"
+            raise _Misfit(f"{said}; for two cuts say [{spec[0]!r}, {spec[1]!r}]")
         return found
+
+    def _misfits(self, name: str) -> tuple[str, ...]:
+        try:
+            self._named(name)
+        except _Misfit as misfit:
+            return misfit.lines
+        return ()
 
     def _balanced(self, spec: Balanced) -> tuple[list[Edge], list[str]]:
         try:
@@ -309,6 +333,13 @@ def _why_nothing(group: Group, entering: bool) -> str:
     if not any(map(carries, nodes)):
         return f"'{group.name}' makes {_kinds(nodes)}, which carry no gradient; there is nothing to decouple"
     return f"nothing that learns reads '{group.name}'"
+
+
+def _says_yes(function: Callable[[fx.Node], bool], node: fx.Node) -> bool:
+    try:
+        return bool(function(node))
+    except Exception as error:
+        raise _Misfit(f"{spelled(function)}: fails on node '{node.name}': {type(error).__name__}: {error}") from error
 
 
 def _kinds(nodes: Iterable[fx.Node]) -> str:
