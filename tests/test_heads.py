@@ -142,7 +142,12 @@ def test_an_ignored_label_shifts_nothing():
     head = make_head("linear", spec(condition=one_hot(2)))
     head.shift.table.data[:-1].normal_()
 
-    assert head(torch.zeros(2, 6), torch.tensor([-100, 0])).ne(0).any(1).tolist() == [False, True]
+    said = head(torch.zeros(2, 6), torch.tensor([-100, 0]))
+    said.sum().backward()
+
+    assert said.ne(0).any(1).tolist() == [False, True]
+    assert head.shift.table.grad.ne(0).any(1).tolist() == [True, False, False]
+    assert make_head("mlp", spec(condition=one_hot(2))).shift.table[-1].eq(0).all()
 
 
 def test_a_batch_of_one_is_normalised_by_what_came_before():

@@ -59,7 +59,10 @@ def linear() -> HeadFactory:
 
 
 def low_rank(rank: int = 64) -> HeadFactory:
-    """A hidden layer of only `rank` units: cost grows with the crossing's width, not with its square."""
+    """A hidden layer of only `rank` units: cost grows with the crossing's width, not with its square.
+
+    At width 256, rank 64 was as good as a hidden layer of 128.
+    """
     _sizes("low_rank", rank=rank)
 
     def make(spec: CrossingSpec) -> Dense:
@@ -70,7 +73,10 @@ def low_rank(rank: int = 64) -> HeadFactory:
 
 
 def mlp(hidden: int | None = None, layers: int = 1) -> HeadFactory:
-    """`layers` hidden layers of `hidden` units (None: half the crossing's width) for features or tokens."""
+    """`layers` hidden layers of `hidden` units (None: half the crossing's width) for features or tokens.
+
+    The full width costs a fifth of a backprop step more per cut on a 3-layer net, for a slightly better estimate.
+    """
     _sizes("mlp", hidden=hidden, layers=layers)
 
     def make(spec: CrossingSpec) -> Dense:
