@@ -43,7 +43,7 @@ def trust(graph: fx.Graph) -> Trust:
 
 
 def _looks_at_data(value: Any, doubtful: set[fx.Node]) -> bool:
-    if not isinstance(value, fx.Node):
+    if not isinstance(value, fx.Node) or getattr(value.target, "__name__", "") == "sizes_hold":
         return False
     is_number = "shape" not in value.meta and "flops" in value.meta
     return value in doubtful or not is_number or _tests_tensor(value)

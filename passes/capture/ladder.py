@@ -1,4 +1,4 @@
-"""The capture ladder: ways to turn a model into a graph, best first. No rung is believed unless `check` agrees."""
+"""The capture ladder: ways to turn a model into a graph, best first, each put to the test against the model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 from torch import nn
 
 from ..errors import CaptureError, nearest
+from .export import export
 from .record import record
 from .recording import Recording
+from .restless import Restless
 from .symbolic import trace
 from .untouched import untouched
 
@@ -19,8 +21,9 @@ def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return trace(model)
 
 
-RUNGS: dict[str, Rung] = {"record": record, "symbolic": _symbolic}
-LADDER = ("record",)  # what "auto" tries, in this order; a symbolic trace loses regions unseen, so it must be asked for
+RUNGS: dict[str, Rung] = {"record": record, "export": export, "symbolic": _symbolic}
+# What "auto" tries, in this order; a symbolic trace loses regions unseen, so it must be asked for.
+LADDER = ("record", "export")
 
 
 def capture(
@@ -29,7 +32,8 @@ def capture(
     """The first recording that a rung of the ladder makes of `model(*args, **kwargs)`, in the mode the model is in.
 
     Raises:
-        CaptureError: no rung can; with one line for each that was tried.
+        CaptureError: no rung can; with one line for each that was tried. A model that decides by what is not in its
+            inputs ends the climb: no graph holds for its next call.
     """
     if how != "auto" and how not in RUNGS:
         raise CaptureError([f"there is no capture {how!r}; there are auto, {', '.join(RUNGS)}{nearest(how, RUNGS)}"])
@@ -41,4 +45,6 @@ def capture(
             return RUNGS[name](model, args or (), kwargs or {})
         except CaptureError as error:
             reasons += [f"{name}: {reason}" for reason in error.reasons]
+            if isinstance(error, Restless):
+                break
     raise CaptureError(reasons)

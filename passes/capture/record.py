@@ -1,12 +1,10 @@
 """The main rung: record a model, and record it again to see whether the recording can be believed."""
 
 import inspect
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -16,9 +14,10 @@ from ..errors import CaptureError, GuardMiss
 from .compare import difference, same_values
 from .recorder import Recorder
 from .recording import Recording
+from .restless import Restless
 from .symbols import is_live, unwrap
 from .trees import HOLE, Tree, flatten
-from .untouched import Snapshot, fresh_copies, tensor_names, untouched
+from .untouched import Snapshot, fresh_copies, seed_all, tensor_names, untouched
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -77,7 +76,7 @@ class _Session:
 
     def __init__(self, model: nn.Module, args: Any, kwargs: Any, spec: pytree.TreeSpec, before: Snapshot):
         self.model, self.spec, self.before, self.names = model, spec, before, tensor_names(model)
-        self.inputs = _input_names(model, args, kwargs)
+        self.inputs = input_names(model, args, kwargs)
 
     def run_plainly(self, leaves: list[Any]) -> _Run:
         """Run the model as it is."""
@@ -129,7 +128,7 @@ class _Session:
         except GuardMiss:  # random numbers decide: with these it would be recorded anew
             replay, expected = self._replayed(recording, leaves, None), first
         if what := expected.difference(replay):
-            raise CaptureError([f"run again, the graph gives other {what} than the model"])
+            raise Restless([f"run again, the graph gives other {what} than the model"])
 
     def _replayed(self, recording: Recording, leaves: list[Any], seed: int | None) -> _Run:
         self._start(seed)
@@ -162,9 +161,7 @@ class _Session:
     def _start(self, seed: int | None) -> None:
         self.before.rewind()
         if seed is not None:
-            random.seed(seed)
-            np.random.seed(seed)  # noqa: NPY002  # models draw from the old generator
-            torch.manual_seed(seed)
+            seed_all(seed)
 
     def _gave(self, found: list[Any]) -> _Run:
         results = [v.detach() if isinstance(v, torch.Tensor) else unwrap(v) for v in found]
@@ -221,7 +218,7 @@ def _refuse_hooks_for_one_call(model: nn.Module, before: dict[str, list[int]]) -
 
 def _agree(first: Recording, other: Recording, on: str) -> None:
     if place := difference(first, other):
-        raise CaptureError(
+        raise Restless(
             [
                 f"two recordings on {on} differ at {place}: something here is no function of the inputs "
                 "(Python or numpy randomness, a counter, state kept between calls)"
@@ -233,7 +230,7 @@ def _dead(error: Exception) -> CaptureError:
     return CaptureError([f"the model runs, but not while it is recorded: {type(error).__name__}: {error}"])
 
 
-def _input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     """A name for each input leaf: the argument's name, and its number where an argument holds several leaves."""
     known = list(inspect.signature(model.forward).parameters)
     positional = [known[i] if i < len(known) else f"input_{i}" for i in range(len(args))]

@@ -9,6 +9,7 @@ from ..errors import CaptureError
 from .call import set_attribute
 from .calls import Calls
 from .holdings import Holdings
+from .restless import Restless
 from .symbols import is_symbol
 from .tape import Tape
 
@@ -39,7 +40,7 @@ class Remains:
             CaptureError: there is such a thing.
         """
         if reasons := [*self._changed_attributes(), *self._changed_containers(), *self._changed_constants()]:
-            raise CaptureError(reasons)
+            raise Restless(reasons)
 
     def _write_back(self, module: nn.Module, key: str, old: torch.Tensor) -> None:
         new = module._buffers.get(key)

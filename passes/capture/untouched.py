@@ -114,6 +114,13 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def seed_all(seed: int) -> None:
+    """Seed all random number generators that a model may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # the one that models draw from
+    torch.manual_seed(seed)
+
+
 def fresh_copies(leaves: list[Any]) -> list[Any]:
     """The leaves with a copy for each tensor: a model that writes into its inputs does not spoil the caller's."""
     made: dict[int, torch.Tensor] = {}
