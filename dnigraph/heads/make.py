@@ -61,7 +61,7 @@ def linear() -> HeadFactory:
 def low_rank(rank: int = 64) -> HeadFactory:
     """A hidden layer of only `rank` units: cost grows with the crossing's width, not with its square.
 
-    At width 256, rank 64 was as good as a hidden layer of 128.
+    At width 256, every layer cut, rank 64 was close behind a hidden layer of 128 (train loss .267 against .248).
     """
     _sizes("low_rank", rank=rank)
 
