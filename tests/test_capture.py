@@ -384,22 +384,69 @@ def keeps_a_table_by_size(model, x):
     return model.inner(x) + tables[x.shape[0]]
 
 
-@pytest.mark.parametrize("function", [grows_a_table, keeps_a_table_by_size])
-def test_a_cache_made_on_first_use_is_a_constant_for_its_sizes(function):
+def keeps_a_table_by_name(model, x):
+    tables = model.__dict__.setdefault("tables", {})
+    name = f"{x.shape[0]} rows"
+    if name not in tables:
+        tables[name] = torch.arange(x.shape[0]).float()[:, None]
+    return model.inner(x) + tables[name]
+
+
+def keeps_what_it_made_of_its_weights(model, x):
+    if model.training:
+        return model.inner(x)
+    tables = model.__dict__.setdefault("tables", {})
+    if "bias" not in tables:
+        tables["bias"] = model.outer.weight.sum(0)
+    return model.inner(x) + tables["bias"]
+
+
+def test_a_table_by_size_is_made_anew():
+    verdict = judge(Doing(keeps_a_table_by_size), X)
+
+    assert (verdict.same, verdict.more) == ("right", "miss"), verdict.why
+    assert not verdict.recording.constants
+
+
+@pytest.mark.parametrize("function", [grows_a_table, keeps_a_table_by_name])
+def test_a_cache_of_first_use_is_made_anew_in_every_replay(function):
     verdict = judge(Doing(function), X)
+
+    assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
+    assert not verdict.recording.constants
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_cache_made_from_weights_follows_the_weights(grad):
+    model = Doing(keeps_what_it_made_of_its_weights).eval()
+    with torch.set_grad_enabled(grad):
+        graph = capture(model, (X,), {}, "record").module(model)
+
+    with torch.no_grad():
+        model.outer.weight.mul_(2)
+        assert torch.equal(graph(X)[0], model(X))
+
+
+def test_a_cache_that_was_there_before_is_a_constant():
+    model = Doing(grows_a_table)
+    model(X)
+
+    verdict = judge(model, X)
 
     assert (verdict.same, verdict.more) == ("right", "miss"), verdict.why
 
 
-def test_a_cache_that_is_found_by_a_text_is_refused():
-    def keeps_a_table_by_name(model, x):
-        tables = model.__dict__.setdefault("tables", {})
-        name = f"{x.shape[0]} rows"
-        if name not in tables:
-            tables[name] = torch.arange(x.shape[0]).float()[:, None]
-        return model.inner(x) + tables[name]
+def test_what_only_the_first_call_decides_asks_for_a_call_before():
+    def starts_from_its_first_input(model, x):
+        if not hasattr(model, "offset"):
+            model.offset = x.detach().mean(0) + 0
+        return model.inner(x) + model.offset
 
-    assert judge(Doing(keeps_a_table_by_name), X).same == "refused"
+    model = Doing(starts_from_its_first_input)
+    assert "call the model once before" in judge(model, X).why
+
+    model(X)
+    assert judge(model, X).same == "right"
 
 
 # ---- modules

@@ -28,6 +28,8 @@ class Calls:
         self._counts: dict[str, int] = {}
         self._leaves: dict[int, bool] = {}
         self._kept: dict[tuple[int, str], nn.Module] = {}  # attributes that hold values of this run
+        self.sets: set[tuple[int, str]] = set()  # those that held such values at any time
+        self.allowed: set[tuple[int, str]] | None = None  # the attributes that replays may set; all
 
     def module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """What `module(...)` does while recording."""
@@ -113,8 +115,11 @@ class Calls:
         if not self.tape.listening or name in module._buffers or name in module._parameters or name in module._modules:
             return
         key = (id(module), name)
+        if self.allowed is not None and key not in self.allowed:
+            return  # a cache: made anew in every replay, and left to the model
         if self.tape.reaches(value):
             self._kept[key] = module
+            self.sets.add(key)
         elif key not in self._kept:
             return
         self._note(functools.partial(keep, module, name), f"keep_{name}", (value,))

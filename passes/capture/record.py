@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError, GuardMiss
 from .compare import difference, same_values
+from .holdings import Holdings
 from .recorder import Recorder
 from .recording import Recording
 from .restless import Restless
@@ -39,16 +40,25 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
     leaves, spec = flatten((args, kwargs))
     with untouched(model) as before:
         session, hooks = _Session(model, args, kwargs, spec, before), _hooks(model)
-        session.run_plainly(leaves)  # caches of first use are there now, and the model's own errors have come up
+        held = Holdings.of(model).tensors
+        session.run_plainly(leaves)  # the model's own errors come up here
         _refuse_hooks_for_one_call(model, hooks)
-        warm = Snapshot(model)
-        recording, first = session.recorded(leaves, seed=None)
-        session.compare_with_others(recording, leaves)
-        plain = session.run_plainly(leaves)
-        warm.restore()
-        _agree(recording, session.recorded(leaves, seed=3)[0], "the same input")
-        session.compare_replay(recording, leaves, first, plain)
-    return recording
+        session.caches = {key: t for key, t in Holdings.of(model).tensors.items() if key not in held}
+        try:
+            return session.proven(leaves, Snapshot(model), settled=True)
+        except _ReadsCache:  # it may have been made from parameters: write down how, and make it anew in every replay
+            before.restore()
+        try:
+            return session.proven(leaves, before, settled=False)
+        except CaptureError as error:
+            said = (
+                "the first call makes what later calls read, and no graph can make it anew: call the model once before"
+            )
+            raise Restless([*error.reasons, said]) from error
+
+
+class _ReadsCache(Exception):
+    """A recording reads what the first call of the model made."""
 
 
 _PLAIN_SEED = 1
@@ -77,6 +87,30 @@ class _Session:
     def __init__(self, model: nn.Module, args: Any, kwargs: Any, spec: pytree.TreeSpec, before: Snapshot):
         self.model, self.spec, self.before, self.names = model, spec, before, tensor_names(model)
         self.inputs = input_names(model, args, kwargs)
+        self.caches: dict[int, torch.Tensor] = {}  # what the first call made and the model keeps
+        self.sets: set[tuple[int, str]] | None = None  # the attributes that calls after the first set
+
+    def proven(self, leaves: list[Any], state: Snapshot, settled: bool) -> Recording:
+        """The recording from a state of the model, where all others agree with it.
+
+        Args:
+            settled: the model has run on such inputs before, so that a change in it now means a change in every call.
+        """
+        try:
+            recording, first = self.recorded(leaves, None, settled)
+        except CaptureError:
+            if settled and self.caches:
+                raise _ReadsCache from None
+            raise
+        if settled and any(id(t) in self.caches for t in recording.constants.values()):
+            raise _ReadsCache
+        state.restore()
+        self.compare_with_others(recording, leaves)
+        plain = self.run_plainly(leaves)
+        state.restore()
+        _agree(recording, self.recorded(leaves, 3, settled)[0], "the same input")
+        self.compare_replay(recording, leaves, first, plain)
+        return recording
 
     def run_plainly(self, leaves: list[Any]) -> _Run:
         """Run the model as it is."""
@@ -84,12 +118,8 @@ class _Session:
         args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), self.spec)
         return self._gave(flatten(self.model(*args, **kwargs))[0])
 
-    def recorded(self, leaves: list[Any], seed: int | None, settled: bool = True) -> tuple[Recording, _Run]:
-        """One recording. Where sizes serve as keys the first try dies; they are hashable, and guarded, in the second.
-
-        Args:
-            settled: the model has run on such inputs before, so that a change in it now means a change in every call.
-        """
+    def recorded(self, leaves: list[Any], seed: int | None, settled: bool) -> tuple[Recording, _Run]:
+        """One recording. Where sizes serve as keys the first try dies; in the second they are hashable, and guarded."""
         try:
             return self._record(leaves, seed, settled, hashable=False)
         except TypeError as error:
@@ -145,6 +175,7 @@ class _Session:
         self._start(seed)
         args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), self.spec)
         recorder = Recorder(self.model, self.names, hashable)
+        recorder.calls.allowed = None if settled else self.sets
         for name, leaf in zip(self.inputs, pytree.tree_leaves((args, kwargs)), strict=True):
             if isinstance(leaf, torch.Tensor):
                 recorder.tape.placeholder(name, leaf)
@@ -155,6 +186,8 @@ class _Session:
                 found, out_spec = flatten(out)
                 run = self._gave(found)
             recorder.finish([v for v in found if is_live(v)], settled)
+        if settled:
+            self.sets = recorder.calls.sets
         tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))
         return Recording(recorder.tape.graph, "record", tree, recorder.tape.constants), run
 
