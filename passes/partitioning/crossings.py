@@ -36,7 +36,7 @@ class Flow:
 
 def crossings(facts: Facts, found: Draft, flow: Flow) -> tuple[Crossing, ...]:
     """The values that cross, in graph order. Those that no consumer has a gradient for carry none."""
-    paths, taken = naming.paths(facts), set[str]()
+    names, taken = naming.names(facts), set[str]()
     asked = _Asked(found.units, found.cuts)
     result = []
     for value in sorted(flow.consumers):
@@ -44,7 +44,7 @@ def crossings(facts: Facts, found: Draft, flow: Flow) -> tuple[Crossing, ...]:
         users = [user for users in flow.consumers[value].values() for user in users]
         result.append(
             Crossing(
-                name=_unique(paths.get(value, fact.name), taken),
+                name=_unique(names.get(value, fact.name), taken),
                 node=fact.name,
                 producer=part_name(flow.maker[value]),
                 consumers=tuple(map(part_name, flow.consumers[value])),

@@ -1,7 +1,7 @@
 """What the partition has to know of each node: read from its meta, or guessed where no example was run."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -27,7 +27,7 @@ class Fact:
     handed: bool  # the output node reads it
     bundle: bool  # a tuple, list or dict of tensors
     bytes: int
-    holds: frozenset[int]  # the storages of its value
+    holds: frozenset[int]  # the storage of its value, if it has one
     writes: frozenset[int]  # the storages that it changes in place
     parameters: tuple[tuple[str, int, bool], ...]  # name, scalars, trained
     buffers: tuple[str, ...]  # that it may change
@@ -73,7 +73,7 @@ def read(graph: fx.Graph) -> Facts:
     at = {node: position for position, node in enumerate(nodes)}
     meta = _completed(nodes)
     bundles = _bundles(nodes, meta)
-    holds = _holds(nodes, meta, bundles)
+    holds = {node: _storages(meta[node]) for node in nodes}
     facts = (_fact(node, at, meta[node], node in bundles, holds) for node in nodes)
     return Facts(tuple(facts), at)
 
@@ -129,12 +129,5 @@ def _bundles(nodes: list[fx.Node], meta: dict[fx.Node, guess.Meta]) -> set[fx.No
     return found
 
 
-def _holds(nodes: Sequence[fx.Node], meta: dict[fx.Node, guess.Meta], bundles: set[fx.Node]) -> Holds:
-    """The storages of each value. A bundle has those of what is taken out of it."""
-    found: Holds = {}
-    for node in reversed(nodes):
-        held = {meta[node]["storage"]} if meta[node].get("storage") is not None else set()
-        if node in bundles:
-            held.update(*(found[user] for user in node.users if unpacks(user)))
-        found[node] = frozenset(held)
-    return found
+def _storages(meta: guess.Meta) -> frozenset[int]:
+    return frozenset() if meta.get("storage") is None else frozenset({meta["storage"]})

@@ -20,12 +20,13 @@ def hanging_together(units: Units, cuts: Iterable[Pair], raised: Iterable[Pair])
     cut = units.pairs(cuts)
     level = _levels(units, cut, units.pairs(raised))
     together = UnionFind(range(len(units)))
-    ties = [kind is Kind.ANCHORED for kind in units.kinds]
+    hangs_on: list[set[int]] = [{u} if kind is Kind.ANCHORED else set() for u, kind in enumerate(units.kinds)]
     for u in (u for u, kind in enumerate(units.kinds) if kind in (Kind.ANCHORED, Kind.FREE)):
-        for i in units.inputs[u]:
-            if ties[i] and level[i] == level[u] and (i, u) not in cut:
-                together.union(i, u)
-                ties[u] = True  # a size of something here ties what uses it here
+        near = {together[v] for i in units.inputs[u] if level[i] == level[u] for v in hangs_on[i]}
+        if units.kinds[u] is Kind.ANCHORED:
+            together.union(u, *near)
+        else:
+            hangs_on[u] = near  # a size of something here ties what uses it here, but a comparison ties no two towers
     anchored = sorted(units.anchored(), key=lambda u: units.members[u][0])
     number: dict[int, int] = {}
     return {u: number.setdefault(together[u], len(number)) for u in anchored}

@@ -1,48 +1,35 @@
-"""What a value is called by people: the path of the module whose output it is."""
-
-from collections.abc import Mapping
+"""What a value is called by people: the call of the module whose output it is."""
 
 from .facts import Facts
 
 
-def paths(facts: Facts) -> dict[int, str]:
-    """The module path of each node that is the output of a module, of the outermost one where there are several.
+def names(facts: Facts) -> dict[int, str]:
+    """The module call of each node that is the output of one, of the outermost call where there are several.
 
         layer2.0.conv  layer2.0.relu  layer2.1.conv  layer2.1.relu │ fc
                        "layer2.0"                    "layer2"
 
-    A module's output is the last of its nodes whose value leaves it. What is no output of a module but the call of one
-    has that one's path.
+    A call's output is the last of its nodes whose value leaves it. The node of a leaf module that is no such output has
+    the name of its own call. Further calls of a module are `layer2@2`, `layer2@3`, as in the user's cuts.
     """
     found: dict[int, str] = {}
-    runs: dict[str, _Run] = {}  # the calls of modules that we are in, seen from behind
+    named: set[str] = set()
     for position in reversed(range(len(facts))):
-        stack = _stack(facts, position)
-        if not stack:
-            continue
-        runs = {key: runs.get(key) or _Run(position) for key in stack}
-        for key, run in runs.items():
-            if not run.named and stack[key] and _leaves(facts, position, key, run.end):
-                run.named = True
-                found.setdefault(position, stack[key])
-        if facts[position].node.op == "call_module":
-            found.setdefault(position, str(facts[position].node.target))
+        calls = _calls(facts, position)
+        ended = [call for call in calls if call not in named and _leaves(facts, position, call)]
+        named.update(ended)
+        if ended:
+            found[position] = ended[0]
+        elif facts[position].node.op == "call_module":
+            found[position] = calls[-1] if calls else str(facts[position].node.target)
     return found
 
 
-class _Run:
-    """One call of a module: nodes that stand together."""
-
-    def __init__(self, end: int):
-        self.end, self.named = end, False
-
-
-def _stack(facts: Facts, position: int) -> Mapping[str, str]:
-    """The modules around a node, outermost first: key of the call -> path."""
+def _calls(facts: Facts, position: int) -> list[str]:
+    """The module calls around a node, outermost first."""
     stack = facts[position].node.meta.get("nn_module_stack") or {}
-    return {str(key): str(found[0]) for key, found in stack.items()}
+    return [key for key in stack if key]
 
 
-def _leaves(facts: Facts, position: int, key: str, end: int) -> bool:
-    users = facts[position].users
-    return facts[position].handed or any(user > end or key not in _stack(facts, user) for user in users)
+def _leaves(facts: Facts, position: int, call: str) -> bool:
+    return facts[position].handed or any(call not in _calls(facts, user) for user in facts[position].users)

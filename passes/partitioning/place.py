@@ -27,9 +27,9 @@ def place(facts: Facts, units: Units, part: Mapping[int, int], count: int) -> Pl
         part 1                      └─► where   the flag is made in part 0 and sent
 
     Each part, from the last to the first, gets what it needs by a minimum cut between what there is and what it needs:
-    a value costs its bytes to receive, twice that if it carries a gradient (which must come back), and nothing if the
-    part has it anyway. Inputs of the model are at hand everywhere and cost their bytes once per part that reads them;
-    parameters and constants cost nothing. What a part receives is made in the first part that can, its home.
+    a value costs its bytes to receive, and nothing if the part has it anyway. Inputs of the model can be had anywhere,
+    for their bytes once per part that reads them; parameters and constants cost nothing. What a part receives is made
+    in the first part that can, its home.
 
     Guarantees:
         A part receives only from parts on which it depends already, so that parallel parts stay independent: they make

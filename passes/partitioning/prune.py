@@ -63,14 +63,16 @@ def _as_prefix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
     entered = any(gradient for *_, gradient in graph.in_edges(part, data="gradient"))
     if entered and not uncut:
         return None
-    return next((q for q in behind if _side_by_side(graph, part, q)), None)
+    others = [q for q in order if graph.has_edge(part, q) and q not in behind]
+    return next((q for q in (*behind, *others) if behind and _side_by_side(graph, part, q)), None)
 
 
 def _as_suffix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
     if any(data for *_, data in graph.out_edges(part, data="data")):
         return None
     before = [q for q in order if graph.has_edge(q, part) and graph.edges[q, part]["data"]]
-    return next((q for q in reversed(before) if _side_by_side(graph, q, part)), None)
+    others = [q for q in order if graph.has_edge(q, part) and q not in before]
+    return next((q for q in (*reversed(before), *reversed(others)) if before and _side_by_side(graph, q, part)), None)
 
 
 def _side_by_side(graph: nx.DiGraph, a: int, b: int) -> bool:

@@ -62,10 +62,10 @@ class Reach:
         return self.home[u] != p and bool(self.above[p] >> self.home[u] & 1)
 
     def cost(self, u: int) -> int:
-        """Bytes to receive the values of a unit; a gradient has to come back."""
+        """Bytes to receive the values of a unit."""
         of = self.units.of
         leaving = (self.facts[x] for x in self.units.members[u] if any(of[user] != u for user in self.facts[x].users))
-        return max(1, sum(fact.bytes * (1 + fact.gradient) for fact in leaving))
+        return max(1, sum(fact.bytes for fact in leaving))
 
     def _is_end(self, u: int) -> bool:
         """A guard or another effect, or an output of the model: needed whoever uses it."""

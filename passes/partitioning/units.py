@@ -102,7 +102,4 @@ def _is_pure(facts: Facts, positions: Sequence[int], order: Sequences) -> bool:
     """
     own = frozenset().union(*(facts[p].holds for p in positions))
     read = frozenset().union(*(facts[i].holds for p in positions for i in facts[p].inputs if facts[i].kind == "input"))
-    return all(
-        p not in order.members and not facts[p].random and not facts[p].buffers and facts[p].writes <= own - read
-        for p in positions
-    )
+    return all(p not in order.members and not facts[p].random and facts[p].writes <= own - read for p in positions)
