@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .recording import Recording, lookup
+from .recording import Owner, Recording, lookup
 from .untouched import fresh_copies, untouched
 
 
@@ -28,7 +28,7 @@ def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
     """
     for node in recording.graph.nodes:
         _note_owned(node, recording, model)
-    runner = _Annotator(recording.module(model), garbage_collect_values=False)  # freed memory would be taken for a view
+    runner = _Annotator(recording, model)
     with untouched(model), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
         runner.run(*fresh_copies(inputs))
     batch = next((v.shape[0] for v in inputs if isinstance(v, torch.Tensor) and v.dim()), 1)
@@ -38,14 +38,24 @@ def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
 
 
 class _Annotator(fx.Interpreter):
+    def __init__(self, recording: Recording, model: nn.Module):
+        owner = Owner(model, recording.constants)  # `recording.module` would write code that nobody runs
+        super().__init__(owner, garbage_collect_values=False, graph=recording.graph)  # freed memory looks like a view
+        self.counted = _Flops()  # type: ignore[no-untyped-call]  # torch's
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self.random = _random_states()
+        with self.counted:  # once for all nodes: to enter it costs as much as running one
+            return super().run(*args, **kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         given = [self.env[a] for a in n.all_input_nodes]
         tensors = list(_tensors(given))
-        versions, random = [t._version for t in tensors], _random_states()
-        with _Flops() as counted:  # type: ignore[no-untyped-call]  # torch's
-            out = super().run_node(n)
-        n.meta["flops"] = counted.flops
-        n.meta["random"] = n.op not in ("placeholder", "get_attr", "output") and random != _random_states()
+        versions, random, flops = [t._version for t in tensors], self.random, self.counted.flops
+        out = super().run_node(n)
+        self.random = _random_states()
+        n.meta["flops"] = self.counted.flops - flops
+        n.meta["random"] = n.op not in ("placeholder", "get_attr", "output") and random != self.random
         written = {_storage(t) for t, v in zip(tensors, versions, strict=True) if t._version != v}
         written |= {_storage(t) for t in tensors[1:3] if _moves_statistics(n)}
         n.meta["writes"] = tuple(sorted(s for s in written if s is not None))
@@ -56,10 +66,7 @@ class _Annotator(fx.Interpreter):
 class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Counts the floating point operations of what runs inside, as torch's own counter does."""
 
-    def __enter__(self) -> "_Flops":
-        self.flops = 0
-        super().__enter__()  # type: ignore[no-untyped-call]  # torch's
-        return self
+    flops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .recording import Recording
+from .recording import Owner, Recording
 from .untouched import fresh_copies, untouched
 
 WARM_UP = 2  # runs that do not count
@@ -20,7 +20,7 @@ def node_seconds(recording: Recording, model: nn.Module, inputs: list[Any], repe
     Guarantees:
         The model is left as it was, random states included, and each run begins from the same.
     """
-    runner = _Timer(recording.module(model))
+    runner = _Timer(Owner(model, recording.constants), graph=recording.graph)
     with untouched(model) as before:
         for run in range(WARM_UP + repeats):
             if run == WARM_UP:
@@ -32,8 +32,8 @@ def node_seconds(recording: Recording, model: nn.Module, inputs: list[Any], repe
 
 
 class _Timer(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule):
-        super().__init__(module)
+    def __init__(self, module: nn.Module, graph: fx.Graph):
+        super().__init__(module, graph=graph)
         self.seconds: dict[fx.Node, list[float]] = {}
         on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
         self.wait: Callable[[], None] = torch.cuda.synchronize if on_gpu else _nothing  # what a GPU is sent runs later

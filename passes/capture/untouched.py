@@ -156,6 +156,8 @@ def _refill(container: Any, copy: Any) -> None:
 
 
 def _same_objects(one: Any, other: Any) -> bool:
+    if not one and not other:  # as most hooks of most modules are
+        return True
     return list(map(id, _parts(one))) == list(map(id, _parts(other)))
 
 
