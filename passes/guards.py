@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .capture.call import Call
 from .capture.symbols import guard
 
 
@@ -23,6 +24,9 @@ _RAGGED = {
     "nonzero", "unique", "unique_consecutive", "masked_select", "argwhere", "bincount", "repeat_interleave", "one_hot",
 }  # fmt: skip
 _READING = {"item", "tolist"}
+_SIZES = (
+    torch.Tensor.size, torch.Tensor.numel, torch.Tensor.stride, torch.Tensor.storage_offset, torch.Tensor.dim, len,
+)  # fmt: skip
 
 
 def trust(graph: fx.Graph) -> Trust:
@@ -51,15 +55,31 @@ def _looks_at_data(value: Any, doubtful: set[fx.Node]) -> bool:
 
 def _tests_tensor(node: fx.Node) -> bool:
     """A truth value taken straight from a tensor: `bool(x.any())`, `torch.equal(a, b)`."""
-    reads_size = node.target in (torch.Tensor.size, torch.Tensor.numel, torch.Tensor.stride, len)
-    return not reads_size and any("shape" in given.meta for given in node.all_input_nodes)
+    return node.target not in _SIZES and any("shape" in given.meta for given in node.all_input_nodes)
 
 
 def _reads_data(node: fx.Node) -> bool:
-    name = getattr(node.target, "__name__", str(node.target))
-    if name in _READING or name in _RAGGED or (name == "where" and len(node.args) == 1):
+    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+    if name in _READING or name in _RAGGED or (name == "where" and len(node.args) == 1) or _is_foreign(node):
         return True
-    if node.target is not operator.getitem or len(node.args) < 2:
+    if (node.target is not operator.getitem and name != "index") or len(node.args) < 2:
         return False
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    return any(isinstance(i, fx.Node) and i.meta.get("dtype") == torch.bool for i in index)
+    index = node.args[1] if isinstance(node.args[1], tuple | list) else (node.args[1],)
+    return any(isinstance(i, fx.Node) and i.meta.get("dtype") in (torch.bool, torch.uint8) for i in index)
+
+
+def _is_foreign(node: fx.Node) -> bool:
+    """A call whose insides nobody here knows: a script, a hook, an autograd function, an operator not of torch."""
+    if node.op == "call_module":
+        kinds = [kind for _, kind in (node.meta.get("nn_module_stack") or {}).values()]
+        return bool(kinds) and not kinds[-1].__module__.startswith("torch.nn")
+    target: Any = node.target.function if isinstance(node.target, Call) else node.target
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return not str(target).startswith(("aten", "prim"))
+    owner = getattr(target, "__self__", None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return True
+    home = getattr(target, "__module__", None) or "torch"
+    return node.op == "call_function" and not home.startswith(
+        ("torch", "_operator", "builtins", "math", __package__ or "")
+    )

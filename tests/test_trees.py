@@ -1,0 +1,106 @@
+"""Nested values of any class come apart and together again."""
+
+import collections
+import dataclasses
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from dnigraph.passes.capture.trees import HOLE, flatten, take_apart
+
+T = torch.arange(3.0)
+
+
+@dataclasses.dataclass
+class Record:
+    y: Any
+    count: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    y: Any
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+class Own:
+    made = 0
+
+    def __init__(self, y):
+        type(self).made += 1
+        self.y = y
+
+
+class Names(dict):
+    pass
+
+
+class Rows(list):
+    pass
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        T,
+        [T, (T, {"a": T, "b": None}), 3, "text"],
+        collections.OrderedDict(b=T, a=1),
+        Pair(T, Pair(None, T)),
+        Record(T),
+        Frozen([T]),
+        Own(T),
+        Names(b=T, a=Rows([T, 1])),
+        Own(Record(Own([T, None]))),
+        (),
+        None,
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_is_taken_apart_can_be_built_again(value):
+    tensors, tree = take_apart(value)
+    doubled = tree.build([t * 2 for t in tensors])
+
+    assert type(doubled) is type(value)
+    found, structure = flatten(doubled)
+    leaves, original = flatten(value)
+    assert structure == original
+    for one, other in zip(found, leaves, strict=True):
+        assert torch.equal(one, other * 2) if isinstance(other, torch.Tensor) else one == other
+
+
+def test_constants_stay_in_the_tree_and_tensors_leave_holes():
+    tensors, tree = take_apart({"a": T, "b": [3, None, "x"]})
+
+    assert tensors == [T]
+    assert tree.constants[0] is HOLE and tree.constants[1:] == (3, None, "x")
+
+
+def test_an_object_without_tensors_is_a_constant():
+    thing = object()
+
+    leaves, _ = flatten([thing, T])
+
+    assert leaves[0] is thing
+
+
+def test_building_an_object_does_not_run_its_constructor():
+    value = Own(T)
+    before = Own.made
+
+    tensors, tree = take_apart(value)
+    tree.build(tensors)
+
+    assert Own.made == before
+
+
+def test_functions_and_modules_are_never_taken_apart():
+    layer, function = torch.nn.Linear(2, 2), lambda: T
+
+    leaves, _ = flatten([layer, function])
+
+    assert leaves == [layer, function]
