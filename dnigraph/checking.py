@@ -17,7 +17,6 @@ from .passes.errors import DniGraphError, bullets
 from .passes.split import Value
 
 
-
 @dataclass(frozen=True)
 class Finding:
     """One thing that was compared."""
@@ -98,7 +97,9 @@ def _compare(dm: DecoupledModule, mode: str, args: Any, kwargs: Any) -> Iterator
     first = None if _same_leaves(plain, ours) else _first_difference(dm, args, kwargs)
     yield _outputs(mode, plain, ours, first)
     yield _buffers(mode, plain, ours)
-    yield Finding(mode, "random numbers", torch.equal(plain.random, ours.random), "the generator stands where it should")
+    yield Finding(
+        mode, "random numbers", torch.equal(plain.random, ours.random), "the generator stands where it should"
+    )
     yield _gradients(dm, mode, plain, ours)
     if mode == "train" and variant.plan.crossings:
         with dm.standing_in(lambda _: StandIn("zeros")):
@@ -158,7 +159,9 @@ def _same(x: Any, y: Any) -> bool:
 
 
 def _same_leaves(plain: _Trace, ours: _Trace) -> bool:
-    return plain.spec == ours.spec and len(plain.leaves) == len(ours.leaves) and all(map(_same, plain.leaves, ours.leaves))
+    return (
+        plain.spec == ours.spec and len(plain.leaves) == len(ours.leaves) and all(map(_same, plain.leaves, ours.leaves))
+    )
 
 
 def _outputs(mode: str, plain: _Trace, ours: _Trace, first: str | None) -> Finding:
@@ -193,7 +196,12 @@ def _gradients(dm: DecoupledModule, mode: str, plain: _Trace, ours: _Trace) -> F
         return Finding(mode, "oracle gradients", True, f"{exact} of {len(plain.gradients)} bitwise equal, none apart")
     worst = max(wrong, key=lambda name: wrong[name])
     part = next((p for p, m in reversed(dm.parts.items()) if worst in dict(m.named_parameters())), "an input")
-    return Finding(mode, "oracle gradients", False, f"{len(wrong)} apart, most: {worst} by {wrong[worst]:.3g}; first seen in {part}")
+    return Finding(
+        mode,
+        "oracle gradients",
+        False,
+        f"{len(wrong)} apart, most: {worst} by {wrong[worst]:.3g}; first seen in {part}",
+    )
 
 
 def _separation(dm: DecoupledModule, mode: str, zeros: _Trace, plain: _Trace) -> Finding:
@@ -201,7 +209,9 @@ def _separation(dm: DecoupledModule, mode: str, zeros: _Trace, plain: _Trace) ->
     below = _only_below(dm)
     leaks = [n for n in below if zeros.gradients.get(n) is not None and bool(zeros.gradients[n].ne(0).any())]  # type: ignore[union-attr]
     said = f"{len(below)} parameters below the cuts hear from their boundaries alone"
-    return Finding(mode, "separation", not leaks, said if not leaks else f"gradients leak past the cuts to {', '.join(leaks[:5])}")
+    return Finding(
+        mode, "separation", not leaks, said if not leaks else f"gradients leak past the cuts to {', '.join(leaks[:5])}"
+    )
 
 
 def _only_below(dm: DecoupledModule) -> list[str]:
@@ -252,7 +262,11 @@ def _distance(x: Any, y: Any) -> float:
         return _largest(x if y is None else y)
     if not isinstance(x, Tensor) or x.shape != y.shape:
         return float("inf") if x is not y and x != y else 0.0
-    return float((x.double() - y.double()).abs().nan_to_num(0).max()) if x.numel() and not x.is_complex() else float(not _same(x, y))
+    return (
+        float((x.double() - y.double()).abs().nan_to_num(0).max())
+        if x.numel() and not x.is_complex()
+        else float(not _same(x, y))
+    )
 
 
 def _largest(x: Tensor | None) -> float:
@@ -263,5 +277,3 @@ def _tolerance(x: Tensor | None) -> float:
     if x is None:
         return 0.0
     return {torch.float64: 1e-10, torch.float32: 1e-4}.get(x.dtype, 2e-2)
-
-

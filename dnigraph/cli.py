@@ -14,7 +14,13 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data", type=click.Choice(["digits", "fashion-mnist", "mnist", "cifar10"]), default="digits", show_default=True, help="Real images to learn from.")
+@click.option(
+    "--data",
+    type=click.Choice(["digits", "fashion-mnist", "mnist", "cifar10"]),
+    default="digits",
+    show_default=True,
+    help="Real images to learn from.",
+)
 @click.option("--steps", type=click.IntRange(min=1), default=None, help="Training steps for each way of learning.")
 @click.option("--batch", type=click.IntRange(min=2), default=64, show_default=True, help="Images in a step.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and batches.")

@@ -57,13 +57,22 @@ def _standing(dm: DecoupledModule, kind: str) -> dict[str, nn.Module]:
     """What stands on the crossings now, by crossing."""
     keys = {boundary: name for name, boundary in dm.boundaries.items()}
     own = {key: keys[b] for key, b in dm._held().items()}  # type: ignore[index]  # only boundaries are in it
-    return {own[key]: b for v in dm._all_variants() for key, b in v.top.get_submodule("dni")._modules.items() if b and key in own}
+    return {
+        own[key]: b
+        for v in dm._all_variants()
+        for key, b in v.top.get_submodule("dni")._modules.items()
+        if b and key in own
+    }
 
 
 def _keeping(handed: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def keep(gradient: Tensor | None) -> None:
+        if gradient is not None:  # a silent boundary hands nothing down
+            handed[name] = gradient.detach()
+
     def hook(module: nn.Module, args: Any) -> None:
         if args[0].requires_grad:
-            args[0].register_hook(lambda gradient: handed.__setitem__(name, gradient.detach()))
+            args[0].register_hook(keep)
 
     return hook
 
