@@ -2,7 +2,7 @@
 
 import collections
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 _DEPTH = 6  # how far plain objects are followed; submodules do not count
+_ATOMS = {bool, int, float, str, bytes, type(None)}
 _CONTAINERS = (list, dict, set, collections.deque)
 _CLOSED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, torch.jit.ScriptFunction, str, bytes)
-Slot = tuple[Any, Any]  # an object and the attribute, or a container and the key
 
 
 @dataclass
@@ -37,15 +37,24 @@ class Holdings:
             self.tensors[id(value)] = value
         elif isinstance(value, np.ndarray):
             self.arrays[id(value)] = value
-        elif depth and isinstance(value, (*_CONTAINERS, tuple)) and id(value) not in self.containers:
-            if not isinstance(value, tuple):
-                self.containers[id(value)] = value
-            for item in _items(value):
-                self._visit(item, depth - 1)
+        elif depth and isinstance(value, (*_CONTAINERS, tuple)):
+            self._open_container(value, depth)
         elif depth and hasattr(value, "__dict__") and not isinstance(value, _CLOSED) and id(value) not in self.objects:
             self.objects[id(value)] = value
-            for item in _held(value):
-                self._visit(item, _DEPTH if isinstance(value, nn.Module) else depth - 1)
+            self._visit_all(_held(value), _DEPTH if isinstance(value, nn.Module) else depth - 1)
+
+    def _open_container(self, value: Any, depth: int) -> None:
+        if id(value) in self.containers:
+            return
+        if not isinstance(value, tuple):
+            self.containers[id(value)] = value
+        if value:
+            self._visit_all(_items(value), depth - 1)
+
+    def _visit_all(self, values: Iterable[Any], depth: int) -> None:
+        for value in values:
+            if type(value) not in _ATOMS:  # nearly all that hangs on a module
+                self._visit(value, depth)
 
 
 def _items(value: Any) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """What a run leaves behind in the model: buffers that it replaced, and state that no graph can keep."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ class Remains:
         self.buffers = [(m, key, b) for m in _plain_modules(model) for key, b in m._buffers.items() if b is not None]
         held = Holdings.of(model)
         self.objects = [(o, dict(vars(o))) for o in held.objects.values()]
-        self.containers = [(c, c.copy()) for c in held.containers.values()]
+        self.containers = [(c, c.copy() if c else ()) for c in held.containers.values()]
         self.constants = [(t, t._version) for t in held.tensors.values() if id(t) not in tape.names]
 
     def write_back(self) -> None:
@@ -68,17 +69,11 @@ class Remains:
     def _changed_containers(self) -> list[str]:
         found = []
         for container, before in self.containers:
+            said = f"a {type(container).__name__} of {len(before)} things in the model"
             if len(container) != len(before):
-                said = f"a {type(container).__name__} of {len(before)} things in the model"
                 found.append(f"{said} has {len(container)} after a call: state kept between calls")
-            elif isinstance(container, dict | list):
-                keys = before if isinstance(before, dict) else range(len(before))
-                if any(k not in container if isinstance(container, dict) else False for k in keys):
-                    continue
-                if any(self._is_state(before[k], container[k]) for k in keys):
-                    found.append(
-                        f"a {type(container).__name__} in the model changes with every call: state kept between calls"
-                    )
+            elif any(self._is_state(old, new) for old, new in _pairs(before, container)):
+                found.append(f"{said} changes with every call: state kept between calls")
         return found
 
     def _changed_constants(self) -> list[str]:
@@ -90,6 +85,12 @@ class Remains:
 
     def _said(self, holder: Any) -> str:
         return self.names.get(id(holder)) or f"a {type(holder).__name__}"
+
+
+def _pairs(before: Any, container: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(before, dict):
+        return ((old, container[key]) for key, old in before.items() if key in container)
+    return iter(()) if isinstance(container, set) else zip(before, container, strict=True)
 
 
 def _plain_modules(model: nn.Module) -> list[nn.Module]:

@@ -21,7 +21,7 @@ class Snapshot:
         self.arrays = [(a, a.copy()) for a in held.arrays.values()]
         self.buffers = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
         self.attributes = [(o, dict(vars(o))) for o in held.objects.values()]
-        self.contents = [(c, c.copy()) for c in held.containers.values()]
+        self.contents = [(c, c.copy() if c else ()) for c in held.containers.values()]  # most are empty tables of hooks
         self.random = random_state()
 
     def rewind(self) -> None:
@@ -149,7 +149,7 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
 
 
 def _refill(container: Any, copy: Any) -> None:
-    if _same_objects(container, copy):
+    if (not copy and not container) or _same_objects(container, copy):
         return
     container.clear()
     container.update(copy) if isinstance(container, dict | set) else container.extend(copy)
