@@ -185,7 +185,7 @@ class _Session:
             with recorder.tape.aside():
                 found, out_spec = flatten(out)
                 run = self._gave(found)
-            recorder.finish([v for v in found if is_live(v)], settled)
+        recorder.finish([v for v in found if is_live(v)], settled)
         if settled:
             self.sets = recorder.calls.sets
         tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))

@@ -69,11 +69,14 @@ class Remains:
     def _changed_containers(self) -> list[str]:
         found = []
         for container, before in self.containers:
-            said = f"a {type(container).__name__} of {len(before)} things in the model"
             if len(container) != len(before):
-                found.append(f"{said} has {len(container)} after a call: state kept between calls")
+                changed = f"has {len(container)} after a call"
             elif any(self._is_state(old, new) for old, new in _pairs(before, container)):
-                found.append(f"{said} changes with every call: state kept between calls")
+                changed = "changes with every call"
+            else:
+                continue
+            said = f"a {type(container).__name__} of {len(before)} things in the model"
+            found.append(f"{said} {changed}: state kept between calls")
         return found
 
     def _changed_constants(self) -> list[str]:
