@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("step_time", "memory")
+NAMES = ("step_time", "memory", "compile_time")
 
 for name in sys.argv[1:] or NAMES:
     importlib.import_module(f"benchmarks.{name}").main()

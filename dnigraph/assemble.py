@@ -60,10 +60,10 @@ class Assembly:
     def module(self, graph: fx.Graph, name: str) -> fx.GraphModule:
         """The graph as a module whose submodules are the model's own and whose tensors are views of the model's."""
         made = fx.GraphModule(nn.Module(), fx.Graph(), class_name=name)
+        made.graph = graph  # first: it would have the code of a user's own graph modules written again
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 self._attach(made, str(node.target), node.op == "call_module")
-        made.graph = graph
         made.training = self.model.training
         return made
 

@@ -17,7 +17,6 @@ from .passes.plan import Plan
 from .passes.split import Split, insert_boundaries, split
 
 
-
 @dataclass
 class Cutting:
     """A recording with its plan and the graphs of its parts: everything but the boundaries."""
@@ -96,8 +95,8 @@ def assemble(cutting: Cutting, model: nn.Module, boundaries: nn.ModuleDict) -> V
     holder = nn.Module()
     called = [str(n.target).removeprefix("dni.") for n in graph.nodes if str(n.target).startswith("dni.")]
     holder._modules = {key: boundaries[key] if key in boundaries else Through() for key in called}
+    top.graph = graph  # first: it would have the code of all modules below written again
     top._modules |= {**parts, "dni": holder}
-    top.graph = graph
     return Variant(cutting, assembly, parts, top)
 
 

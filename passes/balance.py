@@ -80,8 +80,8 @@ def choose(graph: fx.Graph, asked: Balanced) -> tuple[list[Edge], list[str]]:
     for usable in _sets(line, places, asked.parts):
         chosen = [usable[i] for i in line.chain(usable).divide(asked.parts)]
         edges = line.cut(chosen)
-        plain = all(place.values == 1 for place in chosen)
-        tried.append((chosen, edges, asked.parts if plain else len(partition(graph, edges).parts)))
+        count = asked.parts if line.holds_together(chosen) else len(partition(graph, edges).parts)
+        tried.append((chosen, edges, count))
         if tried[-1][-1] == asked.parts:
             break
     chosen, edges, count = min(tried, key=lambda found: found[-1] != asked.parts)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from networkx.utils import UnionFind
 from torch import fx
 
 from ..partitioning.facts import read
@@ -41,6 +42,7 @@ class Line:
         self.at = {x: i for i, x in enumerate(self.nodes)}
         self.inputs = [[self.at[x] for x in self.facts[p].inputs if x in self.at] for p in self.nodes]
         self.fed = self._fed()
+        self.begins = self._begins()
         self.spent = [0, *accumulate(costs(self.facts, cost))]
         learns = (self.facts[x].trained or any(map(self._fixed.get, self.facts[x].inputs)) for x in self.nodes)
         self.learned = [0, *accumulate(map(int, learns))]
@@ -64,21 +66,30 @@ class Line:
 
     def cut(self, places: Sequence[Place]) -> list[Edge]:
         """The edges to cut for parts that change at these places, in graph order."""
-        part = self._parts({place.before for place in places})
+        part = self._parts(places)
         cut = [(i, j) for j, inputs in enumerate(self.inputs) for i in inputs if part[i] != part[j]]
         return [(self._node(i), self._node(j)) for i, j in sorted(cut)]
+
+    def holds_together(self, places: Sequence[Place]) -> bool:
+        """Whether the parts are surely these: each hangs together by its own values, and lies behind the one before."""
+        part, whole = self._parts(places), UnionFind(range(len(self.nodes)))
+        for j, inputs in enumerate(self.inputs):
+            whole.union(j, *(i for i in (*inputs, self.fed[j]) if i >= 0 and part[i] == part[j]))
+        late = any(part[i] for i in self.begins)  # no cut lies before that: it will be a part of the first level
+        return not late and len({whole[i] for i in range(len(self.nodes))}) == len(places) + 1
 
     def shares(self, places: Sequence[Place]) -> list[float]:
         """What each stretch between these places costs, of the whole."""
         ends = [0, *(self.spent[self.nodes[place.before]] for place in places), self.spent[-1]]
         return [(b - a) / (self.spent[-1] or 1) for a, b in pairwise(ends)]
 
-    def _parts(self, starts: set[int]) -> list[int]:
+    def _parts(self, places: Sequence[Place]) -> list[int]:
         """The part of each node, so that its number is the number of cuts on a path to it.
 
         What reads nothing of its own part nor of the one before goes to where its inputs are: it stands on a skip over
         several cuts, and is on the level below.
         """
+        starts = {place.before for place in places}
         part: list[int] = []
         now = 0
         for i, inputs in enumerate(self.inputs):
@@ -100,7 +111,7 @@ class Line:
             _span(values, i, last, 1)
             _span(sizes, i, last, self.facts[x].bytes)
             _span(marks, i, last, hash((i, last)))  # their sums tell sets of values apart
-        for i in self._beginnings():
+        for i in self.begins:
             _span(values, 0, i, 1)
         for tie in ties(self.facts, memory(self.facts)):
             held = [self.at[x] for x in tie if x in self.at]
@@ -114,7 +125,7 @@ class Line:
                 found[mark] = Place(i, crossing, size, _shared(stacks[i - 1], stacks[i]))
         return found.values()
 
-    def _beginnings(self) -> list[int]:
+    def _begins(self) -> list[int]:
         """Where something begins that comes from the model's inputs alone, after the first."""
         roots = (i for i, inputs in enumerate(self.inputs) if not inputs and self.fed[i] < 0)
         return [i for i in roots if not set(self.facts[self.nodes[i]].inputs) <= self._fixed.keys()][1:]
