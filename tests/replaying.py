@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from dnigraph.passes.capture.inputs import one_more_row
 from dnigraph.passes.capture.ladder import capture
-from dnigraph.passes.capture.record import one_more_row
 from dnigraph.passes.capture.trees import flatten
 from dnigraph.passes.capture.untouched import fresh_copies
 from dnigraph.passes.errors import CaptureError, GuardMiss

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from .call import Call, Mode
-from .record import input_names, one_more_row
+from .inputs import input_names, one_more_row
 from .recording import Recording
 from .symbols import guard
 from .trees import HOLE, Tree, flatten

@@ -1,7 +1,5 @@
 """The main rung: record a model, and record it again to see whether the recording can be believed."""
 
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError, GuardMiss
 from .compare import difference, same_values
 from .holdings import Holdings
+from .inputs import input_names, one_more_row, varied
 from .recorder import Recorder
 from .recording import Recording
 from .restless import Restless
@@ -138,7 +137,7 @@ class _Session:
 
     def compare_with_others(self, first: Recording, leaves: list[Any]) -> None:
         """Record on one more row; where the model does not take that, on other values of the same sizes."""
-        for other, said in ((one_more_row(leaves), "one more row"), (_varied(leaves), "other values")):
+        for other, said in ((one_more_row(leaves), "one more row"), (varied(leaves), "other values")):
             try:
                 run = self.recorded(other, seed=2, settled=False) if other is not None else None
             except Exception:
@@ -201,43 +200,6 @@ class _Session:
         return _Run(results, [b.clone() for b in self.model.buffers()], torch.get_rng_state())
 
 
-def one_more_row(leaves: list[Any]) -> list[Any] | None:
-    """The same inputs rolled by a row and with one row more; `None` where no batch dimension is in sight."""
-    sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
-    if not sizes or sizes[0] == 0:
-        return None
-
-    def grown(leaf: torch.Tensor) -> torch.Tensor:
-        if not leaf.dim() or leaf.shape[0] != sizes[0]:
-            return leaf
-        return torch.cat([leaf.roll(1, 0), leaf[:1]])
-
-    return _mapped(leaves, grown)
-
-
-def _varied(leaves: list[Any]) -> list[Any]:
-    """Other values of the same sizes, in the same range: rows rolled, and numbers a little nearer to zero."""
-    return _mapped(leaves, lambda leaf: leaf.roll(1, 0) if leaf.dim() else leaf)
-
-
-def _mapped(leaves: list[Any], change: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
-    made: dict[int, Any] = {}  # one tensor given twice stays one
-    for leaf in leaves:
-        if id(leaf) not in made:
-            made[id(leaf)] = _changed(leaf, change) if isinstance(leaf, torch.Tensor) else leaf
-    return [made[id(leaf)] for leaf in leaves]
-
-
-def _changed(leaf: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    if leaf.layout != torch.strided:
-        return leaf
-    with torch.no_grad():
-        made = change(leaf)
-        if made.is_floating_point() and not bool(((made == 0) | (made == 1)).all()):  # not a mask
-            made = made * 0.875
-    return made.detach().requires_grad_(leaf.requires_grad)
-
-
 def _hooks(model: nn.Module) -> dict[str, list[int]]:
     return {path: [*m._forward_pre_hooks, *m._forward_hooks] for path, m in model.named_modules()}
 
@@ -261,14 +223,3 @@ def _agree(first: Recording, other: Recording, on: str) -> None:
 
 def _dead(error: Exception) -> CaptureError:
     return CaptureError([f"the model runs, but not while it is recorded: {type(error).__name__}: {error}"])
-
-
-def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """A name for each input leaf: the argument's name, and its number where an argument holds several leaves."""
-    known = list(inspect.signature(model.forward).parameters)
-    positional = [known[i] if i < len(known) else f"input_{i}" for i in range(len(args))]
-    names = []
-    for name, value in [*zip(positional, args, strict=True), *kwargs.items()]:
-        count = len(pytree.tree_leaves(value))
-        names += [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
-    return names

@@ -1,21 +1,20 @@
 """The graph of a run while it is being written: which node made which object, and how a call is spelled."""
 
 import contextlib
-import functools
 import operator
 import os
 import sys
 import threading
-import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 
 from ..errors import CaptureError
 from .call import Call, Mode, leaf_of
+from .reach import reachable
 from .symbols import Int, guard, is_live, is_symbol, rebuild
 from .trees import flatten, opens, take_apart
 
@@ -32,7 +31,6 @@ OPERATORS = {
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _PACKAGES = _TORCH.removesuffix("torch" + os.sep)
 _HERE = os.path.dirname(__file__) + os.sep
-_DEPTH = 5  # how far a function or an object is searched for values of this run
 
 
 class Tape:
@@ -188,15 +186,9 @@ class Tape:
         found, tree = take_apart(value, is_live)
         return self.call(Call(tree.build), (list(map(self.arguments, found)),))
 
-    def reaches(self, value: Any, depth: int = _DEPTH) -> bool:
+    def reaches(self, value: Any) -> bool:
         """Whether a value holds tensors or symbols that were computed in this run, in its fields or in its closure."""
-        if is_symbol(value):
-            return value.writer is self
-        if isinstance(value, torch.Tensor):
-            return self.is_live(value)
-        if not depth or isinstance(value, (*PLAIN, nn.Module, type, types.ModuleType)):
-            return False  # what a module holds is written when it is set
-        return any(self.reaches(item, depth - 1) for item in _held(value))
+        return any(v.writer is self if is_symbol(v) else self.is_live(v) for v in reachable(value))
 
     # ---- writing nodes
 
@@ -247,31 +239,6 @@ class Tape:
 
 def _may_hold(item: Any) -> bool:
     return not isinstance(item, PLAIN)
-
-
-def _held(value: Any) -> Iterator[Any]:
-    """What a container, a function or an object of any class holds."""
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from value
-    elif isinstance(value, functools.partial):
-        yield from (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, types.MethodType):
-        yield from (value.__self__, value.__func__)
-    elif isinstance(value, types.FunctionType):
-        yield from (cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
-        yield from value.__defaults__ or ()
-    elif hasattr(value, "__dict__"):
-        yield from list(vars(value).values())
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
 
 
 def _plain(value: Any) -> bool:
