@@ -351,3 +351,25 @@ def test_a_forward_pass_without_a_label_goes_through_and_its_backward_pass_says_
     assert passed.equal(value)
     with pytest.raises(ConditionError, match="'layer2' looks at the label"):
         passed.sum().backward()
+
+
+@pytest.mark.parametrize("size", [(5, 5), (8, 8), (16, 17), (8, 8, 8)])
+def test_a_coarse_convolution_gives_the_shape_of_its_map(size):
+    spec = CrossingSpec("maps", (4, 3, *size), torch.float32, torch.device("cpu"))
+    value = torch.randn(4, 3, *size)
+
+    for coarse in (None, 1, 2, 3):
+        head = make_head(conv(coarse=coarse), spec)
+        assert head(value, None).shape == value.shape
+    assert make_head("conv", spec).name.endswith("/ 4" if min(size) >= 16 else "/ 2" if min(size) >= 8 else "x 3")
+
+
+def test_a_coarse_head_predicts_one_value_for_all_positions_of_a_cell():
+    spec = CrossingSpec("maps", (4, 3, 8, 8), torch.float32, torch.device("cpu"))
+    head = make_head(conv(coarse=4), spec)
+    for parameter in head.output.parameters():
+        torch.nn.init.normal_(parameter)
+
+    cells = head(torch.randn(4, 3, 8, 8), None).unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)
+
+    assert torch.equal(cells, cells[..., :1].expand_as(cells)) and cells.std(0).ne(0).any()
