@@ -54,21 +54,22 @@ def nodes_of(found):
 def run_parts(parts, found, model, inputs):
     """The model's outputs, from parts that run in order and see nothing but copies of what they are given."""
     values = dict(zip(parts.inputs, inputs, strict=True))
+    learning = {crossing.node for crossing in parts.crossings if crossing.gradient}
     cut = split(found.graph, parts)
     for wire in cut.wiring:
-        out = found.module(cut.graphs[wire.part], model)(*(sent(values[name]) for name in wire.inputs))
+        out = found.module(cut.graphs[wire.part], model)(
+            *(sent(values[name], name in learning) for name in wire.inputs)
+        )
         values |= zip(wire.outputs, (out,) if len(wire.outputs) == 1 else out, strict=True)
     return [values[v.name] if isinstance(v, Value) else v for v in cut.outputs]
 
 
-def sent(value):
+def sent(value, learning):
     """A copy, as another process would get it."""
     if not torch.is_tensor(value):
         return value
     copied = value.detach().clone()
-    return (
-        copied.requires_grad_().clone() if copied.is_floating_point() else copied
-    )  # no leaf: it may be changed in place
+    return copied.requires_grad_().clone() if learning else copied  # no leaf: it may be changed in place
 
 
 def state(model):

@@ -155,6 +155,20 @@ def test_a_cut_before_a_detach_is_one_that_the_user_asked_for():
     assert [(c.gradient, c.asked) for c in parts.crossings] == [(False, True)]
 
 
+def test_a_branch_that_nobody_asked_to_cut_goes_with_the_part_that_it_leads_to():
+    def forward(m, x, words):
+        h = m.a(x)
+        return m.c(m.b(h) + m.side(h) + m.embed(words))  # like the downsampling beside a block
+
+    model = model_of(forward, **{name: linear() for name in ("a", "b", "side", "embed", "c")})
+
+    found, parts = parted(model, ["a", "b"], X, X)
+
+    assert nodes_of(parts) == [{"a"}, {"b"}, {"side", "embed", "add", "add_1", "c"}]
+    assert all(crossing.asked for crossing in parts.crossings)
+    assert_parts_equal_the_whole(found, parts)
+
+
 def test_a_siamese_net_counts_its_tied_weights_once_per_part():
     def forward(m, x, y):
         return m.c(m.b(m.a(x)) - m.b(m.a(y)))
@@ -362,7 +376,7 @@ def test_a_buffer_written_through_a_view_stays_with_the_view():
     def forward(m, x):
         seen = m.seen.view(1)
         h = m.b(m.a(x) * seen)
-        seen.add_(1)
+        seen.add_(h.detach().sum())
         return m.c(h * m.seen)
 
     model = model_of(forward, a=linear(), b=linear(), c=linear())

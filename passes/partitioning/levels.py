@@ -1,7 +1,7 @@
 """How many cuts lie before each unit, and which units hang together."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from networkx.utils import UnionFind
 
@@ -41,25 +41,4 @@ def _levels(units: Units, cut: set[Pair], raised: set[Pair]) -> list[int]:
     for u in range(len(units)):
         before = [level[i] + ((i, u) in cut) for i in units.inputs[u]]
         level[u] = max([0, *before, *(level[i] for i in earlier[u])])
-    _lift(units, cut, raised, level)
     return level
-
-
-def _lift(units: Units, cut: set[Pair], raised: set[Pair], level: list[int]) -> None:
-    """Raise what is made of weights alone to its first user: a weight under spectral norm would else be sent to it."""
-    later = defaultdict(list)
-    for a, b in raised:
-        later[a].append(b)
-    for u in reversed(_rootless(units)):
-        if units.users[u]:
-            latest = min([*(level[v] - ((u, v) in cut) for v in units.users[u]), *(level[v] for v in later[u])])
-            level[u] = max(level[u], latest)
-
-
-def _rootless(units: Units) -> Sequence[int]:
-    """Anchored units that nothing reaches but parameters and constants."""
-    found: set[int] = set()
-    for u in units.anchored():
-        if all(units.kinds[i] is Kind.FIXED or i in found for i in units.inputs[u]):
-            found.add(u)
-    return sorted(found)

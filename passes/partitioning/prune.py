@@ -1,4 +1,4 @@
-"""Parts that have nothing to learn, at the ends of a model or beside it, join a neighbour."""
+"""Parts that nobody asked for, or that have nothing to learn, join a neighbour."""
 
 from collections.abc import Iterable
 
@@ -15,46 +15,62 @@ NOTHING_AFTER = "nothing after it has a parameter to train"
 
 
 def prune(facts: Facts, found: Draft) -> None:
-    """Merge the parts that have no trained parameter and need not be, and drop the cuts that separate nothing.
+    """Merge the parts that need not be, and drop the cuts that separate nothing.
 
-        flatten ─┼─► fc1 ─┼─► fc2 ─┼─► softmax        before
-        flatten ───► fc1 ─┼─► fc2 ───► softmax        after
+        asked    image ─► conv ─┼─► conv ─► add ─► fc        words come in on a lower level than add, but nobody
+                          words ─► embed ────┘               asked to cut there: embed joins add
+        asked    flatten ─┼─► fc1 ─┼─► fc2 ─┼─► softmax      flatten and softmax have nothing to learn
+        made     flatten ───► fc1 ─┼─► fc2 ───► softmax
 
-    A part without trained parameters
-        that no cut separates from the only part behind it joins that part;
-        that no gradient enters (a prefix) joins the first part behind it;
-        that no part follows (a suffix) joins the last part before it.
+    A part joins another where that makes no cycle, if
+        a gradient flows straight from the one to the other and no cut lies between;
+        it has no trained parameter, and no cut separates it from the only part behind it;
+        it has none, and no gradient enters it (a prefix): it joins the first part behind it;
+        it has none, and no part follows (a suffix): it joins the last part before it.
     The cuts between the two are dropped, and no others: a prefix of two towers joins one and leaves the other alone.
 
     Guarantees:
         The graph of the parts still has no cycle.
         Where no cut separates two parts any more, all is one part.
     """
+    asked = found.cuts
     dropped: dict[Pair, str] = {}
-    while (join := _next(found)) is not None:
+    while _separating(found) and (join := _next(found)) is not None:
         part, into, reason = join
         dropped |= dict.fromkeys(_between(found.graph, part, into), reason)
         found.merge(part, into)
-    asked, found.cuts = found.cuts, frozenset().union(*(cuts for *_, cuts in found.graph.edges(data="cuts")))
+    found.cuts = _separating(found)
     if not found.cuts:
         for other in found.order()[1:]:
             found.merge(other, into=found.order()[0])
     found.notes += _notes(facts, found, asked - found.cuts, dropped)
 
 
+def _separating(found: Draft) -> frozenset[Pair]:
+    return frozenset().union(*(cuts for *_, cuts in found.graph.edges(data="cuts")))
+
+
 def _next(found: Draft) -> tuple[int, int, str] | None:
     """A part that has to go, the part that it joins, and why."""
     graph, order = found.graph, found.order()
-    idle = [part for part in order if not graph.nodes[part]["trained"]] if len(order) > 1 else []
-    for part in idle:
+    for part in order:
+        if (into := _unasked(graph, order, part)) is not None:
+            return part, into, ""
+    for at, part in enumerate(order):
+        if graph.nodes[part]["trained"]:
+            continue
         if (into := _as_prefix(graph, order, part)) is not None:
             return part, into, NOTHING_BEFORE
         if (into := _as_suffix(graph, order, part)) is not None:
             return part, into, NOTHING_AFTER
         if not any(data for *_, data in _edges(graph, part)):
-            at = order.index(part)
             return part, order[at - 1 if at else 1], NOTHING_AFTER  # neighbours in the running order can be joined
     return None
+
+
+def _unasked(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
+    uncut = {q for _, q, edge in graph.out_edges(part, data=True) if edge["gradient"] and not edge["cuts"]}
+    return next((q for q in order if q in uncut and _side_by_side(graph, part, q)), None)
 
 
 def _as_prefix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
