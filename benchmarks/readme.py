@@ -34,7 +34,8 @@ def _steps(rows: list[dict[str, Any]]) -> str:
 
 def _memory(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {r['arm']} | {r['MiB']:.1f} MiB | {r['MiB ratio']:.2f} | {r['ratio']:.2f} |" for r in rows]
-    head = "| 16-layer conv net, batch 64 | activations held, peak | x backprop | time x backprop |\n|---|---|---|---|\n"
+    head = "| 16-layer conv net, batch 64 | activations held, peak | x backprop | time x backprop |\n"
+    head += "|---|---|---|---|\n"
     return head + "\n".join(lines) + "\n"
 
 

@@ -124,7 +124,9 @@ class _Choices:
                 strange = [k for k in choice if not any(fnmatchcase(name, k) for name in names)]
                 if strange:
                     said = ", ".join(f"{key!r}{nearest(key, names)}" for key in strange)
-                    raise DniGraphError(f"{what}=: no crossing is called {said}; there are {', '.join(names) or 'none'}")
+                    raise DniGraphError(
+                        f"{what}=: no crossing is called {said}; there are {', '.join(names) or 'none'}"
+                    )
 
 
 def _batch_first(shape: tuple[int, ...], at: int | None) -> tuple[int, ...]:
@@ -157,8 +159,8 @@ def _refuse(model: Any) -> None:
 def _without_example(dm: DecoupledModule, capture: str) -> None:
     run_capture(dm.original, None, None, capture)  # says now whether it can be traced at all
     warnings.warn(
-        "without an example the heads' sizes are not known: they are made at the first call in train mode. Call the model "
-        "once before you make the optimiser",
+        "without an example the heads' sizes are not known: they are made at the first call in train mode. Call the "
+        "model once before you make the optimiser",
         stacklevel=3,
     )
 
@@ -167,9 +169,9 @@ def _warn_unconditioned(dm: DecoupledModule) -> None:
     blind = [name for name, b in dm.boundaries.items() if b.kind == "dni" and b.spec.condition is None]
     if blind:
         warnings.warn(
-            f"heads on {', '.join(blind[:3])}{', ...' if len(blind) > 3 else ''} cannot see the label; without it a head's best "
-            "estimate is only the miscalibration of the parts above. Pass condition=dg.one_hot(classes), and train inside "
-            "`with dm.conditioned(label):` or with dg.Local",
+            f"heads on {', '.join(blind[:3])}{', ...' if len(blind) > 3 else ''} cannot see the label; without it a "
+            "head's best estimate is only the miscalibration of the parts above. Pass condition=dg.one_hot(classes), "
+            "and train inside `with dm.conditioned(label):` or with dg.Local",
             UnconditionedWarning,
             stacklevel=3,
         )

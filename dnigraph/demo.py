@@ -84,7 +84,7 @@ def arms(steps: int) -> list[Arm]:
         Arm("cDNI: heads see the label", "dni", labelled=True),
         Arm("DNI: heads do not", "dni"),
         Arm("last part alone", silent(), control=True),
-        Arm(f"{warm} true steps, freeze", silent(warm_up=warm), control=True),
+        Arm(f"{warm} steps, freeze", silent(warm_up=warm), control=True),
         Arm("true every 8th step", silent(refresh=8), control=True),
     ]
 
@@ -209,7 +209,7 @@ def _evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 def _table(outcomes: list[Outcome]) -> Table:
     table = Table(title="learned from the same batches, from the same weights")
-    for head in ("", "test", "train loss", "ms/step", "x backprop", "activations", "cos at the cuts", "cos of weights"):
+    for head in ("", "test", "loss", "ms", "x bp", "held", "cos at cuts", "cos weights"):
         table.add_column(head, justify="right" if head else "left", no_wrap=True)
     base = outcomes[0]
     for o in outcomes:
@@ -229,9 +229,9 @@ def _table(outcomes: list[Outcome]) -> Table:
 
 def _explain(console: Console, outcomes: list[Outcome]) -> None:
     console.print(
-        "test: accuracy. activations: the most bytes that autograd held in a step.\n"
-        "cos at the cuts: between the gradient that a boundary hands down and the true one, on the last batch.\n"
-        "cos of weights: the same for the weights of part_0, which is what learning follows.\n"
+        "test: accuracy on the test images. loss: on training images. ms: a step; x bp: the same beside backprop's.\n"
+        "held: the most that autograd held in a step. cos at cuts: between the gradient that a boundary hands down\n"
+        "and the true one, on the last batch. cos weights: the same for part_0's weights, which learning follows.\n"
         "A way of learning is worth its name only where it beats the controls; more cuts cost more.\n"
         "In one process nothing runs at the same time: the gain is memory, the price is the heads' time.",
         markup=False,

@@ -212,9 +212,7 @@ class DecoupledModule(fx.GraphModule):
     def _record(self, found: list[Variant], args: Any, kwargs: Any, inputs: list[Any]) -> Variant:
         if len(found) >= PATHS:
             raise CaptureError(
-                [
-                    f"more than {PATHS} ways through the model for one kind of call: its structure is new in each step"
-                ]
+                [f"more than {PATHS} ways through the model for one kind of call: its structure is new in each step"]
             )
         args, kwargs = self._canonical(args, kwargs)
         recording = capture(self.original, args, kwargs, self._settings[1])

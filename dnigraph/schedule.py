@@ -57,6 +57,7 @@ class Step:
                 self.waiting.append(run)
             else:
                 self._learn(run, {name: visit.now for name, visit in run.visits.items()})
+            del run  # or it would live through the next part's forward pass
         for i, output in enumerate(self.variant.cutting.split.outputs):
             if not isinstance(output, Value):
                 self.outputs[i] = output
@@ -131,7 +132,9 @@ class Step:
             if settled:
                 self.updates.boundary_done(self.crossings[name].name)
             else:
-                self.settling[name] = visit
+                # The producer has learned: nothing may keep its graph alive, not even where it was handed nothing.
+                roots = (visit.roots[0].detach(), *visit.roots[1:])
+                self.settling[name] = Visit(roots, visit.now, visit.settle)
         for name, entered in run.entered.items():
             self._send(name, run.part.name, entered.grad)
 

@@ -264,7 +264,7 @@ def test_a_model_in_eval_mode_comes_back_in_eval_mode():
 
 def test_without_an_example_the_symbolic_trace_serves():
     model, x = Chain(), torch.randn(4, 6)
-    with pytest.warns(UserWarning, match="Call the model once"):
+    with pytest.warns(UserWarning, match="model once before"):
         dm = dg.decouple(model, "bn", capture="symbolic", condition=CONDITION)
 
     with dm.conditioned(labels(4)):

@@ -54,6 +54,24 @@ def test_activations_of_a_part_are_freed_before_the_next_one_runs():
     assert ours.peak < 0.6 * plain.peak
 
 
+def test_a_part_that_is_handed_nothing_is_freed_too():
+    model, x, y = (
+        nn.Sequential(*[nn.Linear(32, 32) for _ in range(8)], nn.Linear(32, CLASSES)),
+        torch.randn(64, 32),
+        labels(64),
+    )
+    dm = dg.decouple(model, "6", (x,), boundary=dg.silent(), condition=None)
+    run = dg.Local(dm, loss=F.cross_entropy, optimizer=adam)
+    run.step(x, target=y)
+
+    with dg.saved_bytes(excluding=dm.parameters()) as ours:
+        run.step(x, target=y)
+    with dg.saved_bytes(excluding=model.parameters()) as part:
+        dm.part_0(x)
+
+    assert ours.peak == part.peak
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_the_loss_falls(name):
     run, args = runner(name)

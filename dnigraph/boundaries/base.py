@@ -69,7 +69,8 @@ class Boundary(nn.Module, ABC):
     def meet(self, value: Tensor) -> Visit:
         """`visit` for a value and targets as the model has them, wherever their batch dimension stands."""
         visit = self.visit(self._batch_first(value))
-        return Visit(visit.roots, visit.now, lambda t: visit.settle(None if t is None else self._batch_first(t)))
+        settle = visit.settle  # not the visit: its roots keep the producer's graph alive
+        return Visit(visit.roots, visit.now, lambda t: settle(None if t is None else self._batch_first(t)))
 
     def _batch_first(self, value: Tensor) -> Tensor:
         """A value without a batch dimension is a batch of one."""
