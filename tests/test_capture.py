@@ -339,6 +339,17 @@ def test_what_no_graph_can_stand_for_is_refused_with_the_reason(function, why):
     assert_untouched(before, model)
 
 
+def test_a_choice_that_only_gradients_show_is_found_by_recording_the_same_input_again():
+    def stops_gradients_at_random(model, x):
+        y = model.inner(x)
+        return model.outer(y if random.random() < 0.5 else y.detach())
+
+    # With the seeds of the recordings Python decides as in the first for other inputs, and otherwise for the same.
+    assert [random.Random(seed).random() < 0.5 for seed in (5, 2, 3)] == [False, False, True]
+
+    assert "two recordings on the same input differ" in judge(Doing(stops_gradients_at_random), X).why
+
+
 def test_a_branch_on_a_random_number_is_a_guard_like_any_other():
     def tosses_a_coin(model, x):
         return model.inner(x) if torch.rand(()).item() < 0.5 else model.outer(x)
