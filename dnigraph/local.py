@@ -78,14 +78,15 @@ class Local:
         with torch.enable_grad(), self.dm.conditioned(target):
             variant, inputs = self.dm.choose(*args, **kwargs)
             self.updates.begin(variant)
-            step = Step(variant, self.dm.boundaries, self.updates)
+            boundaries = self.dm.boundaries
+            step = Step(variant, boundaries, self.updates)
             output = variant.recording.outputs.build(step.forward(inputs))
             loss = self._loss(output, target)
             step.backward(loss)
         self.updates.end_step()
         self.steps += 1
         look = self.monitor and self.steps % self.monitor == 0
-        metrics = {name: b.metrics() for name, b in self.dm.boundaries.items()} if look else {}
+        metrics = {name: b.metrics() for name, b in boundaries.items()} if look else {}
         return StepResult(loss.detach(), _detached(output), metrics)
 
     def save(self, path: str | os.PathLike[str]) -> None:

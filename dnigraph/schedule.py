@@ -133,8 +133,8 @@ class Step:
                 self.updates.boundary_done(self.crossings[name].name)
             else:
                 # The producer has learned: nothing may keep its graph alive, not even where it was handed nothing.
-                roots = (visit.roots[0].detach(), *visit.roots[1:])
-                self.settling[name] = Visit(roots, visit.now, visit.settle)
+                kept = (visit.roots[0].detach(), *visit.roots[1:])
+                self.settling[name] = Visit(kept, visit.now, visit.settle)
         for name, entered in run.entered.items():
             self._send(name, run.part.name, entered.grad)
 

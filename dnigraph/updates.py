@@ -45,6 +45,7 @@ class Updates:
         self.dm = dm
         self._choices = optimizer, scheduler, clip
         self.groups: dict[str, Group] = {}
+        self._boundaries = 0  # how many have their groups
         owners = _owners(dm)
         _check_names([c for c in self._choices if isinstance(c, Mapping)], [*owners, HEADS, *_boundary_groups(dm)])
         for name, parameters in owners.items():
@@ -114,7 +115,11 @@ class Updates:
 
     def _add_boundaries(self) -> None:
         """Groups for all boundaries; a call that takes a new way through the model may have brought new ones."""
-        for name, boundary in self.dm.boundaries.items():
+        held = self.dm.boundaries
+        if len(held) == self._boundaries:
+            return
+        self._boundaries = len(held)
+        for name, boundary in held.items():
             if f"dni.{name}" not in self.groups:
                 self._add(f"dni.{name}", list(boundary.parameters()))
 

@@ -1,6 +1,7 @@
 """The decoupled neural interface: a head predicts the gradient, and learns from the one that comes later."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from dnigraph.heads.layers import GAIN
 from .base import Boundary, BoundaryError, CrossingSpec, Visit
 from .replay import Replay
 from .scale import RunningScale
+
+
+MEASURED = 8  # visits from one measurement of the estimate to the next: it costs two passes over it
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class Dni(Boundary):
         self.visits: Tensor
         self._count: int | None = 0  # of `visits`, so that no device is waited for; None: look it up
         self._seen: Comparison | None = None
+        self._sample = list(self.head.parameters())[:1]  # in a list: it is the head's, and speaks of its precision
 
     def visit(self, value: Tensor) -> Visit:
         batch = len(value) if value.ndim else 1
@@ -88,10 +93,11 @@ class Dni(Boundary):
         return Visit(roots, now, settle)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last visit whose target was not zero: the cosine of estimate and target, the squared error relative to
-        the target's square (1: as bad as saying nothing), and the target's root mean square per sample.
+        """Of the last visit that was measured (the first one, then every `MEASURED`-th) and whose target was not zero:
+        the cosine of estimate and target, the squared error relative to the target's square (1: as bad as saying
+        nothing), and the target's root mean square per sample.
         """
-        return {} if self._seen is None else self._seen.metrics()
+        return {} if self._seen is None else dict(self._seen.metrics)
 
     def _next_share(self) -> float:
         """How much of the true gradient the producer gets in this visit: 0 none, so it need not wait; 1 all of it."""
@@ -105,7 +111,7 @@ class Dni(Boundary):
 
     def _estimate(self, value: Tensor, label: Tensor | None) -> Tensor:
         """The head's prediction, in the head's own precision, whatever autocast does to the model around it."""
-        value = value.to(next(self.head.parameters(), value).dtype)
+        value = value.to(self._sample[0].dtype) if self._sample else value
         if not torch.is_autocast_enabled(value.device.type):
             return self.head(value, label)  # type: ignore[no-any-return]
         with torch.autocast(value.device.type, enabled=False):
@@ -117,8 +123,9 @@ class Dni(Boundary):
         size = torch.linalg.vector_norm(target)
         inverse = self.scale.update((size * (batch / target.numel() ** 0.5)).square())
         error = torch.addcmul(estimate, target, inverse, value=-batch / GAIN).nan_to_num_(0.0, 0.0, 0.0)
-        norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
-        self._seen = Comparison(size, *norms, inverse, batch, target.numel())
+        if self._seen is None or (self._count or 0) % MEASURED == 0:
+            norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
+            self._seen = Comparison(size, *norms, inverse, batch, target.numel())
         return error
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -137,6 +144,7 @@ class Comparison:
     batch: int
     numel: int
 
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """As numbers; empty where the target was zero or not finite."""
         target, estimate, error = float(self.target), float(self.estimate), float(self.error)
