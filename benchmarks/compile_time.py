@@ -37,7 +37,8 @@ class Layer(nn.Module):
         self.fc = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.fc(x))
+        out: Tensor = torch.relu(self.fc(x))
+        return out
 
 
 class Block(nn.Module):
@@ -48,7 +49,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(torch.relu(self.up(x)))
+        out: Tensor = x + self.down(torch.relu(self.up(x)))
+        return out
 
 
 def chain(nodes: int) -> nn.Sequential:
@@ -71,8 +73,8 @@ def case(make: Callable[[int], nn.Sequential], nodes: int, cuts: int) -> dict[st
         recordings.clear()
         seconds["capture"].append(timed(lambda: recordings.append(capture(model, (x,), {}))))
         with patch.object(sys.modules["dnigraph.decouple"], "run_capture", lambda *_: recordings[0]):
-            for how, where in (("named", named), ("balanced", cuts + 1)):
-                seconds[how].append(timed(lambda where=where: dg.decouple(model, where, (x,), check=False)))
+            seconds["named"].append(timed(lambda: dg.decouple(model, named, (x,), check=False)))
+            seconds["balanced"].append(timed(lambda: dg.decouple(model, cuts + 1, (x,), check=False)))
     found = {how: median(s) for how, s in seconds.items()}
     return {
         "arm": make.__name__,

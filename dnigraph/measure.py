@@ -38,7 +38,8 @@ class _Held:
     """Stands in autograd's graph for a saved tensor, and notices when it goes."""
 
     def __init__(self, tensor: Tensor, count: SavedBytes | None):
-        self.tensor, self.count = tensor, count
+        # Detached: a result that its own backward saves would hold the graph that holds it.
+        self.tensor, self.count = tensor.detach(), count
         if count is not None:
             count.take(tensor)
 

@@ -15,7 +15,6 @@ from .base import Boundary, BoundaryError, CrossingSpec, Visit
 from .replay import Replay
 from .scale import RunningScale
 
-
 MEASURED = 8  # visits from one measurement of the estimate to the next: it costs two passes over it
 
 
