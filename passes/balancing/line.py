@@ -43,7 +43,7 @@ class Line:
         self.inputs = [[self.at[x] for x in self.facts[p].inputs if x in self.at] for p in self.nodes]
         self.fed = self._fed()
         self.begins = self._begins()
-        self.spent = [0, *accumulate(costs(self.facts, cost))]
+        self.spent = [0, *accumulate(self._costs(cost))]
         learns = (self.facts[x].trained or any(map(self._fixed.get, self.facts[x].inputs)) for x in self.nodes)
         self.learned = [0, *accumulate(map(int, learns))]
 
@@ -137,6 +137,15 @@ class Line:
             pure = fact.kind == "computed" and not (fact.random or fact.writes or fact.buffers or fact.parameters)
             if fact.kind == "constant" or (pure and all(i in found for i in fact.inputs)):
                 found[x] = fact.trained or any(found[i] for i in fact.inputs)
+        return found
+
+    def _costs(self, kind: str) -> list[int]:
+        """What each node costs; what is made of weights is paid for where it is first used."""
+        found = costs(self.facts, kind)
+        for x in reversed(self._fixed):
+            if users := self.facts[x].users:
+                found[min(users)] += found[x]
+                found[x] = 0
         return found
 
     def _fed(self) -> list[int]:
