@@ -40,9 +40,9 @@ def partition(graph: fx.Graph, cuts: Collection[tuple[fx.Node, fx.Node]]) -> Par
                        └──────────────────┘               relu crosses once, to conv2 and to add
 
     A node's level is the largest number of cut edges on a path to it; what hangs together on one level is a part. What
-    leads from one part to another without a cut of the user is cut too. `partitioning` has the rules: `ties` for values
-    changed in place, `draft` for levels and random numbers, `prune` for parts that cannot learn, `place` for sizes and
-    masks.
+    leads around the cuts from one part to another is cut too. `partitioning` has the rules: `ties` for values changed
+    in place, `draft` for levels and random numbers, `prune` for parts that nobody asked for or that cannot learn,
+    `place` for sizes and masks.
 
     Requires:
         `graph` is flat, and its nodes say what `annotate` notes; without an example, names have to do.
@@ -54,7 +54,7 @@ def partition(graph: fx.Graph, cuts: Collection[tuple[fx.Node, fx.Node]]) -> Par
         changing buffers included, also if each gets copies of the values that it reads.
         A value flows to later parts only, and never to a lower level; along a cut the level rises.
         Parameters, and what is made of parameters and constants alone, never cross.
-        Of several parts, none without trained parameters is the first or the last on its way.
+        Of several parts, one without trained parameters hands gradients from a later part to an earlier one.
         If no cut separates anything, there is one part. Each cut that was moved or dropped, and each value with a
         gradient that goes around the cuts, has a note.
 

@@ -537,11 +537,12 @@ def test_a_value_that_has_to_be_received_serves_for_all_that_is_made_of_it():
 def test_what_depends_on_two_towers_is_made_where_they_meet():
     def forward(m, x, y):
         a, b = m.a(x), m.b(y)
-        return m.c(a + b) * (a.argmax(1) == b.argmax(1))[:, None]
+        mean = a.mean(1, keepdim=True) + b.mean(1, keepdim=True)
+        return m.c(mean.expand(2, 4)) * (a.argmax(1) == b.argmax(1))[:, None]
 
     model = model_of(forward, a=linear(), b=linear(), c=linear())
 
-    _, parts = parted(model, ["a", "b"], X, X)
+    _, parts = parted(model, ["mean", "mean_1"], X, X)
 
     assert parts.where()["eq"] == (2,)
     assert [part.inputs for part in parts.parts[:2]] == [("x",), ("y",)]
@@ -884,6 +885,7 @@ def test_whatever_is_cut_the_parts_do_what_the_graph_does(steps, random):
     assert_parts_depend_on_earlier_ones(parts)
     assert_cuts_separate(parts)
     assert_weights_do_not_cross(found, parts)
+    assert_no_end_is_idle(found, parts)
     assert_parts_equal_the_whole(found, parts)
 
 
@@ -922,6 +924,16 @@ def assert_weights_do_not_cross(found, parts):
             made_of_weights.add(node)
     weights = {node.name for node in made_of_weights if node.op == "get_attr" or node.target in (operator.mul, "tril")}
     assert not weights & {crossing.node for crossing in parts.crossings}
+
+
+def assert_no_end_is_idle(found, parts):
+    """A part without trained parameters passes gradients on, or there would be no use in it."""
+    learning = [crossing for crossing in parts.crossings if crossing.gradient]
+    for part in parts.parts if len(parts.parts) > 1 else ():
+        parameters = [p for name in part.nodes for p in found.node(name).meta["parameters"]]
+        if not any(trained for _, _, trained in parameters):
+            assert any(part.name in crossing.consumers for crossing in learning)
+            assert any(part.name == crossing.producer for crossing in parts.crossings)
 
 
 def test_a_graph_of_many_nodes_takes_no_longer_per_node():

@@ -20,7 +20,7 @@ class Draft:
 
     `graph` has an edge where one part must run before another, with
         data: values flow along it;
-        gradient: a value that carries a gradient does;
+        gradient: a value does whose gradient comes back along it;
         cuts: the pairs of nodes of the user's cuts that lie on it;
     and on each part `first`, its first node, `trained`: a parameter in it learns, and `units`.
     """
@@ -111,7 +111,8 @@ def _graph(facts: Facts, units: Units, part: dict[int, int], cuts: frozenset[Pai
     for u, p in part.items():
         for q in bits(union(units.inputs[u], before) & ~(1 << p)):
             _join(graph, q, p, data=True)
-        for i in (i for x in units.members[u] for i in facts[x].inputs if facts[i].gradient):
+        learning = (x for x in units.members[u] if facts[x].gradient)
+        for i in (i for x in learning for i in facts[x].inputs if facts[i].gradient):
             if (q := part.get(units.of[i], p)) != p:
                 _join(graph, q, p, gradient=True)
     for a, b in cuts:

@@ -24,8 +24,7 @@ def prune(facts: Facts, found: Draft) -> None:
 
     A part joins another where that makes no cycle, if
         a gradient flows straight from the one to the other and no cut lies between;
-        it has no trained parameter, and no cut separates it from the only part behind it;
-        it has none, and no gradient enters it (a prefix): it joins the first part behind it;
+        it has no trained parameter, and no gradient enters it (a prefix): it joins the first part behind it;
         it has none, and no part follows (a suffix): it joins the last part before it.
     The cuts between the two are dropped, and no others: a prefix of two towers joins one and leaves the other alone.
 
@@ -74,11 +73,9 @@ def _unasked(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
 
 
 def _as_prefix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
-    behind = [q for q in order if graph.has_edge(part, q) and graph.edges[part, q]["data"]]
-    uncut = len(behind) == 1 and not graph.edges[part, behind[0]]["cuts"]
-    entered = any(gradient for *_, gradient in graph.in_edges(part, data="gradient"))
-    if entered and not uncut:
+    if any(gradient for *_, gradient in graph.in_edges(part, data="gradient")):
         return None
+    behind = [q for q in order if graph.has_edge(part, q) and graph.edges[part, q]["data"]]
     others = [q for q in order if graph.has_edge(part, q) and q not in behind]
     return next((q for q in (*behind, *others) if behind and _side_by_side(graph, part, q)), None)
 
