@@ -175,6 +175,9 @@ class DecoupledModule(fx.GraphModule):
             bound.apply_defaults()
             return self._variants.setdefault(self._mode(), []), list(bound.arguments.values())
         args, kwargs = self._canonical(args, kwargs)
+        if not kwargs and all(type(arg) is torch.Tensor for arg in args):  # most calls; no tree to take apart
+            plain = (self._mode(), None, tuple(map(_signature_of, args)))
+            return self._variants.setdefault(plain, []), list(args)
         leaves, spec = flatten((args, kwargs))
         key = (self._mode(), spec, tuple(map(_signature_of, leaves)))
         return self._variants.setdefault(key, []), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]

@@ -1,5 +1,6 @@
 """The decoupled neural interface: a head predicts the gradient, and learns from the one that comes later."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -121,7 +122,12 @@ class Dni(Boundary):
         target = target.to(estimate.dtype)
         size = torch.linalg.vector_norm(target)
         inverse = self.scale.update((size * (batch / target.numel() ** 0.5)).square())
-        error = torch.addcmul(estimate, target, inverse, value=-batch / GAIN).nan_to_num_(0.0, 0.0, 0.0)
+        if isinstance(inverse, Tensor):
+            error = torch.addcmul(estimate, target, inverse, value=-batch / GAIN).nan_to_num_(0.0, 0.0, 0.0)
+        elif math.isfinite(float(size)) and math.isfinite(inverse):
+            error = torch.add(estimate, target, alpha=-batch * inverse / GAIN)
+        else:
+            error = torch.zeros_like(estimate)
         if self._seen is None or (self._count or 0) % MEASURED == 0:
             norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
             self._seen = Comparison(size, *norms, inverse, batch, target.numel())
@@ -139,7 +145,7 @@ class Comparison:
     target: Tensor
     estimate: Tensor  # in units of GAIN times the scale, as the error
     error: Tensor
-    inverse: Tensor  # one over the scale
+    inverse: Tensor | float  # one over the scale
     batch: int
     numel: int
 
