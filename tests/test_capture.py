@@ -639,11 +639,22 @@ def test_a_hook_that_removes_itself_is_gone_only_for_the_capture():
     handle = model.body.register_forward_hook(lambda m, args, out: handle.remove())
     before = fingerprint(model)
 
-    with pytest.raises(CaptureError, match="the hooks of 'body' are others after a call: call the model once before"):
+    with pytest.raises(CaptureError, match="a hook of 'body' is gone after one call: call the model once before"):
         capture(model, (X,), {}, "record")
 
     assert_untouched(before, model)
     assert len(model.body._forward_hooks) == 1
+
+
+def test_a_hook_that_the_first_call_installs_is_part_of_the_model():
+    def installs(model, x):
+        if not model.inner._forward_hooks:
+            model.inner.register_forward_hook(lambda m, args, out: out * 2)
+        return model.outer(model.inner(x))
+
+    verdict = judge(Doing(installs), X)
+
+    assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
 
 
 def test_a_layer_without_a_size_asks_for_a_call_before():

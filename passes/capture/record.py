@@ -206,9 +206,9 @@ def _hooks(model: nn.Module) -> dict[str, list[int]]:
 
 def _refuse_hooks_for_one_call(model: nn.Module, before: dict[str, list[int]]) -> None:
     now = _hooks(model)
-    if changed := [path for path in before if now.get(path) != before[path]]:
-        place = f"'{changed[0]}'" if changed[0] else "the model"
-        raise CaptureError([f"the hooks of {place} are others after a call: call the model once before"])
+    if gone := [path for path, keys in before.items() if not set(keys) <= set(now.get(path, ()))]:
+        place = f"'{gone[0]}'" if gone[0] else "the model"
+        raise CaptureError([f"a hook of {place} is gone after one call: call the model once before"])
 
 
 def _agree(first: Recording, other: Recording, on: str) -> None:
