@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("step_time", "memory", "compile_time")
+NAMES = ("step_time", "memory", "compile_time", "fashion")
 
 for name in sys.argv[1:] or NAMES:
     importlib.import_module(f"benchmarks.{name}").main()

@@ -19,9 +19,10 @@ def main() -> None:
 
 
 def tables() -> str:
-    """Both cost tables as Markdown."""
-    steps, memory = (json.loads((RESULTS / f"{name}.json").read_text())["rows"] for name in ("step_time", "memory"))
-    return f"{_steps(steps)}\n{_memory(memory)}"
+    """The tables as Markdown."""
+    names = ("step_time", "memory", "fashion")
+    steps, memory, fashion = (json.loads((RESULTS / f"{name}.json").read_text())["rows"] for name in names)
+    return f"{_steps(steps)}\n{_memory(memory)}\n{_learning(fashion)}"
 
 
 def _steps(rows: list[dict[str, Any]]) -> str:
@@ -36,6 +37,18 @@ def _memory(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {r['arm']} | {r['MiB']:.1f} MiB | {r['MiB ratio']:.2f} | {r['ratio']:.2f} |" for r in rows]
     head = "| 16-layer conv net, batch 64 | activations held, peak | x backprop | time x backprop |\n"
     head += "|---|---|---|---|\n"
+    return head + "\n".join(lines) + "\n"
+
+
+def _learning(rows: list[dict[str, Any]]) -> str:
+    seeds = len({row["seed"] for row in rows})
+    head = f"| Fashion-MNIST, every layer cut, {seeds} seeds: mean (least-most) | test error % | train loss |\n"
+    head += "|---|---|---|\n"
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        columns = [[row[key] for row in rows if row["arm"] == arm] for key in ("test error %", "train loss")]
+        errors, losses = (f"{sum(c) / len(c):.3g} ({min(c):.3g}-{max(c):.3g})" for c in columns)
+        lines.append(f"| {arm} | {errors} | {losses} |")
     return head + "\n".join(lines) + "\n"
 
 
