@@ -671,6 +671,19 @@ def test_a_prefix_without_parameters_joins_what_follows():
     assert parts.notes == ("cut after '_0' dropped: nothing before it has a parameter to train",)
 
 
+def test_a_random_draw_of_a_value_s_size_joins_what_uses_it():
+    def forward(m, x):
+        h = m.a(x)
+        return m.b(h + torch.rand_like(h))
+
+    model = model_of(forward, a=linear(), b=linear())
+    found = captured(model, X)
+
+    parts = partition(found.graph, found.edges(("a", "rand_like"), ("rand_like", "add"), ("a", "add")))
+
+    assert nodes_of(parts) == [{"a"}, {"rand_like", "add", "b"}]
+
+
 def test_a_frozen_prefix_joins_what_follows():
     model = nn.Sequential(linear().requires_grad_(False), linear(), linear())
     found = captured(model, X)

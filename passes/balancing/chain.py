@@ -31,8 +31,7 @@ class Chain:
         Requires:
             There are `count - 1` places or more.
         """
-        longest = max(b - a for a, b in pairwise(self.at))
-        return self._smallest(count, [], longest, self.at[-1])
+        return max(self._limit(count), *(b - a for a, b in pairwise(self.at)))
 
     def divide(self, count: int) -> tuple[int, ...]:
         """The numbers of the places, from 0, at which to divide the chain into `count` stretches.
@@ -41,16 +40,16 @@ class Chain:
             There are `count - 1` places or more.
 
         Guarantees:
-            The largest stretch costs `least(count)`. Where it has no place inside it stands alone, and among the others
-            the same holds again, down to the first that can be divided.
+            The largest stretch costs `least(count)`. Where it has no place inside, it stands alone, and the same holds
+            for the largest of the others, down to one that can be divided.
             All that being so, the sum of the weights is least.
         """
-        alone, limit = self._limits(count)
-        forced = sorted({end for s in alone for end in (s, s + 1)})
-        starts = self._starts(forced, limit)
-        first, last = self._reach(count, forced, limit)
-        values: Ints = np.zeros(1, dtype=np.int64)
-        choices: list[Ints] = []
+        starts = self._starts(self._limit(count))
+        first, last = self._windows(count, starts)
+        values: Ints = np.zeros(
+            1, dtype=np.int64
+        )  # for each station that the k-th stretch may end at: the least weights
+        choices: list[Ints] = []  # and where the stretch then begins
         for k in range(1, count + 1):
             here = np.arange(first[k], last[k] + 1)
             low = np.maximum(starts[here], first[k - 1])
@@ -64,62 +63,39 @@ class Chain:
             found.append(station - 1)
         return tuple(reversed(found))
 
-    def _limits(self, count: int) -> tuple[list[int], int]:
-        """The stretches that stand alone, by their first station, and the most that any other may cost."""
-        costs = [b - a for a, b in pairwise(self.at)]
-        ranks = sorted(set(costs), reverse=True)
+    def _limit(self, count: int) -> int:
+        """The least that all stretches with places inside can be kept to."""
+        return _first(0, self.at[-1], lambda limit: self._count(limit) <= count)
 
-        def fits(rank: int) -> bool:
-            return self._count(ranks[rank], _ends(costs, ranks[rank])) <= count
-
-        many = _first(0, len(ranks), lambda rank: not fits(rank))
-        alone = [s for s, cost in enumerate(costs) if many and cost >= ranks[many - 1]]
-        longest = ranks[many] if many < len(ranks) else 0
-        most = ranks[many - 1] if many else self.at[-1]
-        return alone, self._smallest(count, _ends(costs, most) if many else [], longest, most)
-
-    def _smallest(self, count: int, forced: Sequence[int], low: int, high: int) -> int:
-        """The smallest limit between two with which `count` stretches are enough."""
-        return _first(low, high, lambda limit: self._count(limit, forced) <= count)
-
-    def _count(self, limit: int, forced: Sequence[int]) -> int:
-        """How many stretches of no more than `limit` there must be; those between two forced stations may cost more."""
+    def _count(self, limit: int) -> int:
+        """How many stretches there must be if none costs more than `limit` but those without a place inside."""
         station = count = 0
         while station < len(self.at) - 1:
-            station = self._next(station, limit, forced)
+            station = self._next(station, limit)
             count += 1
         return count
 
-    def _next(self, station: int, limit: int, forced: Sequence[int]) -> int:
+    def _next(self, station: int, limit: int) -> int:
         """The last station to which a stretch may go."""
-        reach = max(station + 1, bisect_right(self.at, self.at[station] + limit) - 1)
-        stop = bisect_right(forced, station)
-        return min(reach, forced[stop]) if stop < len(forced) else reach
+        return max(station + 1, bisect_right(self.at, self.at[station] + limit) - 1)
 
-    def _starts(self, forced: Sequence[int], limit: int) -> Ints:
+    def _starts(self, limit: int) -> Ints:
         """For each station the first one from which a stretch may come."""
-        at, stops = np.array(self.at, dtype=np.int64), np.array([0, *forced], dtype=np.int64)
-        numbers = np.arange(len(at))
-        reach = np.minimum(np.searchsorted(at, at - limit), np.maximum(numbers - 1, 0))
-        held: Ints = stops[np.maximum(np.searchsorted(stops, numbers) - 1, 0)]
-        return np.maximum(reach, held)
+        at = np.array(self.at, dtype=np.int64)
+        before = np.maximum(np.arange(len(at)) - 1, 0)
+        return np.minimum(np.searchsorted(at, at - limit), before)
 
-    def _reach(self, count: int, forced: Sequence[int], limit: int) -> tuple[list[int], list[int]]:
-        """The first and the last station at which the k-th of `count` stretches may end."""
+    def _windows(self, count: int, starts: Ints) -> tuple[list[int], list[int]]:
+        """The first and the last station at which the k-th of `count` stretches may end, from k = 0."""
         end = len(self.at) - 1
-        starts = self._starts(forced, limit)
+        latest = np.searchsorted(starts, np.arange(len(starts)), side="right") - 1  # the other way round
         first, last = [end], [0]
         for _ in range(count):
             first.append(int(starts[first[-1]]))
-            last.append(self._next(last[-1], limit, forced) if last[-1] < end else end)
+            last.append(int(latest[last[-1]]))
         first = [max(station, k) for k, station in enumerate(reversed(first))]
         last = [min(station, end - (count - k)) for k, station in enumerate(last)]
         return first, last
-
-
-def _ends(costs: Sequence[int], least: int) -> list[int]:
-    """The stations at both ends of each stretch that costs so much."""
-    return sorted({end for s, cost in enumerate(costs) if cost >= least for end in (s, s + 1)})
 
 
 def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
