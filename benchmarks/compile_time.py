@@ -82,7 +82,7 @@ def case(make: Callable[[int], nn.Sequential], nodes: int, cuts: int) -> dict[st
         "cuts": cuts,
         **{f"{how}, s": value for how, value in found.items()},
         **{f"{how}, us/node": round(1e6 * value / nodes) for how, value in found.items()},
-        "balanced/capture": found["balanced"] / found["capture"],
+        "of capture": found["balanced"] / found["capture"],
     }
 
 

@@ -148,10 +148,44 @@ def test_a_cut_goes_into_a_block_where_the_balance_asks_for_it():
     assert max(flops(plan)) < 0.6 * sum(flops(plan))
 
 
-def test_fewer_bytes_decide_between_places_that_are_equal_else():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 4))
+def between(*layers):
+    """Where a net of two learning layers is cut, with this in between."""
+    model = nn.Sequential(nn.Linear(4, 4), *layers, nn.Linear(8, 4))
+    return cut_places(model, 2, torch.randn(2, 4))
 
-    assert cut_places(model, 2, torch.randn(2, 1, 8, 8)) == ["_3"]  # behind the pool, and with the flattening
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return torch.cat([x, x], 1)
+
+
+class Ends(nn.Module):
+    def forward(self, x):
+        first, second = x[:, :1] + 1, x[:, 1:2] + 1
+        return torch.cat([first, second] * 4, 1)
+
+
+class Within(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.fc(torch.relu(torch.tanh(x)))
+
+
+def test_of_the_places_between_two_layers_the_one_with_the_fewest_bytes_is_taken():
+    assert between(nn.ReLU(), Doubled()) == ["_1"]
+
+
+def test_one_value_is_better_than_two_even_with_more_bytes():
+    assert between(nn.ReLU(), Ends()) == ["_1"]
+
+
+def test_a_place_at_the_border_of_modules_is_better_than_one_inside():
+    model = nn.Sequential(Within(), Within())
+
+    assert cut_places(model, 2, torch.randn(2, 4)) == ["_0_fc"]
 
 
 def test_what_is_written_in_place_is_not_torn_apart():
@@ -223,6 +257,39 @@ def test_a_second_input_that_comes_late_is_not_cut_off_where_that_can_be_avoided
 
     assert len(plan.parts) == 2
     assert plan.parts[0].nodes[-1] == "add"
+
+
+def test_a_size_read_long_ago_is_no_reason_for_another_part():
+    class Query(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.query = Layers(*[4] * 9), nn.Parameter(torch.randn(1, 4))
+
+        def forward(self, x):
+            first = torch.relu(self.layers.layers[0](x))
+            size = first.shape[0]
+            for layer in self.layers.layers[1:]:
+                first = torch.relu(layer(first))
+            return first * self.query.expand(size, 4)
+
+    _, parts = parted(Query(), 4, torch.randn(2, 4))
+
+    assert len(parts.parts) == 4
+
+
+def test_a_balance_far_from_even_is_no_price_for_parts_in_a_row():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = Layers(4, *[32] * 4, 4), Layers(4, *[32] * 4, 4)
+            self.top = Layers(*[4] * 6)
+
+        def forward(self, a, b):
+            return self.top(self.left(a) + self.right(b))
+
+    plan = dg.plan(Pair(), 4, (torch.randn(2, 4), torch.randn(2, 4)))
+
+    assert max(flops(plan)) < 0.5 * sum(flops(plan))
 
 
 def test_what_runs_beside_the_line_is_told():
@@ -338,6 +405,24 @@ def test_timing_leaves_the_model_and_the_random_numbers_as_they_were():
 
     assert all(map(torch.equal, before, (*model.buffers(), torch.get_rng_state())))
     assert max(recording.graph.nodes, key=lambda node: node.meta["seconds"]).meta["seconds"] > 0.019
+
+
+def test_each_timed_run_begins_from_the_same():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return self.fc(x) if self.calls < 3 else x  # a guard, which misses in the third run
+
+    model, x = Counts(), torch.randn(2, 4)
+
+    node_seconds(capture(model, (x,), {}), model, [x], repeats=5)
+
+    assert model.calls == 0
 
 
 # ---- how it is asked for
