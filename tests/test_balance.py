@@ -151,7 +151,7 @@ def test_a_cut_goes_into_a_block_where_the_balance_asks_for_it():
 def between(*layers):
     """Where a net of two learning layers is cut, with this in between."""
     model = nn.Sequential(nn.Linear(4, 4), *layers, nn.Linear(8, 4))
-    return cut_places(model, 2, torch.randn(2, 4))
+    return set(cut_places(model, 2, torch.randn(2, 4)))
 
 
 class Doubled(nn.Module):
@@ -175,11 +175,11 @@ class Within(nn.Module):
 
 
 def test_of_the_places_between_two_layers_the_one_with_the_fewest_bytes_is_taken():
-    assert between(nn.ReLU(), Doubled()) == ["_1"]
+    assert between(nn.ReLU(), Doubled()) == {"_1"}
 
 
 def test_one_value_is_better_than_two_even_with_more_bytes():
-    assert between(nn.ReLU(), Ends()) == ["_1"]
+    assert between(nn.ReLU(), Ends()) == {"_1"}
 
 
 def test_a_place_at_the_border_of_modules_is_better_than_one_inside():
