@@ -372,6 +372,22 @@ def test_parts_on_one_level_that_take_turns_at_random_numbers_become_one():
     assert_parts_equal_the_whole(found, parts)
 
 
+def test_a_buffer_that_is_replaced_is_replaced_after_its_last_reader():
+    def forward(m, x):
+        fresh = m.seen + 1
+        out = m.b(m.a(x) * fresh) * m.seen
+        m.seen = fresh
+        return out
+
+    model = model_of(forward, a=linear(), b=linear())
+    model.register_buffer("seen", torch.ones(()))
+
+    found, parts = parted(model, ["mul"], X)
+
+    assert len(parts.parts) == 2
+    assert_parts_equal_the_whole(found, parts)
+
+
 def test_a_buffer_written_through_a_view_stays_with_the_view():
     def forward(m, x):
         seen = m.seen.view(1)

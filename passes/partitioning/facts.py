@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from ..capture.call import set_attribute
 from . import guess
 
 SOURCES = {"placeholder": "input", "get_attr": "constant"}
@@ -104,9 +105,8 @@ def _fact(node: fx.Node, at: dict[fx.Node, int], meta: guess.Meta, bundle: bool,
 
 
 def _assigns(node: fx.Node, holds: Holds) -> frozenset[int]:
-    """What `x.data = v` and the like write, which torch's version counters do not show."""
-    assigns = node.op == "call_function" and node.users and node.is_impure(impure_random=False)
-    target = node.args[0] if assigns and node.args else None
+    """What `x.data = v` writes: torch's version counters do not show it."""
+    target = node.args[0] if node.target is set_attribute else None
     return holds[target] if isinstance(target, fx.Node) else frozenset()
 
 
