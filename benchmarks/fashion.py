@@ -20,7 +20,7 @@ from dnigraph import data
 
 from .timing import RESULTS, report
 
-WIDTH, BATCH, STEPS, SEEDS = 256, 256, 3000, (0, 1, 2)
+WIDTH, BATCH, STEPS, SEEDS = 256, 256, 3000, (0, 1)
 MARKS = (0.85, 0.9, 0.95, 1.0)
 ARMS: dict[str, Any] = {
     "backprop": None,

@@ -66,8 +66,8 @@ class LocalLoss(Boundary):
 class Classifier(nn.Module):
     """One hidden layer, averaged over positions where the label has none, and scores of the classes.
 
-    features   Linear ─► Normalise ─► + bias ─► ReLU ─► Linear
-    maps       conv 3x3 ─► Normalise ─► + bias ─► ReLU ─► mean over positions ─► Linear
+    features   Linear ─► Normalise ─► ReLU ─► Linear
+    maps       conv 3x3 ─► Normalise ─► ReLU ─► mean over positions ─► Linear
     tokens     as features, per token, or the mean over tokens ─► Linear
     """
 
@@ -77,7 +77,7 @@ class Classifier(nn.Module):
         conv = nn.Conv3d if len(spec.shape) == 5 else nn.Conv2d
         self.maps = spec.kind == "maps"
         layer = conv(spec.width, units, 3, padding=1, bias=False) if self.maps else nn.Linear(spec.width, units, False)
-        self.hidden = Hidden(layer, shifted=False)
+        self.hidden = Hidden(layer)
         self.output = nn.Linear(units, classes)
         self.name = f"classifier {units}"
 

@@ -15,8 +15,8 @@ from .spec import CrossingSpec
 class Convolution(Head):
     """Hidden convolutions of `channels` channels each, and a convolution as output that starts at zero.
 
-        value ─► conv ─► Normalise ─► + ─► ReLU ─► conv ─► Normalise ─► ReLU ─► conv (zero) ─► estimate
-                           label ─► table ─┘
+        value ─► conv ─► + ─► Normalise ─► ReLU ─► conv ─► Normalise ─► ReLU ─► conv (zero) ─► estimate
+               label ─► table ─┘
 
     Two hidden layers of 3x3 see far enough; a 1x1 head reached a cosine of .26 where they reached .67. On a grid that
     is `coarse` times coarser they see further, for a fraction of the cost: the value is averaged before the first layer
@@ -33,8 +33,7 @@ class Convolution(Head):
         pool = nn.AvgPool3d if volume else nn.AvgPool2d
         self.pool = pool(coarse, ceil_mode=True) if coarse > 1 else nn.Identity()
         self.hidden = nn.ModuleList(
-            Hidden(conv(a, b, kernel, padding=kernel // 2, bias=False), shifted=i == 0 and condition is not None)
-            for i, (a, b) in enumerate(pairwise((spec.width, *channels)))
+            Hidden(conv(a, b, kernel, padding=kernel // 2, bias=False)) for a, b in pairwise((spec.width, *channels))
         )
         self.output = silent(conv(channels[-1], spec.width, kernel, padding=kernel // 2))
         self.shift = None if condition is None else LabelShift(condition, channels[0])

@@ -14,8 +14,8 @@ from .spec import CrossingSpec
 class Dense(Head):
     """Hidden layers of `hidden` units each, and a linear output that starts at zero.
 
-        value ─► Linear ─► Normalise ─► + ─► ReLU ─► ... ─► Linear (zero) ─► estimate
-                              label ─► table ─┘
+        value ─► Linear ─► + ─► Normalise ─► ReLU ─► ... ─► Linear (zero) ─► estimate
+                 label ─► table ─┘
 
     Without hidden layers it is one linear map, with a bias of its own for each label.
 
@@ -26,10 +26,7 @@ class Dense(Head):
         condition = condition_for(spec)
         super().__init__(name, condition)
         self.width = width
-        self.hidden = nn.ModuleList(
-            Hidden(nn.Linear(a, b, bias=False), shifted=i == 0 and condition is not None)
-            for i, (a, b) in enumerate(pairwise((width, *hidden)))
-        )
+        self.hidden = nn.ModuleList(Hidden(nn.Linear(a, b, bias=False)) for a, b in pairwise((width, *hidden)))
         self.output = silent(nn.Linear((width, *hidden)[-1], width))
         self.shift = None
         if condition is not None:

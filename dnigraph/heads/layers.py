@@ -6,12 +6,11 @@ from torch import Tensor, nn
 
 from dnigraph.conditions import Condition, OneHot, is_soft
 
-GAIN = 6.0  # how many times faster than the model a head learns; see `Head`
-SPREAD = 1.0  # of the label's first shifts, beside normalised units of size 1: the label matters from the first step
+GAIN = 3.0  # how many times faster than the model a head learns; see `Head`
 
 
 class Normalise(nn.Module):
-    """Batch normalisation without weight and bias, which also stands a single value per channel.
+    """Batch normalisation that also stands a single value per channel.
 
     Where there is only one, running statistics take the place of the batch's: a batch of one sample cannot normalise
     itself.
@@ -21,6 +20,7 @@ class Normalise(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("variance", torch.ones(channels))
         self.mean: Tensor
@@ -28,34 +28,31 @@ class Normalise(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         several = value.numel() > value.shape[1]
-        return F.batch_norm(value, self.mean, self.variance, training=several)
+        return F.batch_norm(value, self.mean, self.variance, self.weight, self.bias, training=several)
 
 
 class Hidden(nn.Module):
-    """A hidden layer of a head; the label's shift takes the place of the bias.
+    """A hidden layer of a head; the label's shift is added before the normalisation.
 
-        value ─► layer ─► Normalise ─► + shift or bias ─► ReLU
+        value ─► layer ─► + shift ─► Normalise ─► ReLU
 
-    Added to normalised units, the shift is the bias that the label's class has there, and means the same whatever the
-    size of the crossing's values is. (Added before the normalisation it was as good, not better.)
+    The normalisation then balances what the value and what the label say. Added after it, the label was as good in
+    short runs and worse in long ones (Fashion-MNIST, every layer cut, 3000 steps: train loss .255 against .215).
 
     Shapes: value [batch, width, *positions], shift [batch, units] -> [batch, units, *positions].
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d | nn.Conv3d, shifted: bool) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
-        units = layer.weight.shape[0]
-        self.layer, self.norm = layer, Normalise(units)
-        self.bias = None if shifted else nn.Parameter(torch.zeros(units))
+        self.layer, self.norm = layer, Normalise(layer.weight.shape[0])
         with torch.no_grad():
             layer.weight /= GAIN  # the normalisation hides it: the layer only learns so much faster
 
     def forward(self, value: Tensor, shift: Tensor | None = None) -> Tensor:
-        units: Tensor = self.norm(self.layer(value))
-        shift = self.bias if shift is None else shift
-        if shift is None:
-            return units.relu()
-        return torch.add(units, shift.view(*shift.shape, *[1] * (units.ndim - 2)), alpha=GAIN).relu_()
+        units: Tensor = self.layer(value)
+        if shift is not None:
+            units = units + shift.view(*shift.shape, *[1] * (units.ndim - 2))
+        return self.norm(units).relu_()  # type: ignore[no-any-return]  # a module call
 
 
 class LabelShift(nn.Module):
@@ -64,10 +61,10 @@ class LabelShift(nn.Module):
     Shapes: label [batch, *positions] -> [batch, *positions, units].
     """
 
-    def __init__(self, condition: Condition, units: int, spread: float = SPREAD / GAIN) -> None:
+    def __init__(self, condition: Condition, units: int, spread: float = 1 / GAIN) -> None:
         super().__init__()
         rows = condition.width + 1 if isinstance(condition, OneHot) else condition.width
-        self.table = nn.Parameter(torch.empty(rows, units).uniform_(-spread, spread))
+        self.table = nn.Parameter(torch.randn(rows, units) * spread)
         if isinstance(condition, OneHot):  # the last row is of entries that have no label
             self.table.data[-1].zero_()
 
