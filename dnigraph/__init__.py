@@ -9,6 +9,7 @@ from .data import DataError
 from .decouple import UnconditionedWarning, decouple, plan
 from .draw import draw
 from .heads import conv, linear, low_rank, mlp, tokens
+from .hooked import HooksWarning
 from .local import Local, StepResult
 from .measure import saved_bytes
 from .module import DecoupledModule
@@ -34,6 +35,7 @@ __all__ = [
     "DecoupledModule",
     "DniGraphError",
     "GuardMiss",
+    "HooksWarning",
     "Local",
     "Plan",
     "PlanError",

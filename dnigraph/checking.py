@@ -14,7 +14,6 @@ from .module import DecoupledModule, in_mode
 from .passes.capture.trees import flatten
 from .passes.capture.untouched import fresh_copies, untouched
 from .passes.errors import DniGraphError, bullets
-from .passes.split import Value
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class Report:
     def right(self) -> bool:
         """Whether everything agreed."""
         return all(f.right for f in self.findings)
+
+    @property
+    def worst(self) -> str:
+        """The first thing that did not agree, in a line."""
+        return next((f"{f.what} in {f.mode} mode: {f.detail}" for f in self.findings if not f.right), "nothing")
 
     def __str__(self) -> str:
         head = f"check of {self.model}: {'the same function' if self.right else 'NOT the same function'}"
@@ -91,7 +95,7 @@ def _compare(dm: DecoupledModule, mode: str, args: Any, kwargs: Any) -> Iterator
             return _trace(run, dm.original, fresh_copies(leaves), spec)
 
     plain = trace(dm.original)
-    variant, _ = dm.choose(*args, **kwargs)
+    dm.prepare(*args, **kwargs)
     with dm.standing_in(lambda _: StandIn("oracle")):
         ours = trace(dm)
     first = None if _same_leaves(plain, ours) else _first_difference(dm, args, kwargs)
@@ -101,7 +105,7 @@ def _compare(dm: DecoupledModule, mode: str, args: Any, kwargs: Any) -> Iterator
         mode, "random numbers", torch.equal(plain.random, ours.random), "the generator stands where it should"
     )
     yield _gradients(dm, mode, plain, ours)
-    if mode == "train" and variant.plan.crossings:
+    if mode == "train" and dm.boundaries:
         with dm.standing_in(lambda _: StandIn("zeros")):
             yield _separation(dm, mode, trace(dm), plain)
 
@@ -195,7 +199,9 @@ def _gradients(dm: DecoupledModule, mode: str, plain: _Trace, ours: _Trace) -> F
     if not wrong:
         return Finding(mode, "oracle gradients", True, f"{exact} of {len(plain.gradients)} bitwise equal, none apart")
     worst = max(wrong, key=lambda name: wrong[name])
-    part = next((p for p, m in reversed(dm.parts.items()) if worst in dict(m.named_parameters())), "an input")
+    place = dict(dm.original.named_parameters()).get(worst)
+    owners = {id(q): part for part, held in dm.parameters_of_parts().items() for q in held}
+    part = "an input" if place is None else owners.get(id(place), "no part")
     return Finding(
         mode,
         "oracle gradients",
@@ -206,21 +212,13 @@ def _gradients(dm: DecoupledModule, mode: str, plain: _Trace, ours: _Trace) -> F
 
 def _separation(dm: DecoupledModule, mode: str, zeros: _Trace, plain: _Trace) -> Finding:
     """Behind boundaries that hand down zeros nothing may arrive, save from results that a part makes itself."""
-    below = _only_below(dm)
+    held = dm.parameters_below()
+    below = [name for name in zeros.gradients if name in held]
     leaks = [n for n in below if zeros.gradients.get(n) is not None and bool(zeros.gradients[n].ne(0).any())]  # type: ignore[union-attr]
     said = f"{len(below)} parameters below the cuts hear from their boundaries alone"
     return Finding(
         mode, "separation", not leaks, said if not leaks else f"gradients leak past the cuts to {', '.join(leaks[:5])}"
     )
-
-
-def _only_below(dm: DecoupledModule) -> list[str]:
-    """Parameters of parts whose values reach the results through boundaries only."""
-    results = {value.name for value in dm._now().cutting.split.outputs if isinstance(value, Value)}
-    with_gradient = {c.node for c in dm.plan.crossings if c.gradient}
-    open_parts = {p.name for p in dm.plan.parts if results & set(p.outputs) or not set(p.outputs) & with_gradient}
-    heard = {id(q) for name in open_parts for q in dm.parts[name].parameters()}
-    return [name for name, q in dm.original.named_parameters() if id(q) not in heard]
 
 
 def _first_difference(dm: DecoupledModule, args: Any, kwargs: Any) -> str:

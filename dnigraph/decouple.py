@@ -1,22 +1,30 @@
 """`decouple`: model in, decoupled model out; and `plan`, the same without building anything."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
 
 from .boundaries import Boundary, BoundaryChoice, CrossingSpec, make_boundary
+from .captured import CapturedModule
+from .checking import CheckError
 from .checking import check as run_check
 from .conditions import ConditionChoice, Context
 from .heads import HeadChoice
+from .hooked import HookedModule, HooksWarning, hooked_plan
 from .module import DecoupledModule, in_mode
+from .passes.capture.hooks import RUNG as HOOKS
+from .passes.capture.hooks import observe
 from .passes.capture.ladder import capture as run_capture
+from .passes.capture.ladder import rungs
+from .passes.capture.restless import Restless, Unready
 from .passes.capture.trees import flatten
 from .passes.cuts import Cuts
-from .passes.errors import DniGraphError, nearest
+from .passes.errors import CaptureError, CutError, DniGraphError, nearest
 from .passes.plan import Crossing, Plan
 from .variant import cut
 
@@ -53,7 +61,9 @@ def decouple(
         condition: what the heads see of the label: `one_hot(10)`, `embedded(vocabulary, width)`, or a factory.
         boundary: "dni", "oracle", "local-loss", a factory such as `dni(warm_up=100)`, or a dict from crossings (or
             globs) to these.
-        capture: "auto", or the rung of the capture ladder to stand on: "record", "symbolic".
+        capture: "auto", or the rung of the capture ladder to stand on: "record", "export", "hooks", "symbolic". "auto"
+            takes the first of the first three that gives a graph which passes the check; the plan's notes say why those
+            above it were refused. On "hooks" the model runs whole: see `HookedModule`.
         check: prove on the example that the rewrite computes the same as the model.
 
     Raises:
@@ -64,20 +74,16 @@ def decouple(
     """
     _refuse(model)
     choices = _Choices(head, condition, boundary)
-    dm = DecoupledModule(model, cuts, capture, choices.make)
     args, kwargs = _example(example_args, example_kwargs)
     if args is None:
+        dm: DecoupledModule = CapturedModule(model, cuts, capture, choices.make)
         _without_example(dm, capture)
         return dm
-    with in_mode(model, training=True), torch.enable_grad():
-        recording = run_capture(model, args, kwargs, capture)
-        dm.training = True
-        dm.add(recording, args, kwargs)
+    cuts = list(cuts) if isinstance(cuts, Iterator) else cuts  # several rungs may read them
+    climb = _Climb(model, args, kwargs, cuts, capture)
+    dm = climb.first(lambda how: climb.decoupled(how, choices, check))
     dm.train(model.training) if dm.training != model.training else None
-    choices.check_names(dm.plan)
     _warn_unconditioned(dm)
-    if check:
-        run_check(dm, *args, **kwargs)
     return dm
 
 
@@ -96,10 +102,89 @@ def plan(
     """
     _refuse(model)
     args, kwargs = _example(example_args, example_kwargs)
-    with in_mode(model, training=True), torch.enable_grad():
-        recording = run_capture(model, args, kwargs, capture)
-        inputs = None if args is None else [v for v in flatten((args, kwargs))[0] if isinstance(v, torch.Tensor)]
-        return cut(recording, model, cuts, inputs).plan
+    cuts = list(cuts) if isinstance(cuts, Iterator) else cuts
+    climb = _Climb(model, args, kwargs, cuts, capture)
+    return climb.first(climb.plan)
+
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Climb:
+    """One model and one call of it, on the way along the ladder to the first rung that holds."""
+
+    model: nn.Module
+    args: Any
+    kwargs: Any
+    cuts: Cuts
+    how: str
+    refused: list[str] = field(default_factory=list)  # why the rungs above are not used, a line each
+
+    def first(self, make: Callable[[str], T]) -> T:
+        """What is made on the first rung on which it can be made, and passes the check."""
+        with in_mode(self.model, training=True), torch.enable_grad():
+            restless = False
+            for how in rungs(self.how):
+                if restless and how != HOOKS:
+                    continue
+                try:
+                    return make(how)
+                except CaptureError as error:
+                    self.refused += [r if r.startswith(f"{how}: ") else f"{how}: {r}" for r in error.reasons]
+                    restless |= isinstance(error, Restless)
+                    if isinstance(error, Unready):
+                        break
+                except CheckError as error:
+                    if self.how != "auto" or how == HOOKS:
+                        raise
+                    self.refused.append(f"{how}: the graph is not the same function: {error.report.worst}")
+        raise CaptureError(self.refused)
+
+    def plan(self, how: str) -> Plan:
+        """The plan on a rung."""
+        if how == HOOKS:
+            return self._hooked_plan(self._observed())
+        recording = run_capture(self.model, self.args, self.kwargs, how)
+        inputs = None if self.args is None else _tensors((self.args, self.kwargs))
+        return self._told(cut(recording, self.model, self.cuts, inputs).plan)
+
+    def decoupled(self, how: str, choices: "_Choices", check: bool) -> DecoupledModule:
+        """The decoupled model on a rung, proven where that is asked for."""
+        dm = self._hooked(choices) if how == HOOKS else self._captured(how, choices)
+        choices.check_names(dm.plan)
+        if check:
+            run_check(dm, *self.args, **self.kwargs)
+        if leak := next((note for note in dm.plan.notes if "leak around" in note), None):
+            warnings.warn(f"on hooks, {leak}; see dm.plan.notes", HooksWarning, stacklevel=4)
+        return dm
+
+    def _captured(self, how: str, choices: "_Choices") -> DecoupledModule:
+        recording = run_capture(self.model, self.args, self.kwargs, how)
+        later = "auto" if how == "record" and self.how == "auto" else how  # for other modes and ways
+        dm = CapturedModule(self.model, self.cuts, later, choices.make)
+        dm.training = True
+        dm.add(recording, self.args, self.kwargs, self.refused)
+        return dm
+
+    def _hooked(self, choices: "_Choices") -> DecoupledModule:
+        graph = self._observed()
+        return HookedModule(self.model, graph, self._hooked_plan(graph), choices.make)
+
+    def _observed(self) -> fx.Graph:
+        if self.args is None:
+            raise CaptureError(["it needs one example call: pass example_args=(x,)"])
+        return observe(self.model, self.args, self.kwargs)
+
+    def _hooked_plan(self, graph: fx.Graph) -> Plan:
+        try:
+            return self._told(hooked_plan(graph, self.model, self.cuts))
+        except CutError as error:
+            why = f", because {self.refused[0]}" if self.refused else ""
+            raise CutError(error.misfits, where=f"the model, which is only known by its modules{why}") from error
+
+    def _told(self, plan: Plan) -> Plan:
+        return replace(plan, notes=(*self.refused, *plan.notes))
 
 
 class _Choices:
@@ -108,11 +193,11 @@ class _Choices:
     def __init__(self, head: Any, condition: Any, boundary: Any):
         self.head, self.condition, self.boundary = head, condition, boundary
 
-    def make(self, crossing: Crossing, node: fx.Node, context: Context) -> Boundary:
-        at = node.meta.get("batch_dim", 0)
+    def make(self, crossing: Crossing, meta: Mapping[str, Any], context: Context) -> Boundary:
+        at = meta.get("batch_dim", 0)
         shape = _batch_first(crossing.shape or (), at)
         condition = self.condition if at is not None else None  # without a batch dimension no label belongs to its rows
-        spec = CrossingSpec(crossing.name, shape, node.meta["dtype"], node.meta["device"], condition, at)
+        spec = CrossingSpec(crossing.name, shape, meta["dtype"], meta["device"], condition, at)
         choice = _chosen(self.boundary, crossing.name, "dni")
         return make_boundary(choice, spec, context, _chosen(self.head, crossing.name, "auto"))
 
@@ -127,6 +212,10 @@ class _Choices:
                     raise DniGraphError(
                         f"{what}=: no crossing is called {said}; there are {', '.join(names) or 'none'}"
                     )
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in flatten(value)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def _batch_first(shape: tuple[int, ...], at: int | None) -> tuple[int, ...]:

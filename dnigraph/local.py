@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .captured import CapturedModule
 from .checkpoint import load_checkpoint, restore_random, save_checkpoint
 from .module import DecoupledModule
 from .passes.errors import DniGraphError
@@ -62,6 +63,11 @@ class Local:
     ):
         if not isinstance(dm, DecoupledModule):
             raise DniGraphError(f"Local trains what decouple(...) returns, not a {type(dm).__name__}")
+        if not isinstance(dm, CapturedModule):
+            raise DniGraphError(
+                "Local runs a model part by part, and this one runs whole, on hooks (dm.plan.notes says why): train it "
+                "drop-in, with loss.backward() and an optimiser of dm.parameters()"
+            )
         self.dm, self.loss, self.monitor = dm, loss, monitor
         self.updates = Updates(dm, optimizer, scheduler, clip)
         self.steps = 0

@@ -32,10 +32,10 @@ def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: An
         DniGraphError: the model is in eval mode.
     """
 
-    def gradients(kind: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def gradients() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         handed: dict[str, Tensor] = {}
         with untouched(dm.original), untouched(dm._held()), torch.enable_grad(), dm.conditioned(target):
-            handles = [b.register_forward_pre_hook(_keeping(handed, name)) for name, b in _standing(dm, kind).items()]
+            handles = [b.register_forward_pre_hook(_keeping(handed, name)) for name, b in dm.standing().items()]
             try:
                 parts = _backward(dm, loss(dm(*args, **kwargs), target))
             finally:
@@ -43,26 +43,14 @@ def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: An
                     handle.remove()
         return handed, parts
 
-    ours, our_parts = gradients("own")
+    ours, our_parts = gradients()
     stand_ins: dict[str, StandIn] = {}
     with dm.standing_in(lambda key: stand_ins.setdefault(key, StandIn("oracle"))):
-        true, true_parts = gradients("stand-in")
+        true, true_parts = gradients()
     return Probe(
         {name: _cosine(ours[name], true[name]) for name in dm.boundaries if name in ours and name in true},
         {name: _cosine(our_parts[name], true_parts[name]) for name in our_parts if name in true_parts},
     )
-
-
-def _standing(dm: DecoupledModule, kind: str) -> dict[str, nn.Module]:
-    """What stands on the crossings now, by crossing."""
-    keys = {boundary: name for name, boundary in dm.boundaries.items()}
-    own = {key: keys[b] for key, b in dm._held().items()}  # type: ignore[index]  # only boundaries are in it
-    return {
-        own[key]: b
-        for v in dm._all_variants()
-        for key, b in v.top.get_submodule("dni")._modules.items()
-        if b and key in own
-    }
 
 
 def _keeping(handed: dict[str, Tensor], name: str) -> Callable[..., None]:
@@ -86,8 +74,8 @@ def _backward(dm: DecoupledModule, loss: Tensor) -> dict[str, Tensor]:
             p.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         found = {}
-        for name, part in dm.parts.items():
-            vectors = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in part.parameters()]
+        for name, held in dm.parameters_of_parts().items():
+            vectors = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in held]
             if vectors:
                 found[name] = torch.cat(vectors)
         return found

@@ -34,14 +34,14 @@ def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
     batch = next((v.shape[0] for v in inputs if isinstance(v, torch.Tensor) and v.dim()), 1)
     for node in recording.graph.nodes:
         if "shape" in node.meta:
-            node.meta["batch_dim"] = _batch_dim(node.meta["shape"], batch)
+            node.meta["batch_dim"] = batch_dim(node.meta["shape"], batch)
 
 
 class _Annotator(fx.Interpreter):
     def __init__(self, recording: Recording, model: nn.Module):
         owner = Owner(model, recording.constants)  # `recording.module` would write code that nobody runs
         super().__init__(owner, garbage_collect_values=False, graph=recording.graph)  # freed memory looks like a view
-        self.counted = _Flops()  # type: ignore[no-untyped-call]  # torch's
+        self.counted = Flops()  # type: ignore[no-untyped-call]  # torch's
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         self.random = _random_states()
@@ -63,7 +63,7 @@ class _Annotator(fx.Interpreter):
         return out
 
 
-class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Counts the floating point operations of what runs inside, as torch's own counter does."""
 
     flops = 0
@@ -75,7 +75,8 @@ class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         return out
 
 
-def _batch_dim(shape: tuple[int, ...], batch: int) -> int | None:
+def batch_dim(shape: tuple[int, ...], batch: int) -> int | None:
+    """The first dimension of the batch's size; `None`: there is none. A number has its batch in front."""
     if not shape:
         return 0
     return next((at for at, size in enumerate(shape) if size == batch), None)

@@ -37,7 +37,7 @@ class _Comparison:
             if self._outcomes_differ(x, y):
                 return None
             if x.op != y.op or not self._same((x.target, x.args, x.kwargs), (y.target, y.args, y.kwargs)):
-                return f"{x.format_node()} against {y.format_node()}"
+                return f"{_spelled(x)} against {_spelled(y)}"
         if len(self.nodes[0]) != len(self.nodes[1]):
             return "one of them is longer"
         if self.outputs[0].spec != self.outputs[1].spec:
@@ -84,3 +84,8 @@ def _equal_results(x: Any, y: Any) -> bool:
     if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
         return equal_tensors(x.detach(), y.detach())
     return type(x) is type(y) and bool(x == y or x != x)
+
+
+def _spelled(node: fx.Node) -> str:
+    what = getattr(node.target, "__name__", str(node.target))
+    return f"{what}({', '.join(map(str, node.args[:3]))}{', ...' if len(node.args) > 3 else ''})"

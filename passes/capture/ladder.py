@@ -7,9 +7,10 @@ from torch import nn
 
 from ..errors import CaptureError, nearest
 from .export import export
+from .hooks import RUNG as HOOKS
 from .record import record
 from .recording import Recording
-from .restless import Restless
+from .restless import Restless, Unready
 from .symbolic import trace
 from .untouched import untouched
 
@@ -26,6 +27,18 @@ RUNGS: dict[str, Rung] = {"record": record, "export": export, "symbolic": _symbo
 LADDER = ("record", "export")
 
 
+def rungs(how: str) -> tuple[str, ...]:
+    """The rungs to try, in order. "auto" is the whole ladder, hooks at its end.
+
+    Raises:
+        CaptureError: there is no such rung.
+    """
+    known = (*RUNGS, HOOKS)
+    if how != "auto" and how not in known:
+        raise CaptureError([f"there is no capture {how!r}; there are auto, {', '.join(known)}{nearest(how, known)}"])
+    return (*LADDER, HOOKS) if how == "auto" else (how,)
+
+
 def capture(
     model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, how: str = "auto"
 ) -> Recording:
@@ -35,16 +48,16 @@ def capture(
         CaptureError: no rung can; with one line for each that was tried. A model that decides by what is not in its
             inputs ends the climb: no graph holds for its next call.
     """
-    if how != "auto" and how not in RUNGS:
-        raise CaptureError([f"there is no capture {how!r}; there are auto, {', '.join(RUNGS)}{nearest(how, RUNGS)}"])
     if args is None and kwargs is None and how != "symbolic":
         raise CaptureError(["it needs one example call: pass example_args=(x,), or capture='symbolic' to do without"])
     reasons: list[str] = []
-    for name in LADDER if how == "auto" else (how,):
+    for name in rungs(how):
+        if name == HOOKS:
+            continue
         try:
             return RUNGS[name](model, args or (), kwargs or {})
         except CaptureError as error:
             reasons += [f"{name}: {reason}" for reason in error.reasons]
-            if isinstance(error, Restless):
-                break
+            if isinstance(error, Restless | Unready):
+                raise type(error)(reasons) from error
     raise CaptureError(reasons)

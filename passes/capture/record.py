@@ -14,7 +14,7 @@ from .holdings import Holdings
 from .inputs import input_names, one_more_row, varied
 from .recorder import Recorder
 from .recording import Recording
-from .restless import Restless
+from .restless import Restless, Unready
 from .symbols import is_live, unwrap
 from .trees import HOLE, Tree, flatten
 from .untouched import Snapshot, fresh_copies, seed_all, tensor_names, untouched
@@ -35,7 +35,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
         CaptureError: the model does something that no graph can stand for, or decides by what is not in its inputs.
     """
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
-        raise CaptureError([f"'{lazy[0]}' has no size yet: call the model once before"])
+        raise Unready([f"'{lazy[0]}' has no size yet: call the model once before"])
     leaves, spec = flatten((args, kwargs))
     with untouched(model) as before:
         session, hooks = _Session(model, args, kwargs, spec, before), _hooks(model)
@@ -208,7 +208,7 @@ def _refuse_hooks_for_one_call(model: nn.Module, before: dict[str, list[int]]) -
     now = _hooks(model)
     if gone := [path for path, keys in before.items() if not set(keys) <= set(now.get(path, ()))]:
         place = f"'{gone[0]}'" if gone[0] else "the model"
-        raise CaptureError([f"a hook of {place} is gone after one call: call the model once before"])
+        raise Unready([f"a hook of {place} is gone after one call: call the model once before"])
 
 
 def _agree(first: Recording, other: Recording, on: str) -> None:

@@ -1,0 +1,280 @@
+"""One model of a registry, put through everything that a user would do with it, and compared with itself."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import dnigraph as dg
+from dnigraph.passes.capture.inputs import one_more_row, varied
+from dnigraph.passes.capture.trees import flatten
+from dnigraph.passes.capture.untouched import fresh_copies, seed_all, untouched
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+PARTS = 3
+TOLERANCE = 1e-4  # of the largest gradient: sums in another order
+
+
+class Differs(AssertionError):
+    """The decoupled model is not the model."""
+
+
+class Unscored(Exception):
+    """The model cannot be compared with itself."""
+
+
+@dataclass
+class Case:
+    """What was found out about one model; `row` is the line of the table, as plain data."""
+
+    build: Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
+    batchable: bool = True
+    row: dict[str, Any] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Any]:
+        """All steps, each with its own verdict: "right", "refused: why", "WRONG: where", "error: what", or none."""
+        warnings.simplefilter("ignore")
+        seed_all(0)
+        try:
+            self.model, args, kwargs = self.build()
+            self.model.train()
+            self.call: Call = (args, kwargs)
+            if not _same(self._plain(self.call), self._plain(self.call)):
+                raise Unscored("two runs with the same seeds differ")
+        except Exception as error:
+            return {"status": "unscored", "why": _said(error)}
+        if self._verdict("decouple", self._decouple) == "right":
+            self._verdict("train", lambda: self._compare(self.call))
+            self._verdict("eval", self._eval)
+            for name, change in (("data", varied), ("batch", one_more_row), ("length", shorter)):
+                self._verdict(name, lambda change=change: self._other(change))  # type: ignore[misc]
+            self._verdict("state dict", self._state)
+            self._verdict("step", self._step)
+        self.row["status"], self.row["why"] = self._summary()
+        return self.row
+
+    def _verdict(self, name: str, step: Callable[[], Any]) -> str:
+        started = time.perf_counter()
+        try:
+            found = "right" if step() is not False else "-"
+        except (Differs, dg.CheckError) as error:
+            found = f"WRONG: {_said(error)}"
+        except dg.DniGraphError as error:
+            found = f"refused: {_said(error)}"
+        except Exception as error:
+            found = f"error: {type(error).__name__}: {_said(error)}"
+        self.row[name] = found
+        self.row[f"{name}, s"] = round(time.perf_counter() - started, 3)
+        return found
+
+    def _summary(self) -> tuple[str, str]:
+        """The worst verdict; a refusal is one that a user sees, at capture or at the call that does not fit."""
+        found = {k: v for k, v in self.row.items() if isinstance(v, str) and k in STEPS}
+        for kind, status in (("WRONG", "wrong"), ("error", "error"), ("refused", "refused")):
+            for step, verdict in found.items():
+                if verdict.startswith(kind):
+                    return status, f"{step}: {verdict.partition(': ')[2]}"
+        return "right", ""
+
+    def _decouple(self) -> None:
+        """With oracles, so that all that follows can be compared with the model itself, gradients included."""
+        before = _facts(self.model)
+        try:
+            self.dm = self._cut(boundary="oracle")
+        finally:
+            if touched := [k for k, v in before.items() if not _same(v, _facts(self.model)[k])]:
+                raise Differs(f"the model's {', '.join(touched)} changed")
+        plan = self.dm.plan
+        self.row |= {
+            "rung": plan.capture,
+            "nodes": sum(len(p.nodes) for p in plan.parts),
+            "parts": len(plan.parts),
+            "crossings": sum(c.gradient for c in plan.crossings),
+        }
+
+    def _cut(self, **choices: Any) -> dg.DecoupledModule:
+        args, kwargs = self.call
+        try:
+            return dg.decouple(self.model, PARTS, args, kwargs, **choices)
+        except dg.CutError:  # not so many places
+            return dg.decouple(self.model, PARTS - 1, args, kwargs, **choices)
+
+    def _eval(self) -> bool:
+        with _mode(self.dm, self.model, False):
+            if not self._runs(self.call):
+                return False
+            self._compare(self.call)
+        return True
+
+    def _other(self, change: Callable[[list[Any]], list[Any] | None]) -> bool:
+        leaves, spec = flatten(self.call)
+        changed = change(leaves) if self.batchable else None
+        if changed is None:
+            return False
+        call = pytree.tree_unflatten(changed, spec)
+        if not self._runs(call):
+            return False
+        self._compare(call)
+        return True
+
+    def _runs(self, call: Call) -> bool:
+        """Whether the model itself takes the call."""
+        try:
+            self._plain(call)
+        except Exception:
+            return False
+        return True
+
+    def _plain(self, call: Call) -> dict[str, Any]:
+        return _run(self.model, self.model, call)
+
+    def _compare(self, call: Call) -> None:
+        expected, found = self._plain(call), _run(self.dm, self.model, call)
+        wrong = [k for k in expected if not (_near if k == "gradients" else _same)(expected[k], found[k])]
+        if wrong:
+            raise Differs(f"other {', '.join(wrong)}")
+
+    def _state(self) -> None:
+        """A checkpoint of either loads into the other."""
+        plain, ours = self.model.state_dict(), self.dm.state_dict()
+        if not set(plain) <= set(ours):
+            raise Differs("keys of the model are missing")
+        kept = {k: v.clone() if isinstance(v, Tensor) else v for k, v in ours.items()}
+        self.dm.load_state_dict(kept)
+        self.dm.load_state_dict({k: v for k, v in kept.items() if k in plain})
+        self.model.load_state_dict({k: v for k, v in kept.items() if k in plain})
+        if not _same(list(plain.values()), [self.dm.state_dict()[k] for k in plain]):
+            raise Differs("a round trip changes values")
+
+    def _step(self) -> None:
+        """One step with heads in place of the oracles: they and the weights must move, and stay finite."""
+        dm = self._cut(check=False)
+        optimizer = torch.optim.Adam(dm.parameters(), 1e-3)
+        held = {n: p.detach().clone() for n, p in dm.named_parameters()}
+        heads = {id(p) for p in dm.head_parameters()}
+        for _ in range(2):
+            seed_all(1)
+            _scalar(dm(*_copied(self.call)[0], **_copied(self.call)[1])).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        moved = [n for n, p in dm.named_parameters() if not _same(p, held[n])]
+        if any(not bool(p.isfinite().all()) for p in dm.parameters()):
+            raise Differs("a weight is not finite after a step")
+        if heads and not any(id(p) in heads for n, p in dm.named_parameters() if n in set(moved)):
+            raise Differs("no head moved")
+        if not any(id(p) not in heads for n, p in dm.named_parameters() if n in set(moved)):
+            raise Differs("no weight moved")
+
+
+STEPS = ("decouple", "train", "eval", "data", "batch", "length", "state dict", "step")
+
+
+def shorter(leaves: list[Any]) -> list[Any] | None:
+    """The same inputs with the sequence one shorter, where there is one: the second dimension of whole numbers."""
+    tensors = [v for v in leaves if isinstance(v, Tensor)]
+    tokens = next((v for v in tensors if v.dim() == 2 and not v.is_floating_point() and v.shape[1] > 2), None)
+    if tokens is None:
+        return None
+    length = tokens.shape[1]
+    return [
+        v[:, :-1].contiguous() if isinstance(v, Tensor) and v.dim() > 1 and v.shape[1] == length else v for v in leaves
+    ]
+
+
+@contextmanager
+def _mode(dm: dg.DecoupledModule, model: nn.Module, training: bool) -> Iterator[None]:
+    flags = [(m, m.training) for m in model.modules()]
+    dm.train(training)
+    try:
+        yield
+    finally:
+        dm.train(not training)
+        for module, flag in flags:
+            module.training = flag
+
+
+def _copied(call: Call) -> Call:
+    leaves, spec = flatten(call)
+    args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), spec)
+    return args, kwargs
+
+
+def _run(run: nn.Module, model: nn.Module, call: Call) -> dict[str, Any]:
+    """Results, gradients, buffers and random state of one run; the model's state is put back."""
+    args, kwargs = _copied(call)
+    with untouched(model):
+        seed_all(3)
+        for p in model.parameters():
+            p.grad = None
+        leaves, spec = flatten(run(*args, **kwargs))
+        random = torch.get_rng_state()
+        if any(isinstance(v, Tensor) and v.requires_grad for v in leaves):
+            _scalar(leaves).backward()
+        gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+        buffers = {k: v.clone() for k, v in model.named_buffers()}
+    results = [v.detach().clone() if isinstance(v, Tensor) else v for v in leaves]
+    return {
+        "results": results,
+        "structure": str(spec),
+        "gradients": gradients,
+        "buffers": buffers,
+        "random numbers": random,
+    }
+
+
+def _scalar(results: Any) -> Tensor:
+    """A number that hears of every result, with weights of its own for each element."""
+    total = torch.zeros(())
+    for value in flatten(results)[0]:
+        if isinstance(value, Tensor) and value.requires_grad:
+            flat = (torch.view_as_real(value) if value.is_complex() else value).flatten().float()
+            total = total + (flat * torch.linspace(0.5, 1.5, len(flat))).sum() / max(len(flat), 1)
+    return total
+
+
+def _facts(model: nn.Module) -> dict[str, Any]:
+    return {
+        "parameters": [p.detach().clone() for p in model.parameters()],
+        "buffers": [b.clone() for b in model.buffers()],
+        "gradients": [p.grad for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "hooks": [[*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks] for m in model.modules()],
+        "attributes": [sorted(vars(m)) for m in model.modules()],
+        "random numbers": torch.get_rng_state(),
+    }
+
+
+def _same(x: Any, y: Any) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        alike = x.shape == y.shape and x.dtype == y.dtype
+        return alike and (torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all()))
+    if isinstance(x, dict):
+        return isinstance(y, dict) and list(x) == list(y) and all(_same(v, y[k]) for k, v in x.items())
+    if isinstance(x, list | tuple):
+        return type(x) is type(y) and len(x) == len(y) and all(map(_same, x, y))
+    return type(x) is type(y) and bool(x is y or x == y or x != x)
+
+
+def _near(x: dict[str, Tensor | None], y: dict[str, Tensor | None]) -> bool:
+    largest = max((float(g.abs().nan_to_num(0).max()) for g in x.values() if g is not None and g.numel()), default=0.0)
+    for name, g in x.items():
+        other = y[name]
+        if g is None or other is None:
+            zero = g if other is None else other
+            if zero is not None and float(zero.abs().max()) > TOLERANCE * largest:
+                return False
+        elif g.numel():
+            allowed = TOLERANCE * max(float(g.abs().nan_to_num(0).max()), 1e-2 * largest)
+            if not torch.allclose(g, other, rtol=0, atol=allowed, equal_nan=True):
+                return False
+    return True
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,295 @@
+"""A decoupled model on graphs of the original: one for each mode and each way that calls take through its code."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .assemble import parameters_of
+from .boundaries import Boundary
+from .module import DecoupledModule, MakeBoundary, described, warn_late
+from .passes.capture.call import Mode
+from .passes.capture.ladder import capture
+from .passes.capture.recording import Recording
+from .passes.capture.trees import flatten
+from .passes.capture.untouched import random_state, set_random_state
+from .passes.cuts import Cuts
+from .passes.errors import CaptureError, DniGraphError, GuardMiss
+from .passes.guards import Trust
+from .passes.plan import Plan
+from .passes.split import Value, boundary_key
+from .variant import Cutting, Variant, assemble, cut, sizes
+
+PATHS = 12  # more ways through a model than this: its structure is decided anew in every step
+
+
+class CapturedModule(DecoupledModule):
+    """A decoupled model that runs as parts. `graph`, `plan` and `parts` are those of the current mode.
+
+    In eval mode, where boundaries do nothing, a call that no graph can stand for runs the original.
+    """
+
+    def __init__(self, model: nn.Module, cuts: Cuts, how: str, make_boundary: MakeBoundary):
+        super().__init__(model, make_boundary)
+        self._settings = (cuts, how)
+        self._variants: dict[Any, list[Variant]] = {}
+        self._primary: dict[bool, Variant] = {}
+        self._flagged = list(model.modules())
+
+    # ---- to look at
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the current mode."""
+        return self._now().plan
+
+    @property
+    def parts(self) -> dict[str, fx.GraphModule]:
+        """The parts of the current mode, in running order."""
+        return dict(self._now().parts)
+
+    def parameters_of_parts(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each part trains."""
+        return {name: parameters_of(part) for name, part in self.parts.items()}
+
+    def parameters_below(self) -> set[str]:
+        """The parameters of parts whose values reach the results through boundaries only."""
+        results = {value.name for value in self._now().cutting.split.outputs if isinstance(value, Value)}
+        learns = {c.node for c in self.plan.crossings if c.gradient}
+        open_parts = {p.name for p in self.plan.parts if results & set(p.outputs) or not set(p.outputs) & learns}
+        heard = {id(q) for name in open_parts for q in self.parts[name].parameters()}
+        return {name for name, q in self.original.named_parameters() if id(q) not in heard}
+
+    def standing(self) -> dict[str, nn.Module]:
+        """What stands on the crossings at this moment, by their names."""
+        names = {boundary_key(c): c.name for v in self._all_variants() for c in v.plan.crossings}
+        return {
+            names[key]: boundary
+            for v in self._all_variants()
+            for key, boundary in v.top.get_submodule("dni")._modules.items()
+            if boundary is not None and key in names and names[key] in self.boundaries
+        }
+
+    def _now(self) -> Variant:
+        found = self._primary.get(self.training) or next(iter(self._primary.values()), None)
+        if found is None:
+            raise DniGraphError("this model was captured without an example: its plan is complete after the first call")
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            primary = self.__dict__.get("_primary") or {}
+            for variant in (primary.get(self.__dict__.get("training", True)), *primary.values()):
+                if variant is not None and name in variant.parts:
+                    return variant.parts[name]
+            raise
+
+    # ---- to run
+
+    def choose(self, *args: Any, **kwargs: Any) -> tuple[Variant, list[Any]]:
+        """The variant that holds for a call, found without leaving a trace, and its flat inputs.
+
+        Where no guard can miss this costs nothing; else the forward pass is run once and taken back.
+        """
+        found, inputs = self._known(args, kwargs)
+        for variant in found:
+            if self._trusted(variant, inputs):
+                return variant, inputs
+            with self._way_back(always=True), torch.no_grad():
+                try:
+                    variant.run(inputs)
+                except GuardMiss:
+                    continue
+            variant.proven.add(sizes(inputs))
+            return variant, inputs
+        return self._record(found, args, kwargs, inputs), inputs
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """See to it that a call needs nothing new, leaving no trace."""
+        try:
+            self.choose(*args, **kwargs)
+        except CaptureError:
+            if self.training:
+                raise
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        found, inputs = self._known(args, kwargs)
+        for variant in found:
+            if self._trusted(variant, inputs):
+                return variant.recording.outputs.build(variant.run(inputs))
+            try:
+                with self._way_back():
+                    values = variant.run(inputs)
+            except GuardMiss:
+                continue
+            variant.proven.add(sizes(inputs))
+            return variant.recording.outputs.build(values)
+        try:
+            variant = self._record(found, args, kwargs, inputs)
+        except CaptureError:
+            if self.training:
+                raise
+            return self.original(*args, **kwargs)  # boundaries do nothing in eval mode: this is the same
+        return variant.recording.outputs.build(variant.run(inputs))
+
+    def _known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Variant], list[Any]]:
+        """The variants that may hold for a call, in the mode we are in, and the inputs of their graphs."""
+        if self._settings[1] == "symbolic":  # its graph takes the arguments whole, whatever they are
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return self._variants.setdefault(self._mode(), []), list(bound.arguments.values())
+        args, kwargs = self._canonical(args, kwargs)
+        if not kwargs and all(type(arg) is torch.Tensor for arg in args):  # most calls; no tree to take apart
+            plain = (self._mode(), None, tuple(map(_signature_of, args)))
+            return self._variants.setdefault(plain, []), list(args)
+        leaves, spec = flatten((args, kwargs))
+        key = (self._mode(), spec, tuple(map(_signature_of, leaves)))
+        return self._variants.setdefault(key, []), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def _mode(self) -> Any:
+        """What a recording takes for granted of the model and of torch, and no guard checks."""
+        return (tuple([m.training for m in self._flagged]), Mode.now())
+
+    def _trusted(self, variant: Variant, inputs: list[Any]) -> bool:
+        how = variant.cutting.trust
+        return how is Trust.ALWAYS or (how is Trust.SAME_SIZES and sizes(inputs) in variant.proven)
+
+    @contextmanager
+    def _way_back(self, always: bool = False) -> Iterator[None]:
+        """Take random numbers and buffers back when a guard misses."""
+        state, buffers = random_state(), [(b, b.detach().clone()) for b in self.original.buffers()]
+        done = False
+        try:
+            yield
+            done = not always
+        finally:
+            if not done:
+                set_random_state(state)
+                with torch.no_grad():
+                    for buffer, held in buffers:
+                        buffer.copy_(held)
+
+    def _record(self, found: list[Variant], args: Any, kwargs: Any, inputs: list[Any]) -> Variant:
+        if len(found) >= PATHS:
+            raise CaptureError(
+                [
+                    f"more than {PATHS} ways through the model for one kind of call: its structure is new in each "
+                    "step; decouple it with capture='hooks'"
+                ]
+            )
+        args, kwargs = self._canonical(args, kwargs)
+        recording = capture(self.original, args, kwargs, self._settings[1])
+        return self._install(recording, found, inputs, strict=not self._primary)
+
+    def _install(
+        self, recording: Recording, found: list[Variant], inputs: list[Any], strict: bool, notes: Sequence[str] = ()
+    ) -> Variant:
+        """Cut a recording, make it runnable, with its boundaries, and keep it among the variants `found`."""
+        cutting = cut(recording, self.original, self._settings[0], inputs, strict)
+        cutting.plan = replace(cutting.plan, notes=(*notes, *cutting.plan.notes))
+        variant = self._assembled(cutting)
+        variant.proven.add(sizes(inputs))
+        found.append(variant)
+        if not self._primary:
+            self._settings = (cutting.again, self._settings[1])
+        if self.training not in self._primary:
+            self._primary[self.training] = variant
+            self._show()
+        return variant
+
+    def add(self, recording: Recording, args: Any, kwargs: Any, notes: Sequence[str] = ()) -> Variant:
+        """Cut and install a recording of `original(*args, **kwargs)` in the present mode; misfits are errors.
+
+        Args:
+            notes: what the plan should say besides.
+        """
+        found, inputs = self._known(args, kwargs)
+        return self._install(recording, found, inputs, True, notes)
+
+    def _assembled(self, cutting: Cutting) -> Variant:
+        known = self.boundaries
+        new = [c for c in cutting.plan.crossings if c.gradient and c.name not in known] if self.training else []
+        for boundary in self._stand((c, cutting.nodes[c.node].meta) for c in new):
+            if self._primary:
+                warn_late(boundary)
+        cutting.plan = described(cutting.plan, self.boundaries)
+        return assemble(cutting, self.original, self._held())
+
+    @contextmanager
+    def standing_in(self, make: Callable[[str], Boundary]) -> Iterator[None]:
+        """Let other boundaries stand on the crossings inside the block; `make` is called with each one's key."""
+        holders = [v.top.get_submodule("dni") for v in self._all_variants()]
+        kept = [holder._modules for holder in holders]
+        stand_ins = {key: make(key).train(self.training) for own in kept for key in own}
+        try:
+            for holder, own in zip(holders, kept, strict=True):
+                holder._modules = {key: stand_ins[key] for key in own}
+            yield
+        finally:
+            for holder, own in zip(holders, kept, strict=True):
+                holder._modules = own
+
+    def _show(self) -> None:
+        """Let `graph` and `code` be those of the current mode."""
+        variant = self._now()
+        self._graph, self._code = variant.top._graph, variant.top._code
+
+    # ---- modes, moves, copies, checkpoints
+
+    def train(self, mode: bool = True) -> "CapturedModule":
+        """Set the mode of the model and of all its parts."""
+        super().train(mode)
+        self.original.training = mode
+        for variant in self._all_variants():
+            for part in variant.parts.values():
+                part.training = mode
+        if self._primary:
+            self._show()
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CapturedModule":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
+        for variant in self._all_variants():
+            variant.assembly.constants._apply(fn)  # type: ignore[no-untyped-call]  # the same
+            variant.assembly.refresh()
+        return self
+
+    def _all_variants(self) -> Iterator[Variant]:
+        return (variant for found in self._variants.values() for variant in found)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a checkpoint of this model, or a plain one of the original: then the heads stay as they are."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        for variant in self._all_variants():
+            variant.assembly.refresh()
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CapturedModule":
+        """A copy with weights, heads and label context of its own, on the same plans."""
+        model = copy.deepcopy(self.original, memo)
+        made = memo[id(self)] = CapturedModule(model, *self._settings, self._make_boundary)
+        held = made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
+        made.context = copy.deepcopy(self.context, memo)
+        made._variants = {k: [assemble(v.cutting, model, held) for v in found] for k, found in self._variants.items()}
+        places = {id(v): (k, i) for k, found in self._variants.items() for i, v in enumerate(found)}
+        for mode, variant in self._primary.items():
+            key, i = places[id(variant)]
+            made._primary[mode] = made._variants[key][i]
+        made.train(self.training)
+        return made
+
+
+def _signature_of(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return (leaf.dim(), leaf.dtype, leaf.device.type, leaf.requires_grad)
+    try:
+        hash(leaf)
+    except TypeError:
+        return (type(leaf), repr(leaf))
+    return (type(leaf), leaf)

@@ -1,0 +1,183 @@
+"""A decoupled model that runs whole: boundaries are hooked onto what its modules hand each other, call by call."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .boundaries import Boundary
+from .module import DecoupledModule, MakeBoundary, described, warn_late
+from .passes.capture.annotate import batch_dim
+from .passes.capture.hooks import RUNG, heard
+from .passes.capture.trees import flatten
+from .passes.capture.watch import Site, Watch
+from .passes.cuts import Cuts, resolve
+from .passes.partition import partition, to_plan
+from .passes.plan import Crossing, Plan
+
+COST = (
+    "on hooks: the model runs whole, so it is trained drop-in and its parts cannot be run, placed or compiled by "
+    "themselves; a step in which a cut module does not run is not cut there"
+)
+
+
+class HooksWarning(UserWarning):
+    """A gradient leaks around a cut: only a graph of the model would let it be cut there."""
+
+
+def hooked_plan(graph: fx.Graph, model: nn.Module, cuts: Cuts) -> Plan:
+    """The plan for the graph that `observe` made. What goes around the cuts keeps its true gradient; a note says so.
+
+    Raises:
+        CutError: cuts do not fit the model.
+    """
+    modules = [path for path, _ in model.named_modules() if path]
+    resolved = resolve(graph, cuts, modules)
+    plan = to_plan(graph, partition(graph, resolved.edges), type(model).__name__, RUNG)
+    crossings = tuple(c if c.asked else replace(c, gradient=False) for c in plan.crossings)
+    notes = [note for note in plan.notes if "goes around the cuts" not in note]
+    plan = replace(plan, crossings=crossings, notes=(*resolved.notes, COST, *notes))
+    return replace(plan, notes=(*plan.notes, *leaks(graph, plan)))
+
+
+def leaks(graph: fx.Graph, plan: Plan) -> list[str]:
+    """A line if parameters below a cut hear past it."""
+    nodes = {node.name: node for node in graph.nodes}
+    hear = heard(graph, {nodes[c.node] for c in plan.crossings if c.gradient})
+    last = max((part.level for part in plan.parts), default=0)
+    below = {
+        name
+        for part in plan.parts
+        if part.level < last
+        for node in part.nodes
+        for name, _, _ in nodes[node].meta["parameters"]
+    }
+    if not (past := sorted(below & hear)):
+        return []
+    around = [c.name for c in plan.crossings if not c.asked]
+    way = f" through {', '.join(around[:3])}{', ...' if len(around) > 3 else ''}" if around else ""
+    some = ", ".join(past[:3]) + (", ..." if len(past) > 3 else "")
+    return [f"true gradients leak around the cuts{way} to {len(past)} of {len(below)} parameters below them: {some}"]
+
+
+class HookedModule(DecoupledModule):
+    """A decoupled model whose original runs as it is, each time, with boundaries on the way between its modules."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, plan: Plan, make_boundary: MakeBoundary):
+        super().__init__(model, make_boundary)
+        self._observed, self._plan, self._stand_ins = graph, plan, dict[str, Boundary]()
+        nodes = {node.name: node for node in graph.nodes}
+        self._sites: dict[Site, str] = {}  # to the names of crossings
+        cut = [c for c in plan.crossings if c.gradient]
+        self._sites |= {nodes[c.node].meta["site"]: c.name for c in cut}
+        list(self._stand((c, nodes[c.node].meta) for c in cut))
+        self._plan = described(plan, self.boundaries)
+        self._below = {n for n, p in model.named_parameters() if p.requires_grad} - heard(
+            graph, {nodes[c.node] for c in cut}
+        )
+        self._graph = _whole(self._signature)
+
+    # ---- to look at
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, made of the example call; the same in both modes."""
+        return self._plan
+
+    @property
+    def parts(self) -> dict[str, fx.GraphModule]:
+        """None: the model runs whole."""
+        return {}
+
+    def parameters_of_parts(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each part of the plan trains."""
+        named = dict(self.original.named_parameters())
+        nodes = {node.name: node for node in self._observed.nodes}
+        return {
+            part.name: [named[n] for node in part.nodes for n, _, _ in nodes[node].meta["parameters"]]
+            for part in self._plan.parts
+        }
+
+    def parameters_below(self) -> set[str]:
+        """The parameters that no gradient reached in the example call but through boundaries."""
+        return self._below
+
+    # ---- to run
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: no call needs anything new."""
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.training and torch.is_grad_enabled() and self._sites):
+            return self.original(*args, **kwargs)  # boundaries would do nothing
+        first = next((v for v in flatten((args, kwargs))[0] if isinstance(v, Tensor) and v.dim()), None)
+        batch = 1 if first is None else first.shape[0]
+        places = {(site.path, site.side) for site in self._sites}
+        with Watch(self.original, lambda site, value: self._passed(site, value, batch), places).attached():
+            return self.original(*args, **kwargs)
+
+    def _passed(self, site: Site, value: Tensor, batch: int) -> Tensor:
+        name = self._sites.get(site) or self._further(site, value, batch)
+        boundary = self._stand_ins.get(name) or self.boundaries[name]
+        # What a head saves for its backward pass is no part of what a checkpointed region makes again.
+        with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            passed: Tensor = boundary(value)
+        return passed
+
+    def _further(self, site: Site, value: Tensor, batch: int) -> str:
+        """A boundary for a call of a cut module, or a tensor of it, that the example did not have."""
+        tail = {"enter": "_in", "leave": "", "mark": ""}[site.side] + (f"_{site.leaf}" if site.leaf else "")
+        name = self._sites[site] = site.key + tail
+        if name not in self.boundaries:
+            crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
+            meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), batch)}
+            for boundary in self._stand([(crossing, meta)]):
+                warn_late(boundary)
+        return name
+
+    def standing(self) -> dict[str, nn.Module]:
+        """What stands on the crossings at this moment, by their names."""
+        return {name: self._stand_ins.get(name, boundary) for name, boundary in self.boundaries.items()}
+
+    @contextmanager
+    def standing_in(self, make: Callable[[str], Boundary]) -> Iterator[None]:
+        """Let other boundaries stand on the crossings inside the block; `make` is called with each one's key."""
+        self._stand_ins = {name: make(name.replace(".", "_")).train(self.training) for name in self.boundaries}
+        try:
+            yield
+        finally:
+            self._stand_ins = {}
+
+    # ---- modes and copies
+
+    def train(self, mode: bool = True) -> "HookedModule":
+        """Set the mode of the model and of its boundaries."""
+        super().train(mode)
+        self.original.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HookedModule":
+        """A copy with weights, heads and label context of its own, on the same plan."""
+        model = copy.deepcopy(self.original, memo)
+        made = memo[id(self)] = HookedModule(model, self._observed, self._plan, self._make_boundary)
+        made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
+        made._sites = dict(self._sites)
+        made.context = copy.deepcopy(self.context, memo)
+        made.train(self.training)
+        return made
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
+
+
+def _whole(signature: Any) -> fx.Graph:
+    """A graph for whoever prints it: the model is one node."""
+    graph = fx.Graph()
+    given = [graph.placeholder(name) for name in signature.parameters]
+    graph.output(graph.create_node("call_module", "original", tuple(given)))
+    return graph
