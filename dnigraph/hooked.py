@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from .boundaries import Boundary
 from .module import DecoupledModule, MakeBoundary, described, warn_late
 from .passes.capture.annotate import batch_dim
-from .passes.capture.hooks import RUNG, heard
+from .passes.capture.hooks import RUNG, events, heard, parameters
 from .passes.capture.trees import flatten
 from .passes.capture.watch import Site, Watch
 from .passes.cuts import Cuts, resolve
@@ -38,30 +38,32 @@ def hooked_plan(graph: fx.Graph, model: nn.Module, cuts: Cuts) -> Plan:
     modules = [path for path, _ in model.named_modules() if path]
     resolved = resolve(graph, cuts, modules)
     plan = to_plan(graph, partition(graph, resolved.edges), type(model).__name__, RUNG)
-    crossings = tuple(c if c.asked else replace(c, gradient=False) for c in plan.crossings)
-    notes = [note for note in plan.notes if "goes around the cuts" not in note]
+    crossings = tuple(c if _can_be_cut(graph, plan, c) else replace(c, gradient=False) for c in plan.crossings)
+    leaking = [c for c, kept in zip(plan.crossings, crossings, strict=True) if c.gradient and not kept.gradient]
+    notes = [n for n in plan.notes if not any(n.startswith(f"'{c.name}' goes around the cuts") for c in leaking)]
     plan = replace(plan, crossings=crossings, notes=(*resolved.notes, COST, *notes))
-    return replace(plan, notes=(*plan.notes, *leaks(graph, plan)))
+    return replace(plan, notes=(*plan.notes, *_leaks(graph, plan, leaking)))
 
 
-def leaks(graph: fx.Graph, plan: Plan) -> list[str]:
-    """A line if parameters below a cut hear past it."""
+def _can_be_cut(graph: fx.Graph, plan: Plan, crossing: Crossing) -> bool:
+    """Whether a boundary on the value itself does no harm: nobody reads it in the part that makes it."""
+    if crossing.asked:
+        return crossing.gradient
+    here = next(set(part.nodes) for part in plan.parts if part.name == crossing.producer)
+    node = next(n for n in graph.nodes if n.name == crossing.node)
+    return crossing.gradient and "site" in node.meta and not any(user.name in here for user in node.users)
+
+
+def _leaks(graph: fx.Graph, plan: Plan, leaking: list[Crossing]) -> list[str]:
+    """A line on the parameters that hear through these values, if any."""
     nodes = {node.name: node for node in graph.nodes}
-    hear = heard(graph, {nodes[c.node] for c in plan.crossings if c.gradient})
-    last = max((part.level for part in plan.parts), default=0)
-    below = {
-        name
-        for part in plan.parts
-        if part.level < last
-        for node in part.nodes
-        for name, _, _ in nodes[node].meta["parameters"]
-    }
-    if not (past := sorted(below & hear)):
+    sites = {nodes[c.node] for c in plan.crossings if c.gradient}
+    past = sorted(parameters(heard([nodes[c.node] for c in leaking], sites)))
+    if not past:
         return []
-    around = [c.name for c in plan.crossings if not c.asked]
-    way = f" through {', '.join(around[:3])}{', ...' if len(around) > 3 else ''}" if around else ""
+    around = ", ".join(c.name for c in leaking[:3]) + (", ..." if len(leaking) > 3 else "")
     some = ", ".join(past[:3]) + (", ..." if len(past) > 3 else "")
-    return [f"true gradients leak around the cuts{way} to {len(past)} of {len(below)} parameters below them: {some}"]
+    return [f"true gradients leak around the cuts through {around} to {len(past)} parameters below them: {some}"]
 
 
 class HookedModule(DecoupledModule):
@@ -71,14 +73,14 @@ class HookedModule(DecoupledModule):
         super().__init__(model, make_boundary)
         self._observed, self._plan, self._stand_ins = graph, plan, dict[str, Boundary]()
         nodes = {node.name: node for node in graph.nodes}
+        self._seen = {node.meta["site"] for node in events(graph)}
         self._sites: dict[Site, str] = {}  # to the names of crossings
         cut = [c for c in plan.crossings if c.gradient]
         self._sites |= {nodes[c.node].meta["site"]: c.name for c in cut}
         list(self._stand((c, nodes[c.node].meta) for c in cut))
         self._plan = described(plan, self.boundaries)
-        self._below = {n for n, p in model.named_parameters() if p.requires_grad} - heard(
-            graph, {nodes[c.node] for c in cut}
-        )
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._below = trained - parameters(heard(_results(graph), {nodes[c.node] for c in cut}))
         self._graph = _whole(self._signature)
 
     # ---- to look at
@@ -121,7 +123,10 @@ class HookedModule(DecoupledModule):
             return self.original(*args, **kwargs)
 
     def _passed(self, site: Site, value: Tensor, batch: int) -> Tensor:
-        name = self._sites.get(site) or self._further(site, value, batch)
+        name = self._sites.get(site)
+        if name is None and site in self._seen:
+            return value  # nobody cut here
+        name = name or self._further(site, value, batch)
         boundary = self._stand_ins.get(name) or self.boundaries[name]
         # What a head saves for its backward pass is no part of what a checkpointed region makes again.
         with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
@@ -169,6 +174,10 @@ class HookedModule(DecoupledModule):
         made.context = copy.deepcopy(self.context, memo)
         made.train(self.training)
         return made
+
+
+def _results(graph: fx.Graph) -> list[fx.Node]:
+    return list(next(node for node in graph.nodes if node.op == "output").all_input_nodes)
 
 
 def _as_it_is(value: Tensor) -> Tensor:

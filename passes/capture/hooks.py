@@ -1,15 +1,15 @@
 """The last rung: no graph of the model, only of what its modules hand each other in one call. The model stays whole.
 
     model   h = f(self.a(x));  y = self.b(h) + h              what a is given: nothing that learns
-    graph   a ─► b_in ─► b ─► results                         b_in: what enters b; b: what leaves it
-            └──────────────────►┘                             the sum reads what left a, past b
+    graph   a ─► b_in ─► b ─► result                          b_in: what enters b; b: what leaves it
+            └─────────────────►┘                              the sum reads what left a, past b
 
 Where a gradient flows is read from autograd, so what goes around a module is seen. It holds for the example call: the
 next one may go another way, which is why such a model stands on this rung.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,8 @@ def event(*read: Any) -> None:
 @dataclass
 class _Event:
     site: Site
-    value: Tensor  # marked; it keeps the graph alive
+    value: Tensor  # marked
+    mark: Any  # its node in autograd's graph: a write in place gives the tensor another
     stack: dict[str, tuple[str, type]]
     flops: int
     seconds: float
@@ -102,7 +103,7 @@ class _Run:
         now = (self.counted.flops, time.perf_counter())
         stack = self.left if site.side == "leave" else dict(self.stack)
         marked: Tensor = _Mark.apply(value, len(self.events))  # type: ignore[no-untyped-call]  # torch's
-        self.events.append(_Event(site, marked, stack, now[0] - self.since[0], now[1] - self.since[1]))
+        self.events.append(_Event(site, marked, marked.grad_fn, stack, now[0] - self.since[0], now[1] - self.since[1]))
         self.since = (self.counted.flops, time.perf_counter())
         return marked
 
@@ -115,13 +116,11 @@ class _Graph:
         self.trained = {id(p): (name, p.numel(), True) for name, p in model.named_parameters() if p.requires_grad}
         self.graph = fx.Graph()
         self.nodes: list[fx.Node] = []
-        self.used: set[int] = set()  # parameters that a node has already
 
     def of(self, names: list[str], inputs: list[Any], results: list[Tensor]) -> fx.Graph:
         given = [self._input(n, v) for n, v in zip(names, inputs, strict=True) if isinstance(v, Tensor)]
         for happened in self.run.events:
-            before = happened.value.grad_fn.next_functions  # type: ignore[union-attr]  # a mark has one
-            node = self._node(_name(happened.site), [f for f, _ in before], given)
+            node = self._node(_name(happened.site), [f for f, _ in happened.mark.next_functions], given)
             if happened.site.side == "mark":
                 node.target, node.kwargs = marker, {"name": happened.site.path}
             node.meta |= self._facts(happened.value) | {"site": happened.site, "nn_module_stack": happened.stack}
@@ -129,10 +128,16 @@ class _Graph:
             self.nodes.append(node)
         if not results:
             raise CaptureError(["no result of this call carries a gradient: there is nothing to learn from"])
-        end = self._node("results", [v.grad_fn for v in results], given)
-        end.meta |= self._facts(results[0]) | {"nn_module_stack": {}, "flops": 0, "seconds": 0.0}
-        self.graph.output((end,))
+        marks = {id(happened.mark): node for happened, node in zip(self.run.events, self.nodes, strict=True)}
+        ends = [marks.get(id(v.grad_fn)) or self._result(v, given) for v in results]
+        self.graph.output(tuple(ends))
         return self.graph
+
+    def _result(self, value: Tensor, given: list[fx.Node]) -> fx.Node:
+        """What the model makes of events by itself, at the end."""
+        node = self._node("result", [value.grad_fn], given)
+        node.meta |= self._facts(value) | {"nn_module_stack": {}, "flops": 0, "seconds": 0.0}
+        return node
 
     def _input(self, name: str, value: Tensor) -> fx.Node:
         node = self.graph.placeholder(name)
@@ -143,10 +148,8 @@ class _Graph:
         events, parameters = _reached(functions)
         read = [self.nodes[number] for number in sorted(events)] or given
         node = self.graph.create_node("call_function", event, tuple(read), {}, name)
-        new = [self.trained[i] for i in parameters if i in self.trained and i not in self.used]
-        self.used |= parameters
-        node.meta |= {"parameters": tuple(new), "buffers": (), "random": False, "writes": ()}
-        node.meta["hears"] = tuple(self.trained[i][0] for i in parameters if i in self.trained)
+        trained = tuple(self.trained[i] for i in parameters if i in self.trained)
+        node.meta |= {"parameters": trained, "buffers": (), "random": False, "writes": ()}
         return node
 
     def _facts(self, value: Tensor) -> dict[str, Any]:
@@ -178,17 +181,21 @@ def _reached(functions: list[Any]) -> tuple[set[int], set[int]]:
     return events, parameters
 
 
-def heard(graph: fx.Graph, sites: set[fx.Node]) -> set[str]:
-    """The parameters that a gradient of the results reaches without passing one of the sites."""
-    waiting, seen, found = [n for n in graph.nodes if n.name == "results"], set[fx.Node](), set[str]()
+def heard(values: Iterable[fx.Node], sites: set[fx.Node]) -> set[fx.Node]:
+    """The nodes that a gradient of some values reaches without passing one of the sites."""
+    found: set[fx.Node] = set()
+    waiting = list(values)
     while waiting:
         node = waiting.pop()
-        if node in seen or node in sites:
-            continue
-        seen.add(node)
-        found |= set(node.meta.get("hears", ()))
-        waiting += node.all_input_nodes
+        if node not in found and node not in sites:
+            found.add(node)
+            waiting += node.all_input_nodes
     return found
+
+
+def parameters(nodes: Iterable[fx.Node]) -> set[str]:
+    """The names of the parameters that nodes work with."""
+    return {name for node in nodes for name, _, _ in node.meta.get("parameters", ())}
 
 
 def events(graph: fx.Graph) -> Iterator[fx.Node]:
