@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import weakref
 from typing import Any, NamedTuple
 
 import pytest
@@ -36,6 +37,36 @@ class Own:
         self.y = y
 
 
+class Callable(Own):
+    def __call__(self):
+        return self.y
+
+
+class Slotted:
+    __slots__ = ("extra", "y")
+
+    def __init__(self, y):
+        self.y = y
+
+
+class Store:
+    """Refers back to the whole that it is a part of, as the stores of graph data do."""
+
+    def __init__(self, y, whole):
+        self.y, self.whole = y, weakref.ref(whole)
+
+    @property
+    def key(self):
+        return self.__dict__["key"]
+
+
+class Whole:
+    def __init__(self, y):
+        self.store = Store(y, self)
+        self.stores = {"a": Store(y + 1, self)}
+        self.store.__dict__["key"] = "name"
+
+
 class Names(dict):
     pass
 
@@ -56,6 +87,8 @@ class Rows(list):
         Own(T),
         Names(b=T, a=Rows([T, 1])),
         Own(Record(Own([T, None]))),
+        Callable(T),
+        Slotted([T]),
         (),
         None,
     ],
@@ -104,3 +137,23 @@ def test_functions_and_modules_are_never_taken_apart():
     leaves, _ = flatten([layer, function])
 
     assert leaves == [layer, function]
+
+
+def test_what_refers_back_to_its_whole_refers_to_the_new_one():
+    whole = Whole(T)
+
+    tensors, tree = take_apart(whole)
+    built = tree.build([t * 2 for t in tensors])
+
+    assert torch.equal(built.store.y, T * 2)
+    assert built.store.whole() is built
+    assert built.stores["a"].whole() is built
+    assert built.store.key == "name"
+    assert whole.store.whole() is whole
+
+
+def test_two_objects_of_one_class_have_one_structure():
+    _, one = flatten(Whole(T))
+    _, other = flatten(Whole(T + 1))
+
+    assert one == other

@@ -1,6 +1,9 @@
 """What goes into and comes out of a model: any nesting of containers, taken apart and put together again."""
 
 import dataclasses
+import functools
+import inspect
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +54,7 @@ def take_apart(value: Any, live: Callable[[Any], bool] = torch.is_tensor) -> tup
 
 def opens(leaf: Any) -> bool:
     """Whether an object of an unknown class holds tensors, so that it must be taken apart."""
-    if isinstance(leaf, torch.nn.Module | type) or callable(leaf):
+    if isinstance(leaf, torch.nn.Module | type | functools.partial) or inspect.isroutine(leaf):
         return False
     return _holds_tensor(leaf, _DEPTH)
 
@@ -76,7 +79,39 @@ def _items(value: Any) -> Iterator[Any]:
 def _fields(value: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
-    return dict(getattr(value, "__dict__", {}))
+    slots = (name for kind in type(value).__mro__ for name in _names(kind.__dict__.get("__slots__", ())))
+    own = (name for name in slots if name not in ("__dict__", "__weakref__") and hasattr(value, name))
+    held = {name: getattr(value, name) for name in own}
+    return {**held, **getattr(value, "__dict__", {})}
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _parts(fields: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What an object holds, directly or in a dict or list: the field, the key there, the part."""
+    for name, value in fields.items():
+        yield name, None, value
+        if isinstance(value, dict | list):
+            yield from ((name, key, v) for key, v in (value.items() if isinstance(value, dict) else enumerate(value)))
+
+
+def _links(owner: Any, fields: dict[str, Any]) -> tuple[tuple[str, Any, str], ...]:
+    """Where parts of an object refer back to it without holding it: field and key of the part, and the part's field."""
+    return tuple(
+        (field, key, name)
+        for field, key, part in _parts(fields)
+        if not isinstance(part, PLAIN)
+        for name, v in getattr(part, "__dict__", {}).items()
+        if isinstance(v, weakref.ref) and v() is owner
+    )
+
+
+def _refers_back(part: Any, value: Any) -> bool:
+    """Whether a field is such a link."""
+    owner = value() if isinstance(value, weakref.ref) else None
+    return owner is not None and any(one is part for _, _, one in _parts(_fields(owner)))
 
 
 def _register(kind: type, example: Any) -> None:
@@ -92,16 +127,30 @@ def _register(kind: type, example: Any) -> None:
         pytree.register_pytree_node(kind, _open_object, lambda items, keys: _object(kind, keys, items))
 
 
-def _open_object(value: Any) -> tuple[list[Any], tuple[str, ...]]:
-    fields = _fields(value)
-    return list(fields.values()), tuple(fields)
+_Names = tuple[tuple[str, ...], tuple[tuple[str, Any, str], ...]]
 
 
-def _object(kind: type, keys: tuple[str, ...], items: Any) -> Any:
+def _open_object(value: Any) -> tuple[list[Any], _Names]:
+    held = {name: v for name, v in _fields(value).items() if not _refers_back(value, v)}
+    return list(held.values()), (tuple(held), _links(value, held))
+
+
+def _object(kind: type, names: _Names, items: Any) -> Any:
     made: Any = object.__new__(kind)  # not through __init__: it may take other arguments, or count instances
-    for key, item in zip(keys, items, strict=True):
-        object.__setattr__(made, key, item)
+    held = dict(zip(names[0], items, strict=True))
+    for name, item in held.items():
+        _set(made, name, item)
+    for field, key, name in names[1]:
+        _set(held[field] if key is None else held[field][key], name, weakref.ref(made))
     return made
+
+
+def _set(made: Any, key: str, item: Any) -> None:
+    """Into the table of the object itself, past properties and setters of its class; a slot has no such table."""
+    if hasattr(made, "__dict__"):
+        made.__dict__[key] = item
+    else:
+        object.__setattr__(made, key, item)
 
 
 def _dict(kind: Any, keys: tuple[Any, ...], items: Any) -> Any:
