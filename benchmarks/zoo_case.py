@@ -1,5 +1,6 @@
 """One model of a registry, put through everything that a user would do with it, and compared with itself."""
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -145,10 +146,12 @@ class Case:
         plain, ours = self.model.state_dict(), self.dm.state_dict()
         if not set(plain) <= set(ours):
             raise Differs("keys of the model are missing")
-        kept = {k: v.clone() if isinstance(v, Tensor) else v for k, v in ours.items()}
+        kept = copy.deepcopy(ours)  # with the versions of its modules
         self.dm.load_state_dict(kept)
-        self.dm.load_state_dict({k: v for k, v in kept.items() if k in plain})
-        self.model.load_state_dict({k: v for k, v in kept.items() if k in plain})
+        for key in set(kept) - set(plain):
+            del kept[key]
+        self.dm.load_state_dict(kept)
+        self.model.load_state_dict(kept)
         if not _same(list(plain.values()), [self.dm.state_dict()[k] for k in plain]):
             raise Differs("a round trip changes values")
 

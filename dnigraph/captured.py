@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from .assemble import parameters_of
 from .boundaries import Boundary
-from .module import DecoupledModule, MakeBoundary, described, warn_late
+from .module import DecoupledModule, MakeBoundary, canonical, described, warn_late
 from .passes.capture.call import Mode
 from .passes.capture.ladder import capture
 from .passes.capture.recording import Recording
@@ -144,7 +144,7 @@ class CapturedModule(DecoupledModule):
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
             return self._variants.setdefault(self._mode(), []), list(bound.arguments.values())
-        args, kwargs = self._canonical(args, kwargs)
+        args, kwargs = canonical(self._signature, args, kwargs)
         if not kwargs and all(type(arg) is torch.Tensor for arg in args):  # most calls; no tree to take apart
             plain = (self._mode(), None, tuple(map(_signature_of, args)))
             return self._variants.setdefault(plain, []), list(args)
@@ -183,7 +183,7 @@ class CapturedModule(DecoupledModule):
                     "step; decouple it with capture='hooks'"
                 ]
             )
-        args, kwargs = self._canonical(args, kwargs)
+        args, kwargs = canonical(self._signature, args, kwargs)
         recording = capture(self.original, args, kwargs, self._settings[1])
         return self._install(recording, found, inputs, strict=not self._primary)
 

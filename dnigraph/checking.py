@@ -185,17 +185,16 @@ def _buffers(mode: str, plain: _Trace, ours: _Trace) -> Finding:
 
 def _gradients(dm: DecoupledModule, mode: str, plain: _Trace, ours: _Trace) -> Finding:
     """Per parameter: equal up to the rounding of sums in another order, relative to the largest gradient nearby."""
-    overall = max((_largest(g) for g in plain.gradients.values()), default=0.0)
+    pairs = {name: (expected, ours.gradients.get(name)) for name, expected in plain.gradients.items()}
+    apart = {name: (g, h) for name, (g, h) in pairs.items() if not (g is h is None or _same(g, h))}
+    overall = max((_largest(g) for g in plain.gradients.values()), default=0.0) if apart else 0.0
     wrong = {}
-    for name, expected in plain.gradients.items():
-        found = ours.gradients.get(name)
-        if expected is None and found is None:
-            continue
-        apart = _distance(expected, found)
+    for name, (expected, found) in apart.items():
+        distance = _distance(expected, found)
         scale = max(_largest(expected), 1e-3 * overall)
-        if not apart <= _tolerance(expected if expected is not None else found) * scale:
-            wrong[name] = apart
-    exact = sum(_same(g, ours.gradients.get(n)) if g is not None else True for n, g in plain.gradients.items())
+        if not distance <= _tolerance(expected if expected is not None else found) * scale:
+            wrong[name] = distance
+    exact = len(pairs) - len(apart)
     if not wrong:
         return Finding(mode, "oracle gradients", True, f"{exact} of {len(plain.gradients)} bitwise equal, none apart")
     worst = max(wrong, key=lambda name: wrong[name])

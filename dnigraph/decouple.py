@@ -1,5 +1,6 @@
 """`decouple`: model in, decoupled model out; and `plan`, the same without building anything."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from .checking import check as run_check
 from .conditions import ConditionChoice, Context
 from .heads import HeadChoice
 from .hooked import HookedModule, HooksWarning, hooked_plan
-from .module import DecoupledModule, in_mode
+from .module import DecoupledModule, canonical, in_mode
 from .passes.capture.hooks import RUNG as HOOKS
 from .passes.capture.hooks import observe
 from .passes.capture.ladder import capture as run_capture
@@ -80,7 +81,7 @@ def decouple(
         _without_example(dm, capture)
         return dm
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts  # several rungs may read them
-    climb = _Climb(model, args, kwargs, cuts, capture)
+    climb = _Climb(model, *canonical(inspect.signature(model.forward), args, kwargs), cuts, capture)
     dm = climb.first(lambda how: climb.decoupled(how, choices, check))
     dm.train(model.training) if dm.training != model.training else None
     _warn_unconditioned(dm)
@@ -103,6 +104,8 @@ def plan(
     _refuse(model)
     args, kwargs = _example(example_args, example_kwargs)
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts
+    if args is not None:
+        args, kwargs = canonical(inspect.signature(model.forward), args, kwargs)
     climb = _Climb(model, args, kwargs, cuts, capture)
     return climb.first(climb.plan)
 

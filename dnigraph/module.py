@@ -134,13 +134,6 @@ class DecoupledModule(fx.GraphModule):
         """Let the heads see the label inside the `with` block."""
         return self.context.conditioned(label)
 
-    def _canonical(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same call however its arguments were passed."""
-        if not kwargs:
-            return args, kwargs
-        bound = self._signature.bind(*args, **kwargs)
-        return bound.args, bound.kwargs
-
     def _stand(self, asked: Iterable[tuple[Crossing, Mapping[str, Any]]]) -> Iterator[Boundary]:
         """Make boundaries and own them. Their first weights are random, and nobody else's numbers change by it."""
         with torch.random.fork_rng(devices=[]):
@@ -195,6 +188,16 @@ def _choosing(signature: inspect.Signature | None) -> Callable[..., Any]:
         except ValueError:  # an argument of the model is called self, too: then `inspect` sees (*args, **kwargs)
             return forward
     return forward
+
+
+def canonical(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call however its arguments were passed."""
+    if not kwargs:
+        return args, kwargs
+    bound = signature.bind(*args, **kwargs)
+    return bound.args, bound.kwargs
 
 
 def warn_late(boundary: Boundary) -> None:
