@@ -7,22 +7,40 @@ from typing import Any
 from .timing import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- costs: begin -->\n", "<!-- costs: end -->"
 
 
 def main() -> None:
     """Replace what stands between the marks."""
     text = README.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    README.write_text(before + BEGIN + tables() + END + after)
+    for name, made in (("costs", costs()), ("zoo", zoo())):
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, rest = text.split(begin)
+        text = before + begin + made + end + rest.split(end)[1]
+    README.write_text(text)
 
 
-def tables() -> str:
-    """The tables as Markdown."""
-    names = ("step_time", "memory", "fashion")
-    steps, memory, fashion = (json.loads((RESULTS / f"{name}.json").read_text())["rows"] for name in names)
+def costs() -> str:
+    """Step time, memory and learning, as Markdown."""
+    steps, memory, fashion = map(_rows, ("step_time", "memory", "fashion"))
     return f"{_steps(steps)}\n{_memory(memory)}\n{_learning(fashion)}"
+
+
+def zoo() -> str:
+    """The models of other libraries, as Markdown."""
+    lines = ["| library | models | right | of these on hooks | refused | not finished in time | silently wrong |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    rows = [row for row in _rows("zoo").values() if row["status"] != "unscored"]
+    for library in (*sorted({row["lib"] for row in rows}), "all"):
+        own = [row for row in rows if library in (row["lib"], "all")]
+        right = [row for row in own if row["status"] == "right"]
+        hooks = sum(row["rung"] == "hooks" for row in right)
+        refused, late, wrong = (sum(row["status"] == s for row in own) for s in ("refused", "time out", "wrong"))
+        lines.append(f"| {library} | {len(own)} | {len(right)} | {hooks} | {refused} | {late} | {wrong} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rows(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())["rows"]
 
 
 def _steps(rows: list[dict[str, Any]]) -> str:

@@ -750,3 +750,24 @@ def test_complex_values_are_refused_with_the_way_out():
     value = torch.randn(BATCH, WIDTH, dtype=torch.complex64, requires_grad=True)
     make_boundary("oracle", spec, Context())(value * 1).abs().sum().backward()
     assert value.grad is not None
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (8, 6, 6), (8,)])
+def test_a_value_of_another_width_is_refused_with_the_way_out(shape):
+    for choice in ("dni", local_loss(classes=CLASSES)):
+        crossing = boundary(choice)
+
+        with (
+            crossing.context.conditioned(torch.zeros(8, dtype=torch.long)),
+            pytest.raises(
+                BoundaryError, match=r"values like the example's, \[8, 6\] with 6 features, but this"
+            ) as caught,
+        ):
+            crossing(torch.randn(shape, requires_grad=True) * 1)
+        assert "head={'layer2': ...}" in str(caught.value)
+
+
+def test_positions_and_rows_may_be_more_or_fewer():
+    crossing = boundary(shape=(8, 3, 4, 4))
+
+    assert crossing(torch.randn(5, 3, 7, 2, requires_grad=True) * 1).shape == (5, 3, 7, 2)

@@ -31,6 +31,7 @@ class Boundary(nn.Module, ABC):
     def __init__(self, spec: CrossingSpec, context: Context) -> None:
         super().__init__()
         self.spec, self.context = spec, context
+        self._wants = (len(spec.shape), 1 if spec.kind == "maps" else -1, spec.width)  # axes, and where how many are
 
     @abstractmethod
     def visit(self, value: Tensor) -> Visit:
@@ -89,6 +90,22 @@ class Boundary(nn.Module, ABC):
         """The label of this step, on the value's device, if `condition` can read it and it is of the same batch."""
         label = condition.check(self.context.label, len(value) if value.ndim else None, self.spec.name)
         return label.to(value.device)
+
+    def expect_width(self, value: Tensor) -> None:
+        """Refuse a value that no network made for this crossing can take.
+
+        Raises:
+            BoundaryError: it has other axes, or another number of features or channels, than the example's.
+        """
+        spec = self.spec
+        axes, at, width = self._wants
+        if value.ndim == axes and (axes < 2 or value.shape[at] == width):
+            return
+        raise BoundaryError(
+            f"boundary '{spec.name}' has a network for values like the example's, {list(spec.shape)} with {spec.width} "
+            f"features, but this call makes {list(value.shape)}: cut where the width is always the same, or give this "
+            f"crossing a head of your own that takes any, head={{'{spec.name}': ...}}"
+        )
 
     @property
     def head_parameters(self) -> int:

@@ -39,6 +39,7 @@ class LocalLoss(Boundary):
 
     def visit(self, value: Tensor) -> Visit:
         """The loss is a root beside the value: it leads through the value to the producer, and its gradient is one."""
+        self.expect_width(value)
         label = self.label_beside(value, self.condition)
         loss = self._loss(value, label)
         self._seen = loss.detach()

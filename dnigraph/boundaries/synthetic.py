@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dnigraph.conditions import Context
 from dnigraph.heads import HeadChoice, make_head
+from dnigraph.heads.base import Foreign
 from dnigraph.heads.layers import GAIN
 
 from .base import Boundary, BoundaryError, CrossingSpec, Visit
@@ -71,6 +72,8 @@ class Dni(Boundary):
         self._sample = list(self.head.parameters())[:1]  # in a list: it is the head's, and speaks of its precision
 
     def visit(self, value: Tensor) -> Visit:
+        if not isinstance(self.head, Foreign):
+            self.expect_width(value)
         batch = len(value) if value.ndim else 1
         label = self._label(value)
         share = self._next_share()
