@@ -167,7 +167,13 @@ class _Climb:
         later = "auto" if how == "record" and self.how == "auto" else how  # for other modes and ways
         dm = CapturedModule(self.model, self.cuts, later, choices.make)
         dm.training = True
-        dm.add(recording, self.args, self.kwargs, self.refused)
+        try:
+            dm.add(recording, self.args, self.kwargs, self.refused)
+        except DniGraphError:
+            raise
+        except Exception as error:  # the model has run: another rung may do
+            said = str(error).partition("\n")[0]
+            raise CaptureError([f"the graph cannot be run node by node: {type(error).__name__}: {said}"]) from error
         return dm
 
     def _hooked(self, choices: "_Choices") -> DecoupledModule:
