@@ -32,6 +32,21 @@ class View(nn.Module):
         for name in self._shown:
             self._fetch(name)
 
+    def follow(self) -> bool:
+        """Show what the owner holds now. False where that is of another kind, so that a graph may not hold."""
+        for name in self._shown:
+            for table in ("_parameters", "_buffers"):
+                if (held := getattr(self, table).get(name)) is not None:
+                    now = getattr(self._owner, table).get(name)
+                    if now is not held and not _alike(now, held):
+                        return False
+                    getattr(self, table)[name] = now
+                    break
+            else:
+                if self.__dict__.get(name) is not getattr(self._owner, name, None):
+                    return False
+        return True
+
     def _fetch(self, name: str) -> None:
         owner = self._owner
         for table in ("_parameters", "_buffers"):
@@ -39,6 +54,12 @@ class View(nn.Module):
                 getattr(self, table)[name] = getattr(owner, table)[name]
                 return
         self.__dict__[name] = getattr(owner, name)  # a tensor kept as a plain attribute
+
+
+def _alike(one: torch.Tensor | None, other: torch.Tensor) -> bool:
+    if one is None or one.shape != other.shape or one.requires_grad != other.requires_grad:
+        return False
+    return one.dtype == other.dtype and one.device == other.device
 
 
 class Constants(nn.Module):
@@ -71,6 +92,10 @@ class Assembly:
         """Show the tensors that the model holds now."""
         for view in self._views:
             view.refresh()
+
+    def follow(self) -> bool:
+        """Show the tensors that the model holds now; False where one of them is of another kind than before."""
+        return all(view.follow() for view in self._views)
 
     def _attach(self, made: nn.Module, path: str, whole: bool) -> None:
         *parents, last = path.split(".")

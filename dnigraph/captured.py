@@ -22,6 +22,7 @@ from .passes.errors import CaptureError, DniGraphError, GuardMiss
 from .passes.guards import Trust
 from .passes.plan import Plan
 from .passes.split import Value, boundary_key
+from .settings import Settings, warn_changed
 from .variant import Cutting, Variant, assemble, cut, sizes
 
 PATHS = 12  # more ways through a model than this: its structure is decided anew in every step
@@ -38,7 +39,7 @@ class CapturedModule(DecoupledModule):
         self._settings = (cuts, how)
         self._variants: dict[Any, list[Variant]] = {}
         self._primary: dict[bool, Variant] = {}
-        self._flagged = list(model.modules())
+        self._beside = Settings(model)
 
     # ---- to look at
 
@@ -143,18 +144,44 @@ class CapturedModule(DecoupledModule):
         if self._settings[1] == "symbolic":  # its graph takes the arguments whole, whatever they are
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            return self._variants.setdefault(self._mode(), []), list(bound.arguments.values())
+            return self._current((self._mode(),)), list(bound.arguments.values())
         args, kwargs = canonical(self._signature, args, kwargs)
         if not kwargs and all(type(arg) is torch.Tensor for arg in args):  # most calls; no tree to take apart
             plain = (self._mode(), None, tuple(map(_signature_of, args)))
-            return self._variants.setdefault(plain, []), list(args)
+            return self._current(plain), list(args)
         leaves, spec = flatten((args, kwargs))
         key = (self._mode(), spec, tuple(map(_signature_of, leaves)))
-        return self._variants.setdefault(key, []), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return self._current(key), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    def _current(self, key: Any) -> list[Variant]:
+        """The variants for a kind of call, without those whose graphs do not fit the tensors of the model any more."""
+        found = self._variants.setdefault(key, [])
+        for variant in [v for v in found if not v.assembly.follow()]:
+            found.remove(variant)
+            self._primary = {mode: v for mode, v in self._primary.items() if v is not variant}
+        return found
+
+    def _make_room(self, found: list[Variant]) -> None:
+        """Keep graphs for a few settings of the model only, and say that there is a new one."""
+        key = next(key for key, variants in self._variants.items() if variants is found)
+        like = [k for k, v in self._variants.items() if v and k[1:] == key[1:] and k[0][:-1] == key[0][:-1]]
+        if like:
+            warn_changed()
+        for old in like[: len(like) - PATHS + 1]:
+            gone = self._variants.pop(old)
+            self._primary = {mode: v for mode, v in self._primary.items() if v not in gone}
+
+    def _follow(self) -> None:
+        """Start anew where modules of the model were replaced, or hooks came or went."""
+        if self._beside.moved():
+            self._modules = {**self.original._modules, self._prefix: self._held()}
+            self._variants, self._primary = {}, {}
 
     def _mode(self) -> Any:
         """What a recording takes for granted of the model and of torch, and no guard checks."""
-        return (tuple([m.training for m in self._flagged]), Mode.now())
+        self._follow()
+        beside = self._beside
+        return (tuple([m.training for m in beside.modules]), Mode.now(), beside.learning(), beside.now())
 
     def _trusted(self, variant: Variant, inputs: list[Any]) -> bool:
         how = variant.cutting.trust
@@ -184,7 +211,12 @@ class CapturedModule(DecoupledModule):
                 ]
             )
         args, kwargs = canonical(self._signature, args, kwargs)
+        if not found:
+            self._make_room(found)
         recording = capture(self.original, args, kwargs, self._settings[1])
+        if recording.sets - self._beside.ignored:
+            self._beside.ignore(recording.sets)
+            found = self._known(args, kwargs)[0]
         return self._install(recording, found, inputs, strict=not self._primary)
 
     def _install(
@@ -209,6 +241,7 @@ class CapturedModule(DecoupledModule):
         Args:
             notes: what the plan should say besides.
         """
+        self._beside.ignore(recording.sets)
         found, inputs = self._known(args, kwargs)
         return self._install(recording, found, inputs, True, notes)
 
@@ -244,6 +277,7 @@ class CapturedModule(DecoupledModule):
 
     def train(self, mode: bool = True) -> "CapturedModule":
         """Set the mode of the model and of all its parts."""
+        self._follow()
         super().train(mode)
         self.original.training = mode
         for variant in self._all_variants():
@@ -276,6 +310,7 @@ class CapturedModule(DecoupledModule):
         made = memo[id(self)] = CapturedModule(model, *self._settings, self._make_boundary)
         held = made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
         made.context = copy.deepcopy(self.context, memo)
+        made._beside.ignore(self._beside.ignored)
         made._variants = {k: [assemble(v.cutting, model, held) for v in found] for k, found in self._variants.items()}
         places = {id(v): (k, i) for k, found in self._variants.items() for i, v in enumerate(found)}
         for mode, variant in self._primary.items():

@@ -184,7 +184,7 @@ def _backward(leaves: list[Any], sends: Sends) -> None:
     roots = [(v, sends(at)) for at, v in enumerate(leaves) if isinstance(v, Tensor) and v.requires_grad]
     seeds = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v) * much for v, much in roots]
     if chosen := [(v, seed) for (v, much), seed in zip(roots, seeds, strict=True) if much]:
-        torch.autograd.backward(*zip(*chosen, strict=True))
+        torch.autograd.backward([v for v, _ in chosen], [seed for _, seed in chosen])
 
 
 def _same(x: Any, y: Any) -> bool:

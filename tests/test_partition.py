@@ -996,7 +996,7 @@ def test_what_a_gradient_is_sent_back_through_inside_the_model_stays_together():
 
     model = model_of(forward, a=linear(), b=linear(), c=linear(), d=linear())
 
-    found, parts = parted(model, ["a", "b", "c"], X)
+    _, parts = parted(model, ["a", "b", "c"], X)
 
     where = parts.where()
     assert where["b"] == where["c"] == where["grad"]
@@ -1010,6 +1010,6 @@ def test_a_gradient_with_respect_to_an_input_ties_all_that_it_goes_through():
 
     model = model_of(forward, a=linear(), b=linear(), c=linear())
 
-    found, parts = parted(model, ["a", "b"], X)
+    _, parts = parted(model, ["a", "b"], X)
 
     assert len({parts.where()[name] for name in ("a", "tanh", "b", "grad")}) == 1

@@ -29,6 +29,7 @@ class Calls:
         self._leaves: dict[int, bool] = {}
         self._kept: dict[tuple[int, str], nn.Module] = {}  # attributes that hold values of this run
         self.sets: set[tuple[int, str]] = set()  # those that held such values at any time
+        self.touched: set[tuple[str, str]] = set()  # those that were set at all, by the module's path
         self.allowed: set[tuple[int, str]] | None = None  # the attributes that replays may set; all
 
     def module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -115,6 +116,8 @@ class Calls:
         if not self.tape.listening or name in module._buffers or name in module._parameters or name in module._modules:
             return
         key = (id(module), name)
+        if (path := self._paths.get(id(module))) is not None:
+            self.touched.add((path, name))
         if self.allowed is not None and key not in self.allowed:
             return  # a cache: made anew in every replay, and left to the model
         if self.tape.reaches(value):

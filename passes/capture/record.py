@@ -188,7 +188,8 @@ class _Session:
         if settled:
             self.sets = recorder.calls.sets
         tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))
-        return Recording(recorder.tape.graph, "record", tree, recorder.tape.constants), run
+        sets = frozenset(recorder.calls.touched)
+        return Recording(recorder.tape.graph, "record", tree, recorder.tape.constants, sets=sets), run
 
     def _start(self, seed: int | None) -> None:
         self.before.rewind()

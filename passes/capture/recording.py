@@ -23,6 +23,7 @@ class Recording:
     outputs: Tree  # builds the model's result from the values that the graph returns
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     arguments: tuple[str, ...] | None = None  # the names of the arguments, where the graph takes them whole
+    sets: frozenset[tuple[str, str]] = frozenset()  # attributes that a forward sets: path of the module, name
 
     def module(self, model: nn.Module) -> fx.GraphModule:
         """The graph as a module on the model's own parts, to run as a whole."""
