@@ -155,9 +155,21 @@ def keeps_and_forgets(model, x):
     return y
 
 
+def makes_a_module_of_a_size(model, x):
+    y = model.inner(x)
+    return nn.CrossEntropyLoss(ignore_index=y.size(1))(y, x.argmax(1).clamp(0, y.size(1)))
+
+
+def lends_a_layer_other_weights(model, x):
+    weights = {name: p * 0.5 for name, p in model.inner.named_parameters()}
+    return model.outer(torch.func.functional_call(model.inner, weights, (model.inner(x),)))
+
+
 @pytest.mark.parametrize(
     "function",
     [
+        makes_a_module_of_a_size,
+        lends_a_layer_other_weights,
         sets_items,
         replaces_data,
         writes_through_a_view,

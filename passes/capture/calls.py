@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ class Calls:
         self.sets: set[tuple[int, str]] = set()  # those that held such values at any time
         self.touched: set[tuple[str, str]] = set()  # those that were set at all, by the module's path
         self.allowed: set[tuple[int, str]] | None = None  # the attributes that replays may set; all
+        self.lasting: Container[int] = self._paths  # ids of the objects that were there before the run
 
     def module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """What `module(...)` does while recording."""
@@ -55,13 +56,18 @@ class Calls:
             return True  # their state lives in one Python call: it cannot be replayed from outside
         if id(module) not in self._leaves:
             self._leaves[id(module)] = all(type(m).__module__.startswith("torch.nn") for m in module.modules())
-        if not self._leaves[id(module)]:
+        if not self._leaves[id(module)] or self._borrows(module):
             return False
         # The transformer layers take their fused inference kernel only where no mode listens: keep them whole then.
         whole = isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer) and not (
             torch.is_grad_enabled() or module.training
         )
         return whole or not isinstance(module, CONTAINERS)
+
+    def _borrows(self, module: nn.Module) -> bool:
+        """Whether weights were put in place for this call, as `torch.func.functional_call` does."""
+        held = [t for m in module.modules() for own in (m._parameters, m._buffers) for t in own.values()]
+        return any(t is not None and id(t) not in self.tape.names for t in held)
 
     def _whole(self, original: Callable[..., Any], module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
         def write() -> fx.Node:
@@ -115,6 +121,8 @@ class Calls:
         """After `module.name = value` in a forward: replays set it too, if its value comes from the run."""
         if not self.tape.listening or name in module._buffers or name in module._parameters or name in module._modules:
             return
+        if id(module) not in self.lasting:
+            return  # made in this call, and gone after it
         key = (id(module), name)
         if (path := self._paths.get(id(module))) is not None:
             self.touched.add((path, name))

@@ -24,6 +24,7 @@ class Remains:
         self.tape, self.calls, self.names = tape, calls, _names(model)
         self.buffers = [(m, key, b) for m in _plain_modules(model) for key, b in m._buffers.items() if b is not None]
         held = Holdings.of(model)
+        calls.lasting = held.objects
         self.objects = [(o, dict(vars(o))) for o in held.objects.values()]
         self.containers = [(c, c.copy() if c else ()) for c in held.containers.values()]
         self.constants = [(t, t._version) for t in held.tensors.values() if id(t) not in tape.names]
