@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .passes.capture.shelter import SHELTER, sheltered
+
 
 class View(nn.Module):
     """Shows some tensors of another module under the same names, so that a part owns just what it uses.
@@ -80,6 +82,7 @@ class Assembly:
 
     def module(self, graph: fx.Graph, name: str) -> fx.GraphModule:
         """The graph as a module whose submodules are the model's own and whose tensors are views of the model's."""
+        graph = sheltered(graph)
         made = fx.GraphModule(nn.Module(), fx.Graph(), class_name=name)
         made.graph = graph  # first: it would have the code of a user's own graph modules written again
         for node in graph.nodes:
@@ -102,7 +105,7 @@ class Assembly:
         at: nn.Module = made
         owner: Any = self.constants if path in self.constants._buffers else self.model
         for name in parents:
-            owner = getattr(owner, name)
+            owner = owner if name == SHELTER else getattr(owner, name)
             if name not in at._modules:
                 at._modules[name] = self._view(owner)
             at = at._modules[name]  # type: ignore[assignment]  # never None here

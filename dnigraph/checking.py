@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from .boundaries import Boundary, CrossingSpec, Visit
 from .conditions import Context
 from .module import DecoupledModule, in_mode
+from .passes.capture.symbols import equal_tensors
 from .passes.capture.trees import flatten
 from .passes.capture.untouched import fresh_copies, untouched
 from .passes.errors import DniGraphError, bullets
@@ -168,7 +169,7 @@ def _trace(run: nn.Module, model: nn.Module, leaves: list[Any], spec: Any, sends
         random = torch.get_rng_state()
         _backward(out, sends)
         named = [*model.named_parameters(), *((f"input {i}", v) for i, v in enumerate(leaves))]
-        gradients = {n: v.grad for n, v in named if isinstance(v, Tensor) and v.requires_grad}
+        gradients = {n: _dense(v.grad) for n, v in named if isinstance(v, Tensor) and v.requires_grad}
     finally:
         for p, grad in kept.items():
             p.grad = grad
@@ -187,11 +188,14 @@ def _backward(leaves: list[Any], sends: Sends) -> None:
         torch.autograd.backward([v for v, _ in chosen], [seed for _, seed in chosen])
 
 
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    """Embeddings may have sparse gradients."""
+    return gradient if gradient is None or gradient.layout == torch.strided else gradient.to_dense()
+
+
 def _same(x: Any, y: Any) -> bool:
     if isinstance(x, Tensor) and isinstance(y, Tensor):
-        if x.shape != y.shape or x.dtype != y.dtype:
-            return False
-        return torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())
+        return equal_tensors(x, y)
     return type(x) is type(y) and bool(x == y or x is y or x != x)
 
 

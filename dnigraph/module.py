@@ -70,6 +70,14 @@ class DecoupledModule(fx.GraphModule):
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self._modules = {**model._modules, prefix: nn.ModuleDict()}
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of ours also where the model has a module or a tensor of that name."""
+        theirs = any(name in table for table in (self._modules, self._parameters, self._buffers))
+        if theirs and not isinstance(value, nn.Module | torch.Tensor | None):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     # ---- to look at
 
     @property

@@ -84,7 +84,7 @@ class Step:
     def _run(self, part: Part) -> _Run:
         run = _Run(part, last=not any(self._crosses(name) for name in part.outputs))
         made = self.variant.parts[part.name](*[self._enter(run, name) for name in part.inputs])
-        named = zip(part.outputs, made if len(part.outputs) > 1 else (made,), strict=True)
+        named = zip(part.outputs, made if len(part.outputs) != 1 else (made,), strict=True)
         for name, value in named:
             self._hand_on(run, name, value)
         return run

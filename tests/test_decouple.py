@@ -432,3 +432,50 @@ def test_a_graph_that_fails_where_the_model_runs_gives_way_to_the_next_rung(monk
 
     assert dm.plan.capture == "hooks"
     assert any("ValueError: no such thing" in note for note in dm.plan.notes)
+
+
+def test_sparse_buffers_and_sparse_gradients_are_compared_too():
+    model = layers(lambda m, x: m.b(torch.sparse.mm(m.edges, m.a(m.embedding(x)))), "a", "b")
+    model.embedding = nn.Embedding(5, 4, sparse=True)
+    model.register_buffer("edges", torch.eye(3).to_sparse())
+
+    dm = dg.decouple(model, "a", (torch.tensor([0, 2, 2]),), boundary="oracle")
+
+    assert dm.plan.capture == "record"
+
+
+def test_numbers_that_stand_for_nothing_do_not_spoil_a_head():
+    masked = torch.ones(4, 4, dtype=torch.bool).triu(1)
+    model = layers(lambda m, x: m.b(m.a(x).masked_fill(masked, torch.finfo().min).softmax(-1)), "a", "b")
+    x = torch.randn(4, 4)
+    dm = dg.decouple(model, "masked_fill", (x,), condition=CONDITION)
+
+    for _ in range(2):
+        with dm.conditioned(torch.tensor([0, 1, 2, 0])):
+            dm(x).square().sum().backward()
+        with torch.no_grad():
+            [p.sub_(0.1 * p.grad) for p in dm.parameters()]
+
+    assert all(bool(p.isfinite().all()) for p in dm.parameters())
+    assert all(bool(b.isfinite().all()) for b in dm.boundaries["masked_fill"].buffers())
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "context", "plan"])
+@pytest.mark.parametrize("kind", ["module", "parameter", "buffer"])
+def test_what_the_model_calls_its_own_things_is_its_own_matter(name, kind):
+    def forward(m, x):
+        own = getattr(m, name)
+        return m.b(own(m.a(x)) if kind == "module" else m.a(x) * own)
+
+    model = layers(forward, "a", "b")
+    if kind == "buffer":
+        model.register_buffer(name, torch.full((4,), 2.0))
+    else:
+        setattr(model, name, nn.Linear(4, 4) if kind == "module" else nn.Parameter(torch.full((4,), 2.0)))
+    x = torch.ones(2, 4)
+
+    dm = dg.decouple(model, "a", (x,), boundary="oracle")
+
+    assert dm.plan.capture == "record"
+    assert torch.equal(copy.deepcopy(dm)(x), model(x))
+    assert set(model.state_dict()) <= set(dm.state_dict())

@@ -531,3 +531,20 @@ def test_nested_tensors_are_left_to_the_last_rung():
 
     assert dm.plan.capture == "hooks"
     assert any("nested" in note for note in dm.plan.notes)
+
+
+def test_state_that_fails_on_other_inputs_is_state_kept_between_calls():
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.c, self.kept = nn.Linear(4, 8), nn.Linear(8, CLASSES), {}
+
+        def forward(self, x):
+            h = self.a(x)
+            self.kept["h"] = h.detach() + self.kept.get("h", 0)
+            return self.c(h - self.kept["h"])
+
+    dm = dg.decouple(Remembering(), "a", (X,), boundary="oracle")
+
+    assert dm.plan.capture == "hooks"
+    assert any("state between calls" in note for note in dm.plan.notes)

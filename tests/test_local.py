@@ -262,3 +262,23 @@ def test_a_probe_leaves_no_trace_and_an_oracle_points_the_right_way():
     after = dm.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before) and torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None for p in dm.parameters())
+
+
+def test_a_part_that_hands_nothing_on_still_runs():
+    class Clamping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.b.weight.clamp_(-0.1, 0.1)
+            return self.c(self.b(self.a(x)))
+
+    model = Clamping()
+    dm = dg.decouple(model, 3, (torch.ones(2, 4),), boundary="oracle")
+    run = dg.Local(dm, loss=lambda out, _: out.square().mean(), optimizer=lambda p: torch.optim.SGD(p, 0.0))
+
+    run.step(torch.ones(2, 4), target=None)
+
+    assert model.b.weight.abs().max() <= 0.1

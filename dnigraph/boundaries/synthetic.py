@@ -18,6 +18,7 @@ from .replay import Replay
 from .scale import RunningScale
 
 MEASURED = 8  # visits from one measurement of the estimate to the next: it costs two passes over it
+NOTHING = 1e15  # values beyond it stand for nothing at all: masked scores. Their squares would not be finite
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Dni(Boundary):
         self.visits: Tensor
         self._count: int | None = 0  # of `visits`, so that no device is waited for; None: look it up
         self._seen: Comparison | None = None
+        self._masks = False  # whether values beyond `NOTHING` were met
         self._sample = list(self.head.parameters())[:1]  # in a list: it is the head's, and speaks of its precision
 
     def visit(self, value: Tensor) -> Visit:
@@ -114,11 +116,17 @@ class Dni(Boundary):
 
     def _estimate(self, value: Tensor, label: Tensor | None) -> Tensor:
         """The head's prediction, in the head's own precision, whatever autocast does to the model around it."""
-        value = value.to(self._sample[0].dtype) if self._sample else value
+        value = self._unmasked(value.to(self._sample[0].dtype) if self._sample else value)
         if not torch.is_autocast_enabled(value.device.type):
             return self.head(value, label)  # type: ignore[no-any-return]
         with torch.autocast(value.device.type, enabled=False):
             return self.head(value, label)  # type: ignore[no-any-return]
+
+    def _unmasked(self, value: Tensor) -> Tensor:
+        """The value with 0 for what stands for nothing. Looked for in the first visit, and then now and again."""
+        if not self._masks and (self._count or 0) % MEASURED == 1 and value.numel():
+            self._masks = bool(value.abs().amax() > NOTHING)
+        return value.masked_fill(value.abs() > NOTHING, 0) if self._masks else value
 
     def _compare(self, estimate: Tensor, target: Tensor, batch: int) -> Tensor:
         """How far the estimate is from the target, in units of the running scale; 0 where the target is not finite."""

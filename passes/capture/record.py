@@ -105,7 +105,7 @@ class _Session:
             raise _ReadsCache
         state.restore()
         self.compare_with_others(recording, leaves)
-        plain = self.run_plainly(leaves)
+        plain = self._run_after_others(leaves)
         state.restore()
         _agree(recording, self.recorded(leaves, 3, settled)[0], "the same input")
         self.compare_replay(recording, leaves, first, plain)
@@ -116,6 +116,14 @@ class _Session:
         self._start(_PLAIN_SEED)
         args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), self.spec)
         return self._gave(flatten(self.model(*args, **kwargs))[0])
+
+    def _run_after_others(self, leaves: list[Any]) -> _Run:
+        """Run the model as it is, in the state that other inputs left it in."""
+        try:
+            return self.run_plainly(leaves)
+        except Exception as error:  # it has run on these before
+            said = f"after a call with other inputs it fails: {type(error).__name__}: {error}"
+            raise Restless([f"the model keeps state between calls: {said}"]) from error
 
     def recorded(self, leaves: list[Any], seed: int | None, settled: bool) -> tuple[Recording, _Run]:
         """One recording. Where sizes serve as keys the first try dies; in the second they are hashable, and guarded."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .shelter import SHELTER, sheltered
 from .trees import Tree
 
 
@@ -27,7 +28,7 @@ class Recording:
 
     def module(self, model: nn.Module) -> fx.GraphModule:
         """The graph as a module on the model's own parts, to run as a whole."""
-        return fx.GraphModule(Owner(model, self.constants), self.graph)
+        return fx.GraphModule(Owner(model, self.constants), sheltered(self.graph))
 
 
 class Owner(nn.Module):
@@ -38,6 +39,8 @@ class Owner(nn.Module):
         self.__dict__["_model"], self.__dict__["_held"] = model, dict(constants)
 
     def __getattr__(self, name: str) -> Any:
+        if name == SHELTER:
+            return self
         held = self.__dict__["_held"]
         return held[name] if name in held else getattr(self.__dict__["_model"], name)
 

@@ -12,6 +12,7 @@ from ..errors import CaptureError, GuardMiss
 from .compare import same_values
 from .holdings import Holdings
 from .recording import Recording
+from .symbols import equal_tensors
 from .trees import flatten
 from .untouched import Snapshot, fresh_copies, seed_all, untouched
 
@@ -137,7 +138,7 @@ def _alike(x: Any, y: Any) -> bool:
         return type(x) is type(y) and bool(x == y or x != x)
     if x.shape != y.shape or x.dtype != y.dtype:
         return False
-    if not x.is_floating_point():
-        return torch.equal(x, y)
+    if not x.is_floating_point() or x.layout != torch.strided:
+        return equal_tensors(x, y)
     largest = float(y.abs().nan_to_num(0).max()) if y.numel() else 0.0
     return torch.allclose(x, y, rtol=0, atol=_TOLERANCE.get(x.dtype, 2e-2) * largest, equal_nan=True)
