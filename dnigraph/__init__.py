@@ -4,10 +4,12 @@ from .boundaries import Boundary, BoundaryError, CrossingSpec, Visit, dni, local
 from .boundaries.silent import silent
 from .checking import CheckError, Report, check
 from .checkpoint import CheckpointError
+from .choices import UnconditionedWarning
 from .conditions import Condition, ConditionError, embedded, one_hot
 from .data import DataError
-from .decouple import UnconditionedWarning, decouple, plan
+from .decouple import decouple, plan
 from .draw import draw
+from .dynamo import Backend, Interfaces, UnmatchedWarning, backend_of
 from .heads import conv, linear, low_rank, mlp, tokens
 from .local import Local, StepResult
 from .measure import saved_bytes
@@ -21,6 +23,7 @@ from .probing import Probe, probe
 
 __version__ = "0.1.0"
 __all__ = [
+    "Backend",
     "Boundary",
     "BoundaryError",
     "CaptureError",
@@ -34,6 +37,7 @@ __all__ = [
     "DecoupledModule",
     "DniGraphError",
     "GuardMiss",
+    "Interfaces",
     "Local",
     "Plan",
     "PlanError",
@@ -41,8 +45,10 @@ __all__ = [
     "Report",
     "StepResult",
     "UnconditionedWarning",
+    "UnmatchedWarning",
     "Visit",
     "after",
+    "backend_of",
     "balanced",
     "before",
     "check",

@@ -2,27 +2,23 @@
 
 import warnings
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from .boundaries import Boundary, BoundaryChoice, CrossingSpec, make_boundary
+from .boundaries import BoundaryChoice
 from .checking import check as run_check
-from .conditions import ConditionChoice, Context
+from .choices import Choices, warn_unconditioned
+from .conditions import ConditionChoice
 from .heads import HeadChoice
 from .module import DecoupledModule, in_mode
 from .passes.capture.ladder import capture as run_capture
 from .passes.capture.trees import flatten
 from .passes.cuts import Cuts
-from .passes.errors import DniGraphError, nearest
-from .passes.plan import Crossing, Plan
+from .passes.errors import DniGraphError
+from .passes.plan import Plan
 from .variant import cut
-
-
-class UnconditionedWarning(UserWarning):
-    """Heads that cannot see the label: no recipe is known with which they beat freezing the lower parts."""
 
 
 def decouple(
@@ -63,7 +59,7 @@ def decouple(
         HeadError, BoundaryError, ConditionError: a choice does not fit a crossing.
     """
     _refuse(model)
-    choices = _Choices(head, condition, boundary)
+    choices = Choices(head, condition, boundary)
     dm = DecoupledModule(model, cuts, capture, choices.make)
     args, kwargs = _example(example_args, example_kwargs)
     if args is None:
@@ -74,8 +70,8 @@ def decouple(
         dm.training = True
         dm.add(recording, args, kwargs)
     dm.train(model.training) if dm.training != model.training else None
-    choices.check_names(dm.plan)
-    _warn_unconditioned(dm)
+    choices.check_names(dm.plan.crossings)
+    warn_unconditioned(dm.boundaries, "train inside `with dm.conditioned(label):` or with dg.Local", stacklevel=3)
     if check:
         run_check(dm, *args, **kwargs)
     return dm
@@ -102,45 +98,6 @@ def plan(
         return cut(recording, model, cuts, inputs).plan
 
 
-class _Choices:
-    """What the user wants to stand on the crossings."""
-
-    def __init__(self, head: Any, condition: Any, boundary: Any):
-        self.head, self.condition, self.boundary = head, condition, boundary
-
-    def make(self, crossing: Crossing, node: fx.Node, context: Context) -> Boundary:
-        at = node.meta.get("batch_dim", 0)
-        shape = _batch_first(crossing.shape or (), at)
-        condition = self.condition if at is not None else None  # without a batch dimension no label belongs to its rows
-        spec = CrossingSpec(crossing.name, shape, node.meta["dtype"], node.meta["device"], condition, at)
-        choice = _chosen(self.boundary, crossing.name, "dni")
-        return make_boundary(choice, spec, context, _chosen(self.head, crossing.name, "auto"))
-
-    def check_names(self, plan: Plan) -> None:
-        """Refuse a choice for a crossing that there is not."""
-        names = [c.name for c in plan.crossings if c.gradient]
-        for what, choice in (("head", self.head), ("boundary", self.boundary)):
-            if isinstance(choice, Mapping):
-                strange = [k for k in choice if not any(fnmatchcase(name, k) for name in names)]
-                if strange:
-                    said = ", ".join(f"{key!r}{nearest(key, names)}" for key in strange)
-                    raise DniGraphError(
-                        f"{what}=: no crossing is called {said}; there are {', '.join(names) or 'none'}"
-                    )
-
-
-def _batch_first(shape: tuple[int, ...], at: int | None) -> tuple[int, ...]:
-    return (1, *shape) if at is None else (shape[at], *shape[:at], *shape[at + 1 :]) if shape else shape
-
-
-def _chosen(choice: Any, name: str, default: str) -> Any:
-    if not isinstance(choice, Mapping):
-        return choice
-    if name in choice:
-        return choice[name]
-    return next((value for pattern, value in choice.items() if fnmatchcase(name, pattern)), default)
-
-
 def _example(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Any]:
     if args is None and kwargs is None:
         return None, None
@@ -163,15 +120,3 @@ def _without_example(dm: DecoupledModule, capture: str) -> None:
         "model once before you make the optimiser",
         stacklevel=3,
     )
-
-
-def _warn_unconditioned(dm: DecoupledModule) -> None:
-    blind = [name for name, b in dm.boundaries.items() if b.kind == "dni" and b.spec.condition is None]
-    if blind:
-        warnings.warn(
-            f"heads on {', '.join(blind[:3])}{', ...' if len(blind) > 3 else ''} cannot see the label; without it a "
-            "head's best estimate is only the miscalibration of the parts above. Pass condition=dg.one_hot(classes), "
-            "and train inside `with dm.conditioned(label):` or with dg.Local",
-            UnconditionedWarning,
-            stacklevel=3,
-        )
