@@ -122,6 +122,8 @@ def spelled(spec: Any) -> str:
     """A cut as a user would write it."""
     if isinstance(spec, str):
         return f"cut {spec!r}"
+    if isinstance(spec, Balanced):
+        return f"cut {spec}"
     if isinstance(spec, After | Before):
         return f"cut {type(spec).__name__.lower()}({_name(spec.what)})"
     return f"cut {_name(spec)}"

@@ -134,13 +134,27 @@ def test_heads_learn_and_what_they_say_trains_the_parts_below():
     assert {"cosine", "error", "target_rms"} <= dni.boundaries["fc2"].metrics().keys()
 
 
+def test_making_heads_changes_nobody_elses_random_numbers():
+    model, args, cuts = ZOO["resnet"]()
+    reference = copy.deepcopy(model)
+    dni = dg.Backend(cuts, condition=ONE_HOT)
+
+    with dni.conditioned(labels(4)):
+        output, state = step(torch.compile(model, backend=dni), args)
+    expected, expected_state = step(reference, args)
+
+    assert list(dni.parameters()) and torch.equal(output, expected) and torch.equal(state, expected_state)
+
+
 def test_without_gradient_and_in_eval_mode_it_is_the_plain_model():
-    model, compiled, _ = compiled_chain(boundary=halved)
+    model, compiled, dni = compiled_chain(boundary=halved)
     reference = copy.deepcopy(model)
     x = torch.randn(4, 6)
 
     with torch.no_grad():
         silent = compiled(x), reference(x)
+    with pytest.raises(dg.DniGraphError, match="no graph has been captured yet"):
+        _ = dni.boundaries
     compiled.eval(), reference.eval()
     step(compiled, (x,)), step(reference, (x,))
 
@@ -320,11 +334,12 @@ def test_what_takes_over_a_value_from_another_graph_may_be_cut_though_it_has_no_
 
 
 def test_a_graph_that_cannot_be_cut_stays_whole_and_says_so():
-    class Mapped(Broken):
+    class Hooked(Broken):
         def forward(self, x):
-            return self.c(torch.vmap(lambda row: row * 2)(self.a(x)))
+            with torch.autograd.graph.disable_saved_tensors_hooks("not here"):
+                return self.c(self.a(x))
 
-    model = Mapped()
+    model = Hooked()
     dni = dg.Backend("a", boundary=halved)
     reference = copy.deepcopy(model)
     x = torch.randn(4, 4)
@@ -335,6 +350,33 @@ def test_a_graph_that_cannot_be_cut_stays_whole_and_says_so():
 
     assert same(gradients(model).values(), gradients(reference).values())
     assert len(dni.unmatched) == 1
+
+
+class Transformed(nn.Module):
+    """What torch.func maps, and what is computed again in the backward pass, random numbers included."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 6), nn.Dropout()), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        h = torch.vmap(lambda row: row * 2 + row.sum())(self.a(x))
+        return self.c(torch.utils.checkpoint.checkpoint(self.b, h, use_reentrant=False))
+
+
+def test_transforms_and_checkpoints_stay_whole_inside_their_parts():
+    model = Transformed()
+    reference = copy.deepcopy(model)
+    dni = dg.Backend(["a", lambda node: "checkpoint" in node.name], boundary=halved)
+    x = torch.randn(4, 4)
+
+    output, state = step(torch.compile(model, backend=dni), (x,))
+    expected, expected_state = step(reference, (x,))
+
+    assert len(dni.plans[0].parts) == 3
+    assert torch.equal(output, expected) and torch.equal(state, expected_state)
+    assert torch.allclose(model.b[0].weight.grad * 2, reference.b[0].weight.grad)
+    assert torch.allclose(model.a.weight.grad * 4, reference.a.weight.grad)
 
 
 # ---- marks, functions, parts

@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import CaptureError
 from ..marker import cut as marker
@@ -21,11 +22,12 @@ from ..marker import traced_mark
 from .annotate import note
 from .call import AUTOCAST_DEVICES, Call, Mode
 from .recording import Recording
+from .transforms import as_function, stretches
 from .trees import take_apart
 
 POSITION = "position"  # in the meta of inputs and tensors of the model: where they stand among the arguments
 Paths = Callable[[str, str], str]  # from what Dynamo calls a module, its id and a Python expression, to its path
-_REGIONS = re.compile(r"_(in|de)crement_nesting$|inference_mode$|_saved_tensors_hooks_|_enter_autocast|_exit_autocast")
+_REGIONS = re.compile(r"inference_mode$|_saved_tensors_hooks_|_enter_autocast|_exit_autocast")
 
 
 def held(graph: fx.Graph, examples: Sequence[Any]) -> list[int]:
@@ -51,6 +53,13 @@ def spelled_path(expression: str) -> str:
     return ".".join(name for name in (a or b for a, b in names) if name not in ("_modules", "_orig_mod"))
 
 
+def checkpointed(body: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`torch.utils.checkpoint`, in place of what Dynamo writes for it: run as it stands, that draws new random numbers
+    when it computes again in the backward pass.
+    """
+    return checkpoint(body, *args, **{**kwargs, "use_reentrant": False})
+
+
 def to_recording(module: fx.GraphModule, names: Mapping[int, str], paths: Paths) -> Recording:
     """The graph of Dynamo's as a recording.
 
@@ -62,15 +71,17 @@ def to_recording(module: fx.GraphModule, names: Mapping[int, str], paths: Paths)
         `module` is unchanged.
         The model's tensors are `get_attr` nodes; `meta["position"]` of these and of the inputs is their place among the
         arguments.
-        Regions without gradient and of autocast are gone; each call in them runs under its own mode.
+        Regions without gradient and of autocast are gone; each call in them runs under its own mode. What a transform
+        of torch.func runs is one call.
+        Checkpointed regions compute again what they computed.
         Nodes that make tensors have the same names whether sizes are numbers or symbols.
 
     Raises:
         CaptureError: the graph has a region that a part could not keep whole.
     """
     graph = _Rewritten(names, paths)
-    for node in module.graph.nodes:
-        graph.add(node)
+    for nodes in stretches(module.graph.nodes):
+        graph.add(nodes[0]) if len(nodes) == 1 else graph.add_transform(module, nodes)
     if graph.modes != [graph.entry]:
         raise CaptureError(["a region begins in it and does not end"])
     return Recording(graph.graph, "dynamo", take_apart(())[1])
@@ -131,6 +142,16 @@ class _Rewritten:
             self.made[node] = self._computed(node)
             self.made[node].meta["nn_module_stack"] = self._stack(node)
 
+    def add_transform(self, module: fx.GraphModule, nodes: list[fx.Node]) -> None:
+        """Write what a torch.func transform runs as one call."""
+        function, given, taken = as_function(module, nodes)
+        call = Call(function, self.modes[-1], self.entry)
+        called = self.graph.call_function(call, tuple(self.made[node] for node in given))
+        called.meta["nn_module_stack"] = self._stack(nodes[-1])
+        for i, node in enumerate(taken):
+            self.made[node] = self.graph.call_function(operator.getitem, (called, i))
+            self.made[node].meta["nn_module_stack"] = self._stack(node)
+
     def _input(self, node: fx.Node) -> fx.Node:
         position, self.taken = self.taken, self.taken + 1
         if position in self.names:
@@ -148,11 +169,12 @@ class _Rewritten:
         kwargs: Any = fx.node.map_arg(node.kwargs, self.made.__getitem__)
         if node.target is traced_mark:
             return self.graph.call_function(marker, args[:1], {"name": args[1]})
+        target = checkpointed if getattr(node.target, "__name__", "") == "tag_activation_checkpoint" else node.target
         if node.op in ("get_attr", "output") or self.modes[-1] == self.entry:
-            return self.graph.create_node(node.op, node.target, args, kwargs, _name(node))
+            return self.graph.create_node(node.op, target, args, kwargs, _name(node))
         if node.op == "call_module":
             raise CaptureError([f"the module '{node.target}' runs in a region with a mode of its own"])
-        function: Any = getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else node.target
+        function: Any = getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else target
         return self.graph.call_function(Call(function, self.modes[-1], self.entry), args, kwargs)
 
     def _sets_mode(self, node: fx.Node) -> bool:
