@@ -561,6 +561,15 @@ def test_heads_go_into_a_checkpoint_and_come_back():
     assert same(again.state_dict().values(), dni.state_dict().values())
 
 
+def test_to_record_a_model_leaves_dynamo_as_it_is():
+    code = (
+        "import torch, dnigraph as dg; dg.decouple(torch.nn.Linear(2, 2), [], (torch.ones(1, 2),));"
+        "from torch._dynamo.trace_rules import is_builtin_callable; assert is_builtin_callable(len)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
 def test_a_model_that_is_gone_takes_its_heads_with_it():
     model, compiled, dni = compiled_chain()
     dni.prepare(compiled, torch.randn(4, 6))
