@@ -15,6 +15,7 @@ from torch import nn
 
 import dnigraph as dg
 from dnigraph.boundaries import Boundary, Visit
+from dnigraph.passes.capture.dynamo import spelled_path
 
 ONE_HOT = dg.one_hot(CLASSES)
 # Dynamo's own: of autograd functions, and of values that come from another graph.
@@ -403,6 +404,20 @@ def test_transforms_and_checkpoints_stay_whole_inside_their_parts():
     assert torch.allclose(model.a.weight.grad * 4, reference.a.weight.grad)
 
 
+@pytest.mark.parametrize(
+    ("expression", "path"),
+    [
+        ("L['self']", ""),
+        ("L['self'].fc", "fc"),
+        ("L['self']._modules['h'].2", "h.2"),
+        ("L['self'].__dict__['_modules']['h'].layers[0]", "h.layers.0"),
+        ("L['model']._orig_mod.top", "top"),
+    ],
+)
+def test_a_module_that_the_model_does_not_register_is_called_as_python_reaches_it(expression, path):
+    assert spelled_path(expression) == path
+
+
 # ---- marks, functions, parts
 
 
@@ -424,7 +439,7 @@ def test_a_compiled_function_needs_to_be_told_whose_paths_the_cuts_are():
     with pytest.raises(dg.DniGraphError, match=r"on a function: .* dg.Backend\(cuts, model=model\)"):
         torch.compile(lambda x: model(x), backend=dg.Backend("fc2"))(x)
     told = dg.Backend("fc2", boundary="oracle", model=model)
-    torch.compile(lambda x: model(x) * 2, backend=told)(x)
+    told.prepare(torch.compile(lambda x: model(x) * 2, backend=told), x)
 
     assert list(told.boundaries) == ["fc2"]
 

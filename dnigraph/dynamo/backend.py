@@ -82,7 +82,7 @@ class Backend:
 
     # ---- to use
 
-    def prepare(self, compiled: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def prepare(self, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Capture one call of a compiled model in train mode, so that its heads exist. The model stays as it was.
 
         Raises:
@@ -91,13 +91,14 @@ class Backend:
         """
         leaves, spec = flatten((args, kwargs))
         args, kwargs = torch.utils._pytree.tree_unflatten(fresh_copies(leaves), spec)
-        model, self._preparing = plain(compiled), True
+        model: nn.Module = plain(compiled) if self._model is None else self._model
+        self._preparing = True
         try:
             with untouched(model), in_mode(model, training=True), torch.enable_grad():
                 compiled(*args, **kwargs)
         finally:
             self._preparing = False
-        self.of(self._model or compiled).confirm()
+        self.of(model).confirm()
 
     def conditioned(self, label: Any) -> Any:
         """Let the heads see the label inside the `with` block."""
