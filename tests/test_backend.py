@@ -542,6 +542,16 @@ def test_heads_without_a_label_are_warned_of():
         dni.prepare(compiled, torch.randn(4, 6))
 
 
+def test_a_model_of_which_dynamo_captures_nothing_is_refused():
+    class Unseen(Chain):
+        forward = torch.compiler.disable(Chain.forward)
+
+    dni = dg.Backend("fc2")
+
+    with pytest.raises(dg.DniGraphError, match="Dynamo captured no graph of this call"):
+        dni.prepare(torch.compile(Unseen(), backend=dni), torch.randn(4, 6))
+
+
 def test_who_never_asks_for_the_heads_or_cuts_where_nothing_is_hears_of_it_after_some_steps():
     _, compiled, dni = compiled_chain(["fc2", "fc9"])
     x = torch.randn(4, 6)

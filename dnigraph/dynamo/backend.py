@@ -87,7 +87,7 @@ class Backend:
 
         Raises:
             CutError: a cut stands in none of the graphs.
-            DniGraphError: a head or boundary is chosen for a crossing that there is not.
+            DniGraphError: Dynamo captured nothing, or a head or boundary is chosen for a crossing that there is not.
         """
         leaves, spec = flatten((args, kwargs))
         args, kwargs = torch.utils._pytree.tree_unflatten(fresh_copies(leaves), spec)
@@ -98,6 +98,11 @@ class Backend:
                 compiled(*args, **kwargs)
         finally:
             self._preparing = False
+        if model not in self._interfaces:
+            raise DniGraphError(
+                "Dynamo captured no graph of this call: it ran eagerly, as TORCH_LOGS=graph_breaks explains; "
+                "dg.decouple captures without Dynamo"
+            )
         self.of(model).confirm()
 
     def conditioned(self, label: Any) -> Any:
