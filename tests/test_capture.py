@@ -1,9 +1,11 @@
 """A recording is the model: same values, gradients, buffers and random numbers, or a refusal that says why."""
 
 import dataclasses
+import gc
 import random
 import threading
 import warnings
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -866,3 +868,24 @@ def test_a_capture_without_an_example_must_be_symbolic():
         capture(nn.Linear(4, 4), None, None)
 
     assert capture(nn.Sequential(nn.Linear(4, 4)), None, None, "symbolic").rung == "symbolic"
+
+
+def test_what_the_model_made_is_free_again_also_where_somebody_keeps_a_size():
+    kept, made = [], []
+
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.layer(x)
+            kept.append(y.shape[0] + 1)
+            made.append(weakref.ref(y))
+            return y.relu()
+
+    capture(Keeping(), (X,), {})
+    gc.collect()
+
+    assert made
+    assert not any(ref() is not None for ref in made)

@@ -179,16 +179,19 @@ class _Session:
             if isinstance(leaf, torch.Tensor):
                 recorder.tape.placeholder(name, leaf)
         recorder.tape.guard_twins()
-        with recorder.attached():
-            out = self.model(*args, **kwargs)
-            with recorder.tape.aside():
-                found, out_spec = flatten(out)
-                run = self._gave(found)
-        recorder.finish([v for v in found if is_live(v)], settled)
-        if settled:
-            self.sets = recorder.calls.sets
-        tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))
-        return Recording(recorder.tape.graph, "record", tree, recorder.tape.constants), run
+        try:
+            with recorder.attached():
+                out = self.model(*args, **kwargs)
+                with recorder.tape.aside():
+                    found, out_spec = flatten(out)
+                    run = self._gave(found)
+            recorder.finish([v for v in found if is_live(v)], settled)
+            if settled:
+                self.sets = recorder.calls.sets
+            tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))
+            return Recording(recorder.tape.graph, "record", tree, recorder.tape.constants), run
+        finally:
+            recorder.tape.release()
 
     def _start(self, seed: int | None) -> None:
         self.before.rewind()
