@@ -30,8 +30,10 @@ class Choices:
     def spec(self, crossing: Crossing, meta: Mapping[str, Any]) -> CrossingSpec:
         """What the factories are told of a crossing."""
         at = meta.get("batch_dim", 0)
-        shape = _batch_first(crossing.shape or (), at)
         condition = self.condition if at is not None else None  # without a batch dimension no label belongs to its rows
+        if at is None and len(crossing.shape or ()) > 3:
+            at = 0  # regions of images and the like: as many as there happen to be
+        shape = _batch_first(crossing.shape or (), at)
         return CrossingSpec(crossing.name, shape, meta["dtype"], meta["device"], condition, at)
 
     def check_names(self, crossings: Iterable[Crossing]) -> None:

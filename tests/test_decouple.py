@@ -362,3 +362,22 @@ def test_drop_in_training_works_under_autocast_accumulation_and_with_compiled_pa
     optimizer.step()
 
     assert sum(not torch.equal(p, q) for p, q in zip(before, dm.parameters(), strict=True)) >= 4
+
+
+def test_rows_that_are_no_batch_may_be_as_many_as_they_happen_to_be():
+    class Regions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.below, self.above = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 1, 3)
+
+        def forward(self, x, count):
+            rows = self.below(x.repeat(count, 1, 1, 1))
+            return self.above(torch.relu(rows)).mean()
+
+    with pytest.warns(dg.UnconditionedWarning):
+        dm = dg.decouple(Regions(), "below", (torch.randn(2, 1, 5, 5), 3), head="conv")
+
+    dm(torch.randn(2, 1, 5, 5), 3).backward()
+    dm(torch.randn(2, 1, 5, 5), 7).backward()
+
+    assert dm.boundaries["below"].spec.shape == (6, 6, 5, 5)
