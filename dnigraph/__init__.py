@@ -18,6 +18,7 @@ from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, Pla
 from .passes.marker import cut
 from .passes.plan import Plan
 from .probing import Probe, probe
+from .recurrent import Recurrent, RecurrentError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "Plan",
     "PlanError",
     "Probe",
+    "Recurrent",
+    "RecurrentError",
     "Report",
     "StepResult",
     "UnconditionedWarning",

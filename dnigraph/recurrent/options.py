@@ -1,0 +1,97 @@
+"""What the credit over a window's end can be told, checked in one place."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dnigraph.passes.errors import nearest
+
+from .errors import RecurrentError
+
+BOUNDARIES = {
+    "dni": "a head predicts the gradient of all that comes later",
+    "silent": "nothing crosses the window's end: truncated backprop, the baseline",
+    "oracle": "the true gradient, once the sequence has ended: full backprop through time",
+    "shuffled": "another sequence's estimate: the control beside dni",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """See `Recurrent` for what each of them means."""
+
+    horizon: int
+    boundary: str = "dni"
+    scale: float | None = None
+    discount: float | None = None
+    centre: bool = True
+    cap: float | None = 1.0
+    gain: float = 5.0
+    warm_up: int = 0
+    auxiliary: float = 0.0
+    blend: float | None = None
+    traces: float | None = None
+    decay: float = 0.99
+    update: str = "window"
+
+    def __post_init__(self) -> None:
+        misfits = [*self._single(), *self._together()]
+        if misfits:
+            raise RecurrentError(misfits, "see help(dg.Recurrent) for what each option means")
+
+    def _single(self) -> Iterator[str]:
+        """What is wrong with options by themselves."""
+        if not _whole(self.horizon, 1):
+            yield f"horizon={self.horizon!r} (steps of time in a window: a whole number from 1 on)"
+        if not _whole(self.warm_up, 0):
+            yield f"warm_up={self.warm_up!r} (windows: a whole number from 0 on)"
+        if self.boundary not in BOUNDARIES:
+            near = nearest(str(self.boundary), BOUNDARIES)
+            yield f"boundary={self.boundary!r}: there are {', '.join(BOUNDARIES)}{near}"
+        if self.update not in ("window", "sequence"):
+            yield f"update={self.update!r}: there are window, sequence"
+        limits = {"scale": 100, "discount": 1, "auxiliary": 100, "blend": 1, "traces": 1, "decay": 1}
+        for name, most in limits.items():
+            value = getattr(self, name)
+            if value is not None and not _within(value, most):
+                yield f"{name}={value!r} (a number from 0 to {most})"
+        for name in ("cap", "gain"):
+            value = getattr(self, name)
+            if not (_within(value, 1e9) and value > 0) and not (name == "cap" and value is None):
+                yield f"{name}={value!r} (a number above 0{'; None: no cap' if name == 'cap' else ''})"
+
+    def _together(self) -> Iterator[str]:
+        """What does not go together."""
+        if self.blend is not None and self.traces is not None:
+            yield "blend and traces are two ways to BP(lambda): choose one"
+        for name in ("blend", "traces", "auxiliary"):
+            if getattr(self, name) not in (None, 0) and self.boundary in BOUNDARIES and self.boundary != "dni":
+                yield f"{name} goes with boundary='dni', not with {self.boundary!r}"
+        if self.auxiliary and self.blend is not None:
+            yield "auxiliary and blend do not go together: stored windows have no auxiliary task"
+
+    @property
+    def stores(self) -> bool:
+        """Whether windows are stored until their sequence has ended, and gone through backwards then."""
+        return self.boundary == "oracle" or self.blend is not None
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a head predicts anything."""
+        return self.boundary in ("dni", "shuffled")
+
+    def strengths(self, ending: bool) -> tuple[float, float]:
+        """How much of an estimate the core consumes, and how much of it the head's own target contains.
+
+        Where sequences end, the chain of targets ends with them, and far credit is worth its risk. In a stream without
+        end it feeds on itself: at full strength a character model was lost after 304 windows.
+        """
+        scale, discount = (1.0, 1.0) if ending else (0.1, 0.1)
+        return (scale if self.scale is None else self.scale), (discount if self.discount is None else self.discount)
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _within(value: object, most: float) -> bool:
+    return isinstance(value, int | float) and 0 <= value <= most
