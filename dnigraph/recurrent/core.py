@@ -133,6 +133,8 @@ def first_state(core: Core, initial: Any, x: Any, batch: int) -> Any:
         return _zeros(module, batch)
     try:
         _, state = core.advance(x, None)
+    except RecurrentError:
+        raise
     except Exception as error:
         raise RecurrentError(
             [f"{type(module).__name__} fails without a state: {type(error).__name__}: {str(error).splitlines()[0]}"],

@@ -74,7 +74,7 @@ class Estimator(nn.Module):
         estimate = self.head(view, label)
         if self.options.cap is not None:
             most = self.options.cap / self.options.gain
-            estimate = estimate.clamp_(-most, most)
+            estimate = estimate.clamp(-most, most)
         found: Tensor = estimate * (self.scale() * (self.options.gain / len(view)))
         return found
 
