@@ -1,46 +1,49 @@
 """What is credit over a window's end worth to a recurrent network?
 
-Delayed recall, Copy and Repeat Copy, each with the same data and the same number of updates for every arm: truncated
-backprop, DNI, DNI with its estimates shuffled over the batch (the control: what noise of the same size does), DNI with
-the auxiliary task or BP(lambda), truncated backprop with a longer window. LSTM 64, batch 32, Adam 1e-3, one update per
-window, nothing tuned per arm: DNI is what `dg.Recurrent(core, horizon=T, ...)` does by itself.
+Delayed recall, Copy, Repeat Copy, characters of the King James Bible (or of the Penn Treebank, for who may use it) and
+MNIST row by row, each with the same data and the same number of updates for every arm: truncated backprop, DNI, DNI
+with its estimates shuffled over the batch (the control: what noise of the same size does), DNI with the auxiliary task
+or BP(lambda), truncated backprop with longer windows. Batch 32, Adam, one update per window, nothing tuned per arm: DNI
+is what `dg.Recurrent(core, horizon=T, ...)` does by itself.
 
 Jobs run in turns, some iterations each, and are kept on disk: a run that is stopped goes on where it was, and at any
 time all arms have seen about as much.
 
     python -m benchmarks.recurrent recall                     until it is done
-    python -m benchmarks.recurrent copy --minutes 60          so long, then the next time further
+    python -m benchmarks.recurrent copy --minutes 60          so long, and the next time further
+    python -m benchmarks.recurrent characters --text penn-treebank
 """
 
 import json
 import time
+from math import log
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import dnigraph as dg
 
-from . import sequences
+from . import curves, sequences, window_time
 from .timing import RESULTS, machine
 
 KEPT = Path(__file__).parent.parent / "out" / "recurrent"
-WIDTH, RATE = 64, 1e-3
 ARMS: dict[str, dict[str, Any]] = {
     "truncated": {"boundary": "silent"},
     "DNI": {},
     "DNI, shuffled": {"boundary": "shuffled"},
     "DNI + auxiliary": {"auxiliary": True},
-    "DNI + BP(0.5)": {"blend": 0.5},
+    "DNI + BP(0.9)": {"blend": 0.9},
     "full BPTT": {"boundary": "oracle"},
 }
 FRESH = (101, 102, 103, 104, 105)  # seeds on which nothing was chosen
 
 
-def jobs(suite: str) -> list[dict[str, Any]]:
+SUITES = ("recall", "copy", "repeat", "characters", "rows", "time")
+
+
+def jobs(suite: str, text: str = "king-james") -> list[dict[str, Any]]:
     """All jobs of a suite, in the order in which they take turns."""
 
     def job(task: str, arm: str, seed: int, horizon: int, most: int, slice_: int, **settings: Any) -> dict[str, Any]:
@@ -48,14 +51,24 @@ def jobs(suite: str) -> list[dict[str, Any]]:
         return {**fields, "most": most, "slice": slice_}
 
     if suite == "recall":
-        arms = ("DNI", "truncated", "DNI, shuffled", "DNI + auxiliary", "DNI + BP(0.5)", "full BPTT")
-        twelve = [job("recall", arm, seed, 3, 5000, 5000, blanks=12) for arm in arms for seed in FRESH]
-        far = ("DNI", "DNI + auxiliary", "DNI + BP(0.5)", "truncated")
-        return twelve + [job("recall", arm, seed, 3, 5000, 5000, blanks=20) for arm in far for seed in FRESH[:3]]
+        arms = ("DNI", "truncated", "DNI, shuffled", "DNI + BP(0.9)", "DNI + auxiliary", "full BPTT")
+        near = [job("recall", arm, seed, 3, 5000, 5000, blanks=12) for arm in arms for seed in FRESH]
+        far = ("DNI + BP(0.9)", "DNI", "DNI + auxiliary", "truncated")
+        return near + [job("recall", arm, seed, 3, 5000, 5000, blanks=20) for arm in far for seed in FRESH[:3]]
+    if suite == "characters":
+        same = [(arm, t) for t in (4, 2, 8) for arm in ("truncated", "DNI", "DNI + auxiliary", "DNI, shuffled")]
+        every = [*same, ("truncated", 20), ("truncated", 40)]
+        return [job("characters", arm, seed, t, 25_000, 1000, text=text) for seed in (0, 1) for arm, t in every]
+    if suite == "rows":
+        same = [(arm, 4) for arm in ("truncated", "DNI", "DNI, shuffled", "DNI + BP(0.9)", "full BPTT")]
+        return [job("rows", arm, seed, t, 4000, 500) for seed in (0, 1) for arm, t in same]
     task = {"copy": "copy", "repeat": "repeat copy"}[suite]
-    same = [(arm, t) for t in (3, 2, 4, 5) for arm in ("truncated", "DNI", "DNI + auxiliary", "DNI, shuffled")]
+    first = [(arm, 3) for arm in ("truncated", "DNI", "DNI + auxiliary", "DNI, shuffled")]
+    others = [(arm, t) for t in (2, 4, 5) for arm in ("truncated", "DNI", "DNI + auxiliary")]
     longer = [("truncated", 10), ("truncated", 20)]
-    return [job(task, arm, seed, t, 200_000, 500) for seed in (0, 1, 2) for arm, t in (*same, *longer)]
+    turns = [(seed, *one) for one in first for seed in (0, 1, 2)]
+    turns += [(seed, *one) for seed in (0, 1, 2) for one in (*others, *longer)]
+    return [job(task, arm, seed, t, 200_000, 500) for seed, arm, t in turns]
 
 
 class Job:
@@ -64,21 +77,19 @@ class Job:
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
         self.file = KEPT / f"{_name(settings)}.pt"
-        torch.manual_seed(settings["seed"])
-        self.task = sequences.make(settings["task"], settings)
-        self.rnn = dg.Recurrent(
-            nn.LSTM(self.task.features, WIDTH),
-            readout=nn.Linear(WIDTH, sequences.BITS),
-            horizon=settings["horizon"],
-            loss=F.binary_cross_entropy_with_logits,
-            optimizer=lambda p: torch.optim.Adam(p, settings.get("rate", RATE)),
-            monitor=0,
-            **ARMS[settings["arm"]],
-        )
-        self.row = {**settings, "iterations": 0, "seconds": 0.0, "bits": 1.0, "at level": 0, "solved at": {}}
-        self.row |= {"curve": []}
+        self.row = {
+            **settings,
+            "iterations": 0,
+            "seconds": 0.0,
+            "bits": None,
+            "solved": 0,
+            "solved at": {},
+            "curve": [],
+        }
+        self.level: dict[str, Any] = {}
         if self.file.exists():
-            self._take_up()
+            kept = json.loads(self.file.with_suffix(".json").read_text())
+            self.row, self.level = kept["row"], kept["level"]
 
     @property
     def done(self) -> bool:
@@ -87,41 +98,51 @@ class Job:
         return bool(ended) or self.row["iterations"] >= self.settings["most"]
 
     def run(self, iterations: int) -> None:
-        """Go on for so many batches at most, and keep what came of it."""
-        started = time.perf_counter()
+        """Go on for so many batches at most, and keep what came of it. The net is in memory only so long."""
+        task, rnn = self._made()
+        started = time.perf_counter() - self.row["seconds"]
         for _ in range(iterations):
             if self.done:
                 break
-            self._once(started)
-        self.row["seconds"] += time.perf_counter() - started
-        self._keep()
-
-    def _once(self, started: float) -> None:
-        row, batch = self.row, self.task.batch()
-        loss = float(self.rnn.run(batch.x, batch.target, mask=batch.mask).loss) / 0.693147
-        row["iterations"] += 1
-        row["at level"] += 1
-        row["bits"] = 0.9 * row["bits"] + 0.1 * loss
-        if row["iterations"] % 100 == 0:
-            seconds = row["seconds"] + time.perf_counter() - started
-            row["curve"].append([row["iterations"], round(seconds, 1), self._solved(), round(row["bits"], 4)])
-        if row["bits"] < sequences.SOLVED:
-            row["solved at"][str(self._solved() if self.task.harder() else "all")] = row["iterations"]
-            row["bits"], row["at level"] = 1.0, 0
-
-    def _solved(self) -> int:
-        return self.task.solved if isinstance(self.task, sequences.Copy) else 0
-
-    def _keep(self) -> None:
+            self._once(task, rnn, started)
+        self.row["seconds"] = time.perf_counter() - started
+        self.row |= {"skipped": rnn.skipped, **task.score(rnn)}
+        self._point(task)
         KEPT.mkdir(parents=True, exist_ok=True)
-        self.rnn.save(self.file)
-        self.file.with_suffix(".json").write_text(json.dumps({"row": self.row, "task": vars(self.task)}))
+        rnn.save(self.file)
+        self.level = {key: value for key, value in vars(task).items() if isinstance(value, int | str | bool)}
+        self.file.with_suffix(".json").write_text(json.dumps({"row": self.row, "level": self.level}))
 
-    def _take_up(self) -> None:
-        kept = json.loads(self.file.with_suffix(".json").read_text())
-        self.row = kept["row"]
-        vars(self.task).update(kept["task"])
-        self.rnn.load(self.file)
+    def _made(self) -> tuple[sequences.Task, dg.Recurrent]:
+        torch.manual_seed(self.settings["seed"])
+        task = sequences.make(self.settings["task"], self.settings)
+        options = {"horizon": self.settings["horizon"], "monitor": 0, **ARMS[self.settings["arm"]]}
+        rnn = dg.Recurrent(**task.net(), optimizer=lambda p: torch.optim.Adam(p, task.rate), **options)
+        if self.file.exists():
+            vars(task).update(self.level)
+            rnn.load(self.file)
+        return task, rnn
+
+    def _once(self, task: sequences.Task, rnn: dg.Recurrent, started: float) -> None:
+        row, batch = self.row, task.batch(self.settings["horizon"])
+        found = rnn.run(batch.x, batch.target, mask=batch.mask, ends=not task.stream)
+        loss = float(found.loss) / log(2)
+        row["iterations"] += 1
+        row["bits"] = loss if row["bits"] is None else 0.9 * row["bits"] + 0.1 * loss
+        if row["iterations"] % 250 == 0:
+            row["seconds"] = time.perf_counter() - started
+            self._point(task)
+        if isinstance(task, sequences.Bits) and row["bits"] < sequences.SOLVED:
+            went_on = task.harder()
+            row["solved"], row["bits"] = task.solved, 1.0 if went_on else row["bits"]
+            row["solved at"][str(task.solved)] = row["iterations"]
+
+    def _point(self, task: sequences.Task) -> None:
+        """One point of the learning curve: iterations, seconds, and what there is to see."""
+        scores = [row for key, row in self.row.items() if key in ("bits per character", "test error %")]
+        seen = [self.row["iterations"], round(self.row["seconds"], 1), task.solved, round(self.row["bits"], 4), *scores]
+        if not self.row["curve"] or self.row["curve"][-1][0] != seen[0]:
+            self.row["curve"].append(seen)
 
 
 def _name(settings: dict[str, Any]) -> str:
@@ -129,42 +150,46 @@ def _name(settings: dict[str, Any]) -> str:
     return "_".join(words).replace(" ", "").replace(",", "-").replace("+", "-")
 
 
-def write(suite: str, done: list[Job]) -> None:
-    """The rows of all jobs that have begun."""
-    rows = [job.row for job in done if job.row["iterations"]]
+def write(suite: str, begun: list[Job]) -> None:
+    """The rows of all jobs that have begun, and their curves."""
+    rows = [{**job.row, "curve": _thinned(job.row["curve"])} for job in begun if job.row["iterations"]]
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"recurrent_{suite}.json"
-    file.write_text(json.dumps({"machine": machine(), "rows": [_short(row) for row in rows]}, indent=1) + "\n")
+    file.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    curves.draw(suite, rows, RESULTS / f"recurrent_{suite}.svg")
 
 
-def _short(row: dict[str, Any]) -> dict[str, Any]:
-    """At most 100 points of a curve."""
-    curve = row["curve"]
-    return {**row, "curve": curve[:: max(1, len(curve) // 100)]}
+def _thinned(curve: list[Any]) -> list[Any]:
+    """At most about 60 points, the last one among them."""
+    return [*curve[:-1][:: max(1, len(curve) // 60)], curve[-1]]
 
 
-def run(suite: str, minutes: float) -> None:
+def run(suite: str, minutes: float, text: str) -> None:
     """Let the unfinished jobs take turns."""
     torch.set_num_threads(1)
     until = time.monotonic() + 60 * minutes
-    all_jobs = [Job(settings) for settings in jobs(suite)]
-    while left := [job for job in all_jobs if not job.done]:
-        least = min(job.row["iterations"] for job in left)
-        job = next(job for job in left if job.row["iterations"] == least)
+    every = [Job(settings) for settings in jobs(suite, text)]
+    while left := [job for job in every if not job.done]:
+        job = min(left, key=lambda job: job.row["iterations"] // job.settings["slice"])
         job.run(job.settings["slice"])
-        write(suite, all_jobs)
+        write(suite, every)
         row = job.row
-        print(f"{_name(job.settings)}: {row['iterations']} {row['bits']:.3f} {row['solved at']} {row['seconds']:.0f} s")
+        said = {key: row[key] for key in ("iterations", "bits", "solved at", "seconds")}
+        print(_name(job.settings), said, flush=True)
         if time.monotonic() > until:
             return
 
 
 @click.command()
-@click.argument("suite", type=click.Choice(["recall", "copy", "repeat"]))
+@click.argument("suite", type=click.Choice(SUITES))
 @click.option("--minutes", default=1e9, help="Stop after so many.")
-def main(suite: str, minutes: float) -> None:
+@click.option("--text", default="king-james", help="king-james or penn-treebank.")
+def main(suite: str, minutes: float, text: str) -> None:
     """Run a suite, or go on with it."""
-    run(suite, minutes)
+    if suite == "time":
+        window_time.main()
+    else:
+        run(suite, minutes, text)
 
 
 if __name__ == "__main__":

@@ -41,20 +41,34 @@ def make_group(name: str, parameters: list[nn.Parameter], choices: tuple[Any, An
     return Group(name, trained, optimizer, schedule(optimizer) if schedule else None, clip)
 
 
-def step_group(group: Group) -> float:
-    """One update, unless the gradient is not finite: then nothing moves. Returns its norm before the clip."""
-    held = [p for p in group.parameters if p.grad is not None]
-    if not held:
+def step_groups(groups: Mapping[str, Group]) -> float:
+    """One update of all, unless a gradient is not finite: then nothing moves. Returns the core's norm before the clip.
+
+    Whatever is not finite in a window is so in the core's gradient; the head's is looked at where it is clipped, or
+    where no core learns.
+    """
+    norms = {
+        name: _clipped(g) for name, g in groups.items() if name == "core" or g.clip is not None or len(groups) == 1
+    }
+    sound = all(norm < float("inf") for norm in norms.values())  # false for nan, too
+    for group in groups.values():
+        if sound and any(p.grad is not None for p in group.parameters):
+            group.optimizer.step()
+            if group.scheduler is not None:
+                group.scheduler.step()
+        group.forget()
+    return norms.get("core", 0.0) if sound else float("nan")
+
+
+def _clipped(group: Group) -> float:
+    """The norm of the gradient, which is then no larger than the clip."""
+    gradients = [p.grad for p in group.parameters if p.grad is not None]
+    if not gradients:
         return 0.0
-    total = torch.nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
+    total = torch.nn.utils.get_total_norm(gradients)
     norm = float(total)
-    if norm < float("inf"):  # false for nan, too
-        if group.clip is not None and norm > group.clip:
-            torch.nn.utils.clip_grads_with_norm_(held, group.clip, total)
-        group.optimizer.step()
-    group.forget()
-    if group.scheduler is not None:
-        group.scheduler.step()
+    if group.clip is not None and group.clip < norm < float("inf"):
+        torch.nn.utils.clip_grads_with_norm_(group.parameters, group.clip, total)
     return norm
 
 

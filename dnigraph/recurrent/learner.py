@@ -13,7 +13,7 @@ from .auxiliary import Auxiliary
 from .core import Core
 from .credit import Credit, backward
 from .estimator import Estimator, measure
-from .groups import step_group
+from .groups import step_groups
 from .inputs import Seen
 from .layout import Layout
 from .options import Options
@@ -29,6 +29,7 @@ class Learned:
     forward: Forward
     loss: Tensor | None  # the mean over the entries that count; None: none of them do
     count: int
+    view: Tensor | None = None  # what the head saw behind the window
     target: Tensor | None = None  # the gradient at the window's start, in rows
     metrics: dict[str, float] = field(default_factory=dict)  # of the head
     reports: dict[str, dict[str, float]] = field(default_factory=dict)  # for the user
@@ -80,7 +81,8 @@ class Learner:
             passed = run_window(self.core, layout, leaves, first, window, self.auxiliary is not None)
             loss, share, count = window_loss(self.loss, passed.output, window, self.options.horizon)
             total = loss if loss is None or share == 1 else loss * share
-            credit, estimate = self._credit(passed.last, seen, window.ends, strengths, later)
+            view = None if self.estimator is None or window.all_end else self.estimator.view(passed.last)
+            credit, estimate = self._credit(view, seen, window.ends, strengths, later)
             total = self._with_auxiliary(total, passed, estimate, window.ends)
         start, last = layout.live_leaves(leaves), layout.live_leaves(passed.last)
         if self.traces is not None:
@@ -88,7 +90,7 @@ class Learner:
         parameters = self.groups["core"].parameters if "core" in self.groups else []
         target = backward(total, last, start, layout, credit, parameters)
         self._first_learns(place.leaves, target)
-        learned = Learned(passed, loss, count)
+        learned = Learned(passed, loss, count, view=view)
         if target is not None:
             learned.target = target if place.fresh is None else target.masked_fill(place.fresh[:, None], 0.0)
         elif asks:
@@ -110,8 +112,7 @@ class Learner:
 
     def update(self) -> dict[str, float]:
         """Step the optimisers. Returns the norm of the core's gradient, and 1 for a step that was skipped."""
-        norms = {name: step_group(group) for name, group in self.groups.items()}
-        norm = norms.get("core", 0.0)
+        norm = step_groups(self.groups)
         return {"gradient_norm": norm, "skipped": float(not norm < float("inf"))}
 
     def _asks(self, place: Place) -> bool:
@@ -120,12 +121,11 @@ class Learner:
         return learns or self.options.has_head or self.options.stores
 
     def _credit(
-        self, last: Sequence[Any], seen: Any, ends: Tensor | None, strengths: tuple[float, float], later: Tensor | None
+        self, view: Tensor | None, seen: Any, ends: Tensor | None, strengths: tuple[float, float], later: Tensor | None
     ) -> tuple[Credit, Tensor | None]:
         """What stands for all that comes after the window, and the estimate itself (of a mean over the batch)."""
         estimate = None
-        if self.estimator is not None and not (ends is not None and bool(ends.all())):
-            view = self.estimator.view(last)
+        if self.estimator is not None and view is not None:
             estimate = self.estimator.predict(view, self.estimator.label(seen, len(view)))
         if self.options.stores:
             mixed = self._mixed(estimate, later, ends, strengths[0])
@@ -188,7 +188,8 @@ class Learner:
         self.windows += 1
         if self.estimator is None or learned.target is None or place.behind_ends():
             return
-        view = self.estimator.view(leaves)
+        seen_then = place.view if place.fresh is None else None
+        view = self.estimator.view(leaves) if seen_then is None else seen_then
         counted = None if place.fresh is None else ~place.fresh
         label = self.estimator.label(place.seen, len(view))
         seen = self.estimator.learn(view, label, learned.target, counted, self.traces)

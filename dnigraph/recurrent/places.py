@@ -19,6 +19,7 @@ class Place:
     leaves: list[Any]  # of the state, without a graph; first states that learn keep theirs
     fresh: Tensor | None  # bool [batch]: which sequences begin here; None: none
     seen: Any  # what the head looks at beside the state
+    view: Tensor | None = None  # what the head saw of the state, where that is known already
 
     def behind_ends(self) -> bool:
         """Whether all sequences begin here."""
@@ -45,17 +46,19 @@ def begin(layout: Layout, place: Place | None, first: Sequence[Any], window: Win
         fresh = anew if fresh is None else fresh | anew
     if fresh is None:
         return place
-    return Place(layout.choose(fresh, first, place.leaves), fresh, place.seen)
+    return Place(layout.choose(fresh, first, place.leaves), fresh, place.seen, None)
 
 
-def behind(window: Window, last: Sequence[Any], seen: Any) -> Place | None:
+def behind(window: Window, last: Sequence[Any], seen: Any, view: Tensor | None) -> Place | None:
     """The place behind a window; None where all sequences have ended: others may follow, and as many as like."""
     if window.all_end:
         return None
-    return Place([v.detach() if isinstance(v, Tensor) else v for v in last], window.ends, seen)
+    return Place([v.detach() if isinstance(v, Tensor) else v for v in last], window.ends, seen, view)
 
 
-def mended(layout: Layout, leaves: list[Any], first: Sequence[Any]) -> list[Any]:
-    """The leaves where sequences whose state is not finite begin anew: else they would stay so for ever."""
-    lost = ~layout.rows(layout.live_leaves(leaves)).isfinite().all(-1)
-    return layout.choose(lost, first, leaves) if bool(lost.any()) else leaves
+def mended(layout: Layout, place: Place | None) -> Place | None:
+    """The place where sequences whose state is not finite begin anew: else they would stay so for ever."""
+    if place is None:
+        return None
+    lost = ~layout.rows(layout.live_leaves(place.leaves)).isfinite().all(-1)
+    return Place(place.leaves, lost if place.fresh is None else place.fresh | lost, place.seen)

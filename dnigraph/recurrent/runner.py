@@ -231,8 +231,8 @@ class Recurrent:
             learned = self._store(learner, Stored(window, place, seen, random_state()), first)
         else:
             learned = learner.window(window, place, first, seen, self._strengths(), None, self._looks())
-        self._update(learner, window, learned, first)
-        self._place = behind(window, learned.forward.last, seen)
+        self._place = behind(window, learned.forward.last, seen, learned.view)
+        self._update(learner, window, learned)
         return learned
 
     def _store(self, learner: Learner, stored: Stored, first: list[Any]) -> Learned:
@@ -244,7 +244,7 @@ class Recurrent:
             self._stored = []
         return learned
 
-    def _update(self, learner: Learner, window: Window, learned: Learned, first: list[Any]) -> None:
+    def _update(self, learner: Learner, window: Window, learned: Learned) -> None:
         """Step the optimisers where it is time to."""
         each = self.options.update == "window" and not self.options.stores
         if not each and (window.ends is None or self._stored):
@@ -252,7 +252,7 @@ class Recurrent:
         core = learner.update()
         if core["skipped"]:
             self.skipped += 1
-            learned.forward.last = mended(learner.layout, learned.forward.last, first)
+            self._place = mended(learner.layout, self._place)
         if self._looks() or core["skipped"]:
             learned.reports = {"core": {**core, "skipped": float(self.skipped)}, "horizon": learned.metrics}
 
