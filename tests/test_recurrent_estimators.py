@@ -134,7 +134,7 @@ def test_the_auxiliary_task_changes_the_core_as_soon_as_the_head_speaks():
 
 def test_the_auxiliary_reader_learns_to_foretell_the_estimate():
     torch.manual_seed(0)
-    rnn = made("lstm cell", dtype=torch.float, auxiliary=True, optimizer=adam, centre=False,
+    rnn = made("lstm cell", dtype=torch.float, auxiliary=True, optimizer=adam, centre=False, cap=1.0,
                head=lambda spec: Known(torch.ones_like))  # fmt: skip
     x, y = data(dtype=torch.float, long=30)
     for _ in range(40):

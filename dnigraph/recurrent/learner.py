@@ -172,7 +172,7 @@ class Learner:
             return total
         size = float(self.estimator.scale()) / len(estimate)
         wanted = self._alive(estimate, ends, centre=self.options.centre) / size
-        found = self.auxiliary.loss(self.estimator.attached_view(passed.early), wanted) * self.options.auxiliary
+        found = self.auxiliary.loss(self.estimator.attached_view(passed.early), wanted) * self.options.auxiliary_weight
         return found if total is None else total + found
 
     def _first_learns(self, source: Sequence[Any], target: Tensor | None) -> None:

@@ -24,10 +24,10 @@ class Options:
     scale: float | None = None
     discount: float | None = None
     centre: bool = True
-    cap: float | None = 1.0
+    cap: float | None = 0.3
     gain: float = 5.0
     warm_up: int = 0
-    auxiliary: float = 0.0
+    auxiliary: bool | float = 0.0
     blend: float | None = None
     traces: float | None = None
     decay: float = 0.99
@@ -79,11 +79,22 @@ class Options:
         """Whether a head predicts anything."""
         return self.boundary in ("dni", "shuffled")
 
+    @property
+    def auxiliary_weight(self) -> float:
+        """The weight of the auxiliary task in the core's loss.
+
+        Its error is counted in units of the targets' size, where the paper's, with weight 1, is in those of the
+        gradients themselves, some thousand times smaller. Weights of 0.1 and 1 kept delayed recall at chance.
+        """
+        return 0.003 if self.auxiliary is True else float(self.auxiliary)
+
     def strengths(self, ending: bool) -> tuple[float, float]:
         """How much of an estimate the core consumes, and how much of it the head's own target contains.
 
-        Where sequences end, the chain of targets ends with them, and far credit is worth its risk. In a stream without
-        end it feeds on itself: at full strength a character model was lost after 304 windows.
+        Where sequences end, the chain of targets ends with them, and the cap holds what is consumed: delayed recall was
+        solved on 6 of 6 seeds with full strength and a cap of 0.3, on 6 of 7 with a cap of 1, on 1 of 2 without a cap.
+        In a stream without end the chain feeds on itself: at full strength and without a cap a character model was lost
+        after 304 windows.
         """
         scale, discount = (1.0, 1.0) if ending else (0.1, 0.1)
         return (scale if self.scale is None else self.scale), (discount if self.discount is None else self.discount)

@@ -55,7 +55,8 @@ class Recurrent:
         head, condition: as in `decouple`. `condition="input"`: the head sees the inputs of the window before it.
         boundary: what stands at a window's end: "dni", "silent" (truncated backprop), "oracle" (full backprop through
             time: windows are stored until their sequence ends), "shuffled" (the control).
-        auxiliary: the core also predicts the estimate at the next window's end, with this weight in its loss; True: 1.
+        auxiliary: the core also predicts the estimate at the next window's end, with this weight in its loss; True:
+            0.003, see `Options.auxiliary_weight`.
         blend: BP(lambda) in time, forward view: lambda of the true later gradient, the rest from the head; windows are
             stored until their sequence ends, and run a second time.
         traces: BP(lambda) online: the head learns by eligibility traces. Costs the Jacobian of every window.
@@ -97,7 +98,7 @@ class Recurrent:
         scale: float | None = None,
         discount: float | None = None,
         centre: bool = True,
-        cap: float | None = 1.0,
+        cap: float | None = 0.3,
         gain: float = 5.0,
         decay: float = 0.99,
         warm_up: int = 0,
@@ -107,7 +108,7 @@ class Recurrent:
         monitor: int = 8,
     ):
         self.options = Options(
-            horizon, boundary, scale, discount, centre, cap, gain, warm_up, float(auxiliary), blend, traces, decay,
+            horizon, boundary, scale, discount, centre, cap, gain, warm_up, auxiliary, blend, traces, decay,
             update,
         )  # fmt: skip
         module = Feedback(step, feedback) if feedback else step
