@@ -1,13 +1,11 @@
-"""Credit over a window's end: which gradients go back through a window, and what comes out at its start."""
+"""Credit over a window's end: what stands there for all later losses."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .layout import Layout
+from .options import Options
 
 
 @dataclass(frozen=True)
@@ -23,59 +21,51 @@ class Credit:
     chain: Tensor | None
 
 
-def backward(
-    loss: Tensor | None,
-    last: Sequence[Tensor],
-    start: Sequence[Tensor],
-    layout: Layout,
-    credit: Credit,
-    parameters: Sequence[Tensor],
-) -> Tensor | None:
-    """Gradients of the loss and the credit: added to the parameters' `.grad`, and returned for the window's start.
+NONE = Credit(None, None)
 
-        start ◄──────────── window ◄──────────── last ◄─ credit
-          │                   │ ▲
-        target            parameters └─ loss
 
-    The start's gradient holds the losses of this window and what the credit says of all later ones, and no loss twice:
-    it is the target of the head that looked at the start.
+def guessed(options: Options, estimate: Tensor, ends: Tensor | None, strengths: tuple[float, float]) -> Credit:
+    """The credit that a head's estimate gives.
 
-    Shapes: last and start are live leaves; -> [batch, width], or None where nothing came back.
-
-    Source: Jaderberg et al. 2017, arXiv 1608.05343, section 2.1.
+    Args:
+        estimate: [batch, width], of a loss that is a mean over the batch.
+        ends: which sequences have nothing later.
+        strengths: scale and discount.
     """
-    if credit.core is credit.chain:
-        roots, seeds = _roots(loss, last, layout, credit.core)
-        if not roots:
-            return None
-        torch.autograd.backward(roots, seeds)
-        found = [leaf.grad for leaf in start]
-        for leaf in start:
-            leaf.grad = None
-        return _target(found, start, layout)
-    roots, seeds = _roots(loss, last, layout, credit.chain)
-    found = [None] * len(start)
-    if roots and start and start[0].requires_grad:
-        found = list(torch.autograd.grad(roots, start, seeds, retain_graph=True, allow_unused=True))
-    roots, seeds = _roots(loss, last, layout, credit.core)
-    trained = [p for p in parameters if p.requires_grad]
-    if roots and trained:
-        torch.autograd.backward(roots, seeds, inputs=trained)
-    return _target(found, start, layout)
+    scale, discount = strengths
+    consumed = alive(estimate, ends, options.centre)
+    if scale == discount and options.boundary == "dni" and options.traces is None:
+        both = consumed if scale == 1 else consumed * scale
+        return Credit(both, both)
+    # Traces follow the head itself, whatever the core makes of what it says.
+    chain = alive(estimate, ends, centre=False) if options.traces is not None else consumed
+    if options.boundary == "shuffled":
+        consumed = consumed[torch.randperm(len(consumed), device=consumed.device)]
+    return Credit(consumed * scale if scale else None, chain * discount)
 
 
-def _roots(loss: Tensor | None, last: Sequence[Tensor], layout: Layout, rows: Tensor | None) -> Any:
-    roots: list[Tensor] = []
-    seeds: list[Tensor | None] = []
-    if loss is not None and loss.requires_grad:
-        roots, seeds = [loss], [None]
-    if rows is not None:
-        pairs = [(leaf, seed) for leaf, seed in zip(last, layout.split(rows, last), strict=True) if leaf.requires_grad]
-        roots, seeds = roots + [p[0] for p in pairs], seeds + [p[1] for p in pairs]
-    return roots, seeds
+def mixed(options: Options, estimate: Tensor | None, later: Tensor | None, ends: Tensor | None, scale: float) -> Credit:
+    """lambda of the true gradient `later`, the rest from the head; of the oracle, the true gradient alone."""
+    share = 1.0 if options.blend is None else options.blend
+    parts = []
+    if later is not None:
+        parts.append(alive(later, ends, centre=False) * share)
+    if estimate is not None and share < 1:
+        parts.append(alive(estimate, ends, options.centre) * (scale * (1 - share)))
+    both = sum(parts[1:], start=parts[0]) if parts else None
+    return Credit(both, both)
 
 
-def _target(found: Sequence[Tensor | None], start: Sequence[Tensor], layout: Layout) -> Tensor | None:
-    if all(gradient is None for gradient in found):
-        return None
-    return layout.rows([torch.zeros_like(s) if g is None else g for g, s in zip(found, start, strict=True)])
+def alive(rows: Tensor, ends: Tensor | None, centre: bool) -> Tensor:
+    """The rows, zero where a sequence ends; where `centre` says so, without their mean over the sequences that go on.
+
+    At chance, the only part of a gradient that can be predicted is a drift that all sequences share. The head follows
+    it late, the core overshoots, and both swing; without its mean the estimate says what a sequence has of its own.
+    """
+    if ends is None:
+        return rows - rows.mean(0) if centre and len(rows) > 1 else rows
+    going = ~ends[:, None]
+    count = int(going.sum())
+    if centre and count > 1:
+        rows = rows - (rows * going).sum(0) / count
+    return rows * going

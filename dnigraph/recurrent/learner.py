@@ -10,8 +10,9 @@ from torch import Tensor
 from dnigraph.updates import Group
 
 from .auxiliary import Auxiliary
+from .back import backward
 from .core import Core
-from .credit import Credit, backward
+from .credit import NONE, Credit, alive, guessed, mixed
 from .estimator import Estimator, measure
 from .groups import step_groups
 from .inputs import Seen
@@ -81,8 +82,8 @@ class Learner:
             passed = run_window(self.core, layout, leaves, first, window, self.auxiliary is not None)
             loss, share, count = window_loss(self.loss, passed.output, window, self.options.horizon)
             total = loss if loss is None or share == 1 else loss * share
-            view = None if self.estimator is None or window.all_end else self.estimator.view(passed.last)
-            credit, estimate = self._credit(view, seen, window.ends, strengths, later)
+            view, estimate = self._looks_ahead(passed.last, seen, window)
+            credit = self._credit(estimate, window.ends, strengths, later)
             total = self._with_auxiliary(total, passed, estimate, window.ends)
         start, last = layout.live_leaves(leaves), layout.live_leaves(passed.last)
         if self.traces is not None:
@@ -90,11 +91,10 @@ class Learner:
         parameters = self.groups["core"].parameters if "core" in self.groups else []
         target = backward(total, last, start, layout, credit, parameters)
         self._first_learns(place.leaves, target)
-        learned = Learned(passed, loss, count, view=view)
-        if target is not None:
+        learned = Learned(passed, loss, count, view)
+        if asks:
+            target = layout.rows([torch.zeros_like(s) for s in start]) if target is None else target
             learned.target = target if place.fresh is None else target.masked_fill(place.fresh[:, None], 0.0)
-        elif asks:
-            learned.target = layout.rows([torch.zeros_like(s) for s in start])
         self._head_learns(place, leaves, learned, look)
         return learned
 
@@ -120,50 +120,23 @@ class Learner:
         learns = any(isinstance(v, Tensor) and v.requires_grad for v in place.leaves)
         return learns or self.options.has_head or self.options.stores
 
+    def _looks_ahead(self, last: Sequence[Any], seen: Any, window: Window) -> tuple[Tensor | None, Tensor | None]:
+        """What the head sees behind a window, and what it says; None where nothing comes later."""
+        if self.estimator is None or window.all_end:
+            return None, None
+        view = self.estimator.view(last)
+        return view, self.estimator.predict(view, self.estimator.label(seen, len(view)))
+
     def _credit(
-        self, view: Tensor | None, seen: Any, ends: Tensor | None, strengths: tuple[float, float], later: Tensor | None
-    ) -> tuple[Credit, Tensor | None]:
-        """What stands for all that comes after the window, and the estimate itself (of a mean over the batch)."""
-        estimate = None
-        if self.estimator is not None and view is not None:
-            estimate = self.estimator.predict(view, self.estimator.label(seen, len(view)))
+        self, estimate: Tensor | None, ends: Tensor | None, strengths: tuple[float, float], later: Tensor | None
+    ) -> Credit:
+        """What stands for all that comes after the window."""
         if self.options.stores:
-            mixed = self._mixed(estimate, later, ends, strengths[0])
-            return Credit(mixed, mixed), estimate
+            return mixed(self.options, estimate, later, ends, strengths[0])
         if estimate is None:
-            return Credit(None, None), None
-        scale, discount = strengths
-        scale = 0.0 if self.windows < self.options.warm_up else scale
-        consumed = self._consumed(estimate, ends)
-        if scale == discount and self.options.boundary == "dni" and self.traces is None:
-            both = consumed if scale == 1 else consumed * scale
-            return Credit(both, both), estimate
-        whole = estimate if self.traces is not None else self._alive(estimate, ends, centre=self.options.centre)
-        shuffled = consumed[torch.randperm(len(consumed))] if self.options.boundary == "shuffled" else consumed
-        core = None if scale == 0 else shuffled * scale
-        return Credit(core, self._alive(whole, ends) * discount), estimate
-
-    def _consumed(self, estimate: Tensor, ends: Tensor | None) -> Tensor:
-        return self._alive(estimate, ends, centre=self.options.centre)
-
-    def _mixed(self, estimate: Tensor | None, later: Tensor | None, ends: Tensor | None, scale: float) -> Tensor | None:
-        """lambda of the true gradient, the rest from the head; nothing for sequences that end."""
-        share = 1.0 if self.options.blend is None else self.options.blend
-        true = None if later is None else self._alive(later, ends) * share
-        if estimate is None or share == 1:
-            return true
-        guess = self._consumed(estimate, ends) * (scale * (1 - share))
-        return guess if true is None else true + guess
-
-    def _alive(self, rows: Tensor, ends: Tensor | None, centre: bool = False) -> Tensor:
-        """The rows with zeros where a sequence ends; without the mean over the others where that is asked."""
-        if ends is None:
-            return rows - rows.mean(0) if centre and len(rows) > 1 else rows
-        alive = ~ends[:, None]
-        count = int(alive.sum())
-        if centre and count > 1:
-            rows = rows - (rows * alive).sum(0) / count
-        return rows * alive
+            return NONE
+        scale = 0.0 if self.windows < self.options.warm_up else strengths[0]
+        return guessed(self.options, estimate, ends, (scale, strengths[1]))
 
     def _with_auxiliary(
         self, total: Tensor | None, passed: Forward, estimate: Tensor | None, ends: Tensor | None
@@ -171,7 +144,7 @@ class Learner:
         if self.auxiliary is None or self.estimator is None or estimate is None or passed.early is None:
             return total
         size = float(self.estimator.scale()) / len(estimate)
-        wanted = self._alive(estimate, ends, centre=self.options.centre) / size
+        wanted = alive(estimate, ends, self.options.centre) / size
         found = self.auxiliary.loss(self.estimator.attached_view(passed.early), wanted) * self.options.auxiliary_weight
         return found if total is None else total + found
 
