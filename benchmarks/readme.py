@@ -4,22 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+from . import through_time
 from .timing import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
-BEGIN, END = "<!-- costs: begin -->\n", "<!-- costs: end -->"
 
 
 def main() -> None:
     """Replace what stands between the marks."""
     text = README.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    README.write_text(before + BEGIN + tables() + END + after)
+    for name, made in (("costs", costs()), ("recurrent", through_time.tables())):
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = before + begin + made + end + after
+    README.write_text(text)
 
 
-def tables() -> str:
-    """The tables as Markdown."""
+def costs() -> str:
+    """The tables of what decoupling costs, as Markdown."""
     names = ("step_time", "memory", "fashion")
     steps, memory, fashion = (json.loads((RESULTS / f"{name}.json").read_text())["rows"] for name in names)
     return f"{_steps(steps)}\n{_memory(memory)}\n{_learning(fashion)}"

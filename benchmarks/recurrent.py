@@ -25,7 +25,7 @@ import torch
 
 import dnigraph as dg
 
-from . import curves, sequences, window_time
+from . import curves, sequences
 from .timing import RESULTS, machine
 
 KEPT = Path(__file__).parent.parent / "out" / "recurrent"
@@ -40,7 +40,7 @@ ARMS: dict[str, dict[str, Any]] = {
 FRESH = (101, 102, 103, 104, 105)  # seeds on which nothing was chosen
 
 
-SUITES = ("recall", "copy", "repeat", "characters", "rows", "time")
+SUITES = ("recall", "copy", "repeat", "characters", "rows")
 
 
 def jobs(suite: str, text: str = "king-james") -> list[dict[str, Any]]:
@@ -186,10 +186,7 @@ def run(suite: str, minutes: float, text: str) -> None:
 @click.option("--text", default="king-james", help="king-james or penn-treebank.")
 def main(suite: str, minutes: float, text: str) -> None:
     """Run a suite, or go on with it."""
-    if suite == "time":
-        window_time.main()
-    else:
-        run(suite, minutes, text)
+    run(suite, minutes, text)
 
 
 if __name__ == "__main__":

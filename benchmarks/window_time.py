@@ -63,7 +63,7 @@ def main(rounds: int = ROUNDS) -> None:
         "DNI, two passes": ours(x, y, scale=0.3, discount=1.0),
     }
     rows = [as_row(timing) for timing in alternate(arms, rounds)]
-    report("a window of 8 steps, LSTM 256, batch 32, one thread; ratios to the loop by hand", rows, "recurrent_time")
+    report("a window of 8 steps, LSTM 256, batch 32, one thread; ratios to the loop by hand", rows, "window_time")
 
 
 if __name__ == "__main__":
