@@ -279,3 +279,21 @@ def test_an_update_per_sequence_adds_up_the_windows():
     two = gradients(made(boundary="silent", optimizer=once, update="sequence"), once, x, y)
 
     assert len(each.found) == 4 and len(once.found) == 1 and near(one, two)
+
+
+def test_the_head_of_a_wide_state_has_a_bottleneck_and_starts_silent():
+    x, y = torch.randn(3, 8, 4), torch.randn(3, 8, 2)
+    found = {}
+    for wide in (16, 200):
+        rnn = dg.Recurrent(nn.LSTM(4, wide), horizon=3, readout=nn.Linear(wide, 2), loss=torch.nn.functional.mse_loss,
+                           optimizer=adam, condition=dg.one_hot(3))  # fmt: skip
+        label = torch.arange(8) % 3
+        rnn.step(x, y, label=label)
+        head = rnn._learner.estimator.head
+        found[wide] = head.name
+        assert head(torch.randn(8, 2 * wide), label).eq(0).all()
+        for _ in range(3):
+            rnn.step(x, y, label=label)
+        assert head(torch.randn(8, 2 * wide), label).ne(0).any()
+
+    assert found == {16: "linear", 200: "linear 64"}

@@ -17,6 +17,7 @@ from .groups import make_group
 from .inputs import make_condition
 from .layout import Layout, find_layout
 from .learner import Learner
+from .narrow import in_time
 from .options import Options
 from .traces import Traces
 from .window import Loss, Window, slice_time
@@ -37,7 +38,8 @@ def make_learner(
     try:
         if options.has_head:
             seen = make_condition(condition, options.horizon, window)
-            estimator = Estimator(layout, options, like, head, seen, core.bounded)
+            chosen = in_time() if head == "auto" else head
+            estimator = Estimator(layout, options, like, chosen, seen, core.bounded)
         learner = Learner(core, layout, options, loss, estimator)
         if options.auxiliary:
             learner.auxiliary = Auxiliary(layout.width, like)
