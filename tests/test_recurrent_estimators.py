@@ -97,6 +97,34 @@ def test_traces_begin_anew_where_a_sequence_does():
     assert near(kept.found[1], wanted, tolerance=1e-10)
 
 
+def test_traces_of_a_sequence_that_is_reset_are_wiped_and_the_others_go_on():
+    rnn = started(name="gru", traces=1.0)
+    x, y = data()
+    rnn.step(x[:3], y[:3])
+    rnn.step(x[3:6], y[3:6])
+
+    rnn.step(x[6:9], y[6:9], reset=torch.tensor([False, True, False, False]))
+
+    for trace in rnn._learner.traces.held.values():
+        assert trace[1].eq(0).all() and trace[0].ne(0).any() and trace[3].ne(0).any()
+
+
+def test_the_head_learns_from_sequences_that_have_a_past_alone():
+    estimator = started()._learner.estimator
+    counted = torch.tensor([True, False, True, False])
+    view, target = torch.randn(2, BATCH, 2 * WIDE, dtype=torch.double)
+
+    def found(*lesson):
+        estimator.zero_grad()
+        estimator.learn(*lesson)
+        return [p.grad.clone() for p in estimator.head.parameters()]
+
+    some = found(view, None, target, counted)
+
+    assert near(some, found(view[counted], None, target[counted] * 2, None))  # of a mean over half as many
+    assert not near(some, found(view, None, target, None), tolerance=1e-4)
+
+
 def test_lambda_one_is_backprop_whatever_the_head_says():
     kept = Kept()
     rnn = made(blend=1.0, head=lambda spec: Known(torch.ones_like), optimizer={"core": kept, "heads": sgd})

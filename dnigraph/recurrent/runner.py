@@ -52,7 +52,8 @@ class Recurrent:
         windowed: the user's module takes whole windows [time, batch, ...].
         batch_first: windows are [batch, time, ...]; None: as the module says.
         initial: makes the first state of so many sequences; it may be a module, and learns then. None: zeros.
-        head, condition: as in `decouple`; "auto" is linear, with a bottleneck where the state is wider than 256. `condition="input"`: the head sees the inputs of the window before it.
+        head, condition: as in `decouple`; "auto" is linear, with a bottleneck where the state is wider than 256.
+            `condition="input"`: the head also sees the inputs of the window before it.
         boundary: what stands at a window's end: "dni", "silent" (truncated backprop), "oracle" (full backprop through
             time: windows are stored until their sequence ends), "shuffled" (the control).
         auxiliary: the core also predicts the estimate at the next window's end, with this weight in its loss; True:
