@@ -51,10 +51,11 @@ def jobs(suite: str, text: str = "king-james") -> list[dict[str, Any]]:
         return {**fields, "most": most, "slice": slice_}
 
     if suite == "recall":
-        arms = ("DNI", "truncated", "DNI, shuffled", "DNI + BP(0.9)", "DNI + auxiliary", "full BPTT")
-        near = [job("recall", arm, seed, 3, 5000, 5000, blanks=12) for arm in arms for seed in FRESH]
-        far = ("DNI + BP(0.9)", "DNI", "DNI + auxiliary", "truncated")
-        return near + [job("recall", arm, seed, 3, 5000, 5000, blanks=20) for arm in far for seed in FRESH[:3]]
+        arms = ("DNI", "truncated", "DNI, shuffled", "DNI + BP(0.9)")
+        turns = [(12, arm, seed) for arm in arms for seed in FRESH]
+        turns += [(20, arm, seed) for arm in ("DNI + BP(0.9)", "DNI", "truncated") for seed in FRESH[:3]]
+        turns += [(12, arm, seed) for arm in ("full BPTT", "DNI + auxiliary") for seed in FRESH]
+        return [job("recall", arm, seed, 3, 5000, 5000, blanks=blanks) for blanks, arm, seed in turns]
     if suite == "characters":
         same = [(arm, t) for t in (4, 2, 8) for arm in ("truncated", "DNI", "DNI + auxiliary", "DNI, shuffled")]
         every = [*same, ("truncated", 20), ("truncated", 40)]

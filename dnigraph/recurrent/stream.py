@@ -21,6 +21,7 @@ class Stream:
     whole: Window
     lengths: Tensor | None
     ends: bool
+    device: torch.device
 
     def windows(self, core: Core, horizon: int) -> Iterator[Window]:
         """The windows, in order; the last one may be shorter.
@@ -38,7 +39,7 @@ class Stream:
             reset = None if whole.reset is None else whole.reset[begin:end]
             ends = None if self.lengths is None else self.lengths <= end
             if end == whole.length:
-                ends = torch.ones(whole.batch, dtype=torch.bool) if self.ends else None
+                ends = torch.ones(whole.batch, dtype=torch.bool, device=self.device) if self.ends else None
             elif ends is not None and not bool(ends.any()):
                 ends = None
             yield Window(
@@ -62,9 +63,10 @@ def make_stream(core: Core, x: Any, target: Any, mask: Any, reset: Any, lengths:
         is_leaf=lambda t: isinstance(t, PackedSequence),
     )
     whole = make_window(core, None, x, target, mask, reset, None, label)
+    device = next(t.device for t in pytree.tree_leaves(whole.x) if isinstance(t, Tensor))
     if lengths is None:
-        return Stream(whole, None, ends)
-    lengths = torch.as_tensor(lengths)
+        return Stream(whole, None, ends, device)
+    lengths = torch.as_tensor(lengths).to(device)
     misfits = []
     if lengths.shape != (whole.batch,) or lengths.is_floating_point():
         misfits.append(f"lengths is {list(lengths.shape)}, but must be [{whole.batch}] whole numbers, one per sequence")
@@ -75,7 +77,7 @@ def make_stream(core: Core, x: Any, target: Any, mask: Any, reset: Any, lengths:
     if misfits:
         raise RecurrentError(misfits, "lengths counts the steps of each sequence, from 0 to all of x")
     there = torch.arange(whole.length, device=lengths.device)[:, None] < lengths
-    there = (there.t() if core.batch_first else there).to(pytree.tree_leaves(whole.x)[0].device)
+    there = there.t() if core.batch_first else there
     mask = there if whole.mask is None else whole.mask & there
     fields = {**vars(whole), "mask": None if bool(mask.all()) else mask}
-    return Stream(Window(**fields), lengths, ends)
+    return Stream(Window(**fields), lengths, ends, device)

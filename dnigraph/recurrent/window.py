@@ -68,9 +68,10 @@ def make_window(
         misfits.append(f"the window has {length} steps, the horizon is {horizon}: rnn.run(...) cuts long sequences")
     if length == 0 or batch == 0:
         misfits.append(f"{sizes}: nothing to learn from")
-    mask = _bools("mask", mask, {(length,): "one per step", tuple(shape): "one per entry"}, misfits)
-    reset = _bools("reset", reset, {(batch,): "one per sequence", tuple(shape): "one per entry"}, misfits)
-    ends = _bools("ends", _flag(ends, batch), {(batch,): "one per sequence"}, misfits)
+    device = leaves[0].device
+    mask = _bools("mask", mask, {(length,): "one per step", tuple(shape): "one per entry"}, misfits, device)
+    reset = _bools("reset", reset, {(batch,): "one per sequence", tuple(shape): "one per entry"}, misfits, device)
+    ends = _bools("ends", _flag(ends, batch), {(batch,): "one per sequence"}, misfits, device)
     if misfits:
         raise RecurrentError(misfits, f"the order is {order}; batch_first={core.batch_first}")
     if mask is not None and mask.ndim == 1:
@@ -143,7 +144,9 @@ def slice_time(tree: Any, axis: int, begin: int, end: int) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: t.narrow(axis, begin, end - begin), tree)
 
 
-def _bools(name: str, value: Any, shapes: dict[tuple[int, ...], str], misfits: list[str]) -> Tensor | None:
+def _bools(
+    name: str, value: Any, shapes: dict[tuple[int, ...], str], misfits: list[str], device: torch.device
+) -> Tensor | None:
     if value is None:
         return None
     fitting = " or ".join(f"{list(shape)} ({said})" for shape, said in shapes.items())
@@ -152,7 +155,7 @@ def _bools(name: str, value: Any, shapes: dict[tuple[int, ...], str], misfits: l
     elif tuple(value.shape) not in shapes:
         misfits.append(f"{name} is {list(value.shape)}, but must be {fitting}")
     else:
-        return value
+        return value.to(device)
     return None
 
 
