@@ -51,9 +51,10 @@ def jobs(suite: str, text: str = "king-james") -> list[dict[str, Any]]:
         return {**fields, "most": most, "slice": slice_}
 
     if suite == "recall":
-        arms = ("DNI", "truncated", "DNI, shuffled", "DNI + BP(0.9)")
-        turns = [(12, arm, seed) for arm in arms for seed in FRESH]
-        turns += [(20, arm, seed) for arm in ("DNI + BP(0.9)", "DNI", "truncated") for seed in FRESH[:3]]
+        turns = [(12, arm, seed) for arm in ("DNI", "truncated", "DNI + BP(0.9)") for seed in FRESH]
+        turns += [(20, "DNI + BP(0.9)", seed) for seed in FRESH[:3]]
+        turns += [(12, "DNI, shuffled", seed) for seed in FRESH]
+        turns += [(20, arm, seed) for arm in ("DNI", "truncated") for seed in FRESH[:3]]
         turns += [(12, arm, seed) for arm in ("full BPTT", "DNI + auxiliary") for seed in FRESH]
         return [job("recall", arm, seed, 3, 5000, 5000, blanks=blanks) for blanks, arm, seed in turns]
     if suite == "characters":

@@ -305,10 +305,23 @@ def test_going_on_from_a_file_in_mid_stream_gives_the_weights_of_never_having_st
     other = made(optimizer=adam, **options)
     torch.manual_seed(77)
     other.load(tmp_path / "run.pt")
+    other.save(tmp_path / "again.pt")  # still waits for its first window
+    other.load(tmp_path / "again.pt")
     go(other, windows[4:], True)
 
     assert other.steps == rnn.steps
     assert all(torch.equal(a, b) for a, b in zip(rnn.parameters(), other.parameters(), strict=True))
+
+
+def test_weights_are_there_as_soon_as_they_are_loaded(tmp_path):
+    rnn = made(optimizer=adam)
+    rnn.run(*data())
+    rnn.save(tmp_path / "run.pt")
+
+    other = made()
+    other.load(tmp_path / "run.pt")
+
+    assert all(torch.equal(a, b) for a, b in zip(rnn.core.parameters(), other.core.parameters(), strict=True))
 
 
 def test_memory_does_not_grow_with_the_sequence():

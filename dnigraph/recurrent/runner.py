@@ -217,6 +217,9 @@ class Recurrent:
         """
         state = load_checkpoint(path, {"recurrent"})
         self._waiting = fitting(self, state["recurrent"])
+        for name, module in self.modules().items():
+            if name in ("core", "initial"):  # at once: a user may want to look at them before the first window
+                module.load_state_dict(self._waiting["modules"][name])
         self.steps, self.skipped, self.ending = (self._waiting[name] for name in ("steps", "skipped", "ending"))
         if self._learner is not None or not self._waiting["groups"]:
             self._resume()

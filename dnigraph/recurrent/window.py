@@ -90,7 +90,7 @@ def run_window(
     Args:
         early: also tell the state behind the first step.
     """
-    cuts = [] if window.reset is None else [t for t in range(1, window.length) if bool(window.reset[t].any())]
+    cuts = [] if window.reset is None else [t for t, any_ in enumerate(window.reset.any(1).tolist()) if any_ and t]
     borders = sorted({0, *([1] if early and window.length > 1 else []), *cuts, window.length})
     state, outputs, seen = list(leaves), [], None
     for begin, end in pairwise(borders):
