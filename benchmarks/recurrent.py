@@ -43,34 +43,33 @@ FRESH = (101, 102, 103, 104, 105)  # seeds on which nothing was chosen
 SUITES = ("recall", "copy", "repeat", "characters", "rows")
 
 
-def jobs(suite: str, text: str = "king-james") -> list[dict[str, Any]]:
-    """All jobs of a suite, in the order in which they take turns."""
-
-    def job(task: str, arm: str, seed: int, horizon: int, most: int, slice_: int, **settings: Any) -> dict[str, Any]:
-        fields = {"task": task, "arm": arm, "seed": seed, "horizon": horizon, **settings}
-        return {**fields, "most": most, "slice": slice_}
-
+def jobs(suite: str, text: str = "king-james") -> list[list[dict[str, Any]]]:
+    """All jobs of a suite: groups one after the other; those of a group take turns."""
+    same = ("truncated", "DNI", "DNI + auxiliary", "DNI, shuffled")
     if suite == "recall":
         turns = [(12, arm, seed) for arm in ("DNI", "truncated", "DNI + BP(0.9)") for seed in FRESH]
         turns += [(20, "DNI + BP(0.9)", seed) for seed in FRESH[:3]]
         turns += [(12, "DNI, shuffled", seed) for seed in FRESH]
         turns += [(20, arm, seed) for arm in ("DNI", "truncated") for seed in FRESH[:3]]
         turns += [(12, arm, seed) for arm in ("full BPTT", "DNI + auxiliary") for seed in FRESH]
-        return [job("recall", arm, seed, 3, 5000, 5000, blanks=blanks) for blanks, arm, seed in turns]
-    if suite == "characters":
-        same = [(arm, t) for t in (4, 2, 8) for arm in ("truncated", "DNI", "DNI + auxiliary", "DNI, shuffled")]
-        every = [*same, ("truncated", 20), ("truncated", 40)]
-        return [job("characters", arm, seed, t, 25_000, 1000, text=text) for seed in (0, 1) for arm, t in every]
+        return [[_job("recall", arm, seed, 3, 5000, 5000, blanks=blanks)] for blanks, arm, seed in turns]
     if suite == "rows":
-        same = [(arm, 4) for arm in ("truncated", "DNI", "DNI, shuffled", "DNI + BP(0.9)", "full BPTT")]
-        return [job("rows", arm, seed, t, 4000, 500) for seed in (0, 1) for arm, t in same]
+        arms = ("truncated", "DNI", "DNI, shuffled", "DNI + BP(0.9)", "full BPTT")
+        return [[_job("rows", arm, seed, 4, 4000, 500) for arm in arms] for seed in (0, 1)]
+    if suite == "characters":
+        groups = [(0, 4, ("truncated", "DNI")), (0, 4, same[2:]), (0, 8, same[:2]), (0, 2, same[:2]), (1, 4, same[:2])]
+        groups += [(0, 20, same[:1]), (0, 40, same[:1])]
+        return [[_job("characters", arm, seed, t, 25_000, 1000, text=text) for arm in arms] for seed, t, arms in groups]
     task = {"copy": "copy", "repeat": "repeat copy"}[suite]
-    first = [(arm, 3) for arm in ("truncated", "DNI", "DNI + auxiliary", "DNI, shuffled")]
-    others = [(arm, t) for t in (2, 4, 5) for arm in ("truncated", "DNI", "DNI + auxiliary")]
-    longer = [("truncated", 10), ("truncated", 20)]
-    turns = [(seed, *one) for one in first for seed in (0, 1, 2)]
-    turns += [(seed, *one) for seed in (0, 1, 2) for one in (*others, *longer)]
-    return [job(task, arm, seed, t, 200_000, 500) for seed, arm, t in turns]
+    three = [[_job(task, arm, seed, 3, 40_000, 500) for seed in (0, 1, 2) for arm in same]]
+    others = [[_job(task, arm, seed, t, 40_000, 500) for seed in (0, 1, 2) for arm in same[:3]] for t in (2, 4, 5)]
+    longer = [[_job(task, "truncated", seed, t, 40_000, 500) for seed in (0, 1, 2)] for t in (10, 20)]
+    return three + others + longer
+
+
+def _job(task: str, arm: str, seed: int, horizon: int, most: int, slice_: int, **settings: Any) -> dict[str, Any]:
+    fields = {"task": task, "arm": arm, "seed": seed, "horizon": horizon, **settings}
+    return {**fields, "most": most, "slice": slice_}
 
 
 class Job:
@@ -170,9 +169,10 @@ def run(suite: str, minutes: float, text: str) -> None:
     """Let the unfinished jobs take turns."""
     torch.set_num_threads(1)
     until = time.monotonic() + 60 * minutes
-    every = [Job(settings) for settings in jobs(suite, text)]
-    while left := [job for job in every if not job.done]:
-        job = min(left, key=lambda job: job.row["iterations"] // job.settings["slice"])
+    groups = [[Job(settings) for settings in group] for group in jobs(suite, text)]
+    every = [job for group in groups for job in group]
+    while left := next(filter(None, ([job for job in group if not job.done] for group in groups)), None):
+        job = min(left, key=lambda job: job.row["iterations"])
         job.run(job.settings["slice"])
         write(suite, every)
         row = job.row
