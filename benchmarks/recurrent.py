@@ -107,8 +107,9 @@ class Job:
                 break
             self._once(task, rnn, started)
         self.row["seconds"] = time.perf_counter() - started
-        self.row |= {"skipped": rnn.skipped, **task.score(rnn)}
-        self._point(task)
+        scores = task.score(rnn)
+        self.row |= {"skipped": rnn.skipped, **scores}
+        self._point(task, *scores.values())
         KEPT.mkdir(parents=True, exist_ok=True)
         rnn.save(self.file)
         self.level = {key: value for key, value in vars(task).items() if isinstance(value, int | str | bool)}
@@ -138,12 +139,13 @@ class Job:
             row["solved"], row["bits"] = task.solved, 1.0 if went_on else row["bits"]
             row["solved at"][str(task.solved)] = row["iterations"]
 
-    def _point(self, task: sequences.Task) -> None:
+    def _point(self, task: sequences.Task, *scores: float) -> None:
         """One point of the learning curve: iterations, seconds, and what there is to see."""
-        scores = [row for key, row in self.row.items() if key in ("bits per character", "test error %")]
         seen = [self.row["iterations"], round(self.row["seconds"], 1), task.solved, round(self.row["bits"], 4), *scores]
-        if not self.row["curve"] or self.row["curve"][-1][0] != seen[0]:
-            self.row["curve"].append(seen)
+        curve = self.row["curve"]
+        if curve and curve[-1][0] == seen[0]:
+            curve.pop()
+        curve.append(seen)
 
 
 def _name(settings: dict[str, Any]) -> str:
@@ -161,7 +163,9 @@ def write(suite: str, begun: list[Job]) -> None:
 
 
 def _thinned(curve: list[Any]) -> list[Any]:
-    """At most about 60 points, the last one among them."""
+    """At most about 60 points, the last one among them; where some have a score, those."""
+    most = max(map(len, curve))
+    curve = [point for point in curve if len(point) == most]
     return [*curve[:-1][:: max(1, len(curve) // 60)], curve[-1]]
 
 
