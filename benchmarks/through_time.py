@@ -46,7 +46,8 @@ def _copy(rows: list[Row], name: str) -> str:
 
 
 def _scores(rows: list[Row], score: str, name: str) -> str:
-    lines = []
+    """Of jobs that have come to their end: others have seen less."""
+    rows, lines = [row for row in rows if row["iterations"] >= row["most"]], []
     for horizon, arm in _order((row["horizon"], row["arm"]) for row in rows):
         some = [row for row in rows if (row["horizon"], row["arm"]) == (horizon, arm)]
         found = ", ".join(f"{row[score]:.3f}" for row in some)

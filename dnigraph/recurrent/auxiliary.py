@@ -3,9 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from dnigraph.heads.layers import silent
+
+from .narrow import RANK, WIDE
+
 
 class Auxiliary(nn.Module):
-    """A linear reader of the state behind a window's first step, trained together with the core.
+    """A linear reader of the state behind a window's first step, trained with the core. It starts at zero.
 
         state ─► step 0 ─► step 1 ─► ... ─► step T-1 ─► head's estimate
                    └─► reader ─► foretold                  │
@@ -20,9 +24,12 @@ class Auxiliary(nn.Module):
 
     def __init__(self, width: int, like: Tensor) -> None:
         super().__init__()
-        self.reader = nn.Linear(width, width, device=like.device, dtype=like.dtype)
-        nn.init.zeros_(self.reader.weight)
-        nn.init.zeros_(self.reader.bias)
+        self.reader: nn.Module
+        if width <= WIDE:
+            self.reader = silent(nn.Linear(width, width))
+        else:
+            self.reader = nn.Sequential(nn.Linear(width, RANK, bias=False), silent(nn.Linear(RANK, width)))
+        self.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
     def loss(self, view: Tensor, estimate: Tensor) -> Tensor:
         """How far the reader is from the estimate. Both are in units of the targets' size."""
