@@ -215,14 +215,14 @@ def test_a_reset_at_a_windows_start_stops_credit_and_the_heads_lesson():
 
 def test_a_sequence_that_ends_is_worth_nothing_later_and_begins_anew():
     x, y = data()
-    rnn = made(head=lambda spec: Known(torch.ones_like), centre=False, optimizer=(kept := Kept()))
+    rnn = made(head=lambda spec: Known(torch.ones_like), centre=False, cap=0.3, optimizer=(kept := Kept()))
     ends = torch.tensor([True] * BATCH)
     ends[1] = False
 
     rnn.step(x[:3], y[:3], mask=torch.zeros(3, dtype=torch.bool), ends=ends)
     alone = Kept()
     share = {"scale": 1 / BATCH, "discount": 1 / BATCH}
-    one = made(head=lambda spec: Known(torch.ones_like), centre=False, optimizer=alone, **share)
+    one = made(head=lambda spec: Known(torch.ones_like), centre=False, cap=0.3, optimizer=alone, **share)
     one.step(x[:3, 1:2], y[:3, 1:2], mask=torch.zeros(3, dtype=torch.bool))
     assert near(kept.found[0], alone.found[0])
 

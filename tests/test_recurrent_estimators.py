@@ -295,9 +295,9 @@ def test_a_head_learns_the_future_it_can_see():
 def test_scales_know_whether_sequences_end():
     options = made().options
 
-    assert options.strengths(ending=False) == (0.1, 0.1)
-    assert options.strengths(ending=True)[0] > 0.1
-    assert made(scale=0.7, discount=0.2).options.strengths(ending=True) == (0.7, 0.2)
+    assert options.strengths(ending=False) == (0.1, 0.1, 0.3)
+    assert options.strengths(ending=True) == (1, 1, 0.03)
+    assert made(scale=0.7, discount=0.2, cap=None).options.strengths(ending=True) == (0.7, 0.2, None)
 
 
 def test_an_update_per_sequence_adds_up_the_windows():

@@ -69,11 +69,11 @@ class Estimator(nn.Module):
         return None if condition is None else condition.check(label, batch, "horizon")
 
     @torch.no_grad()
-    def predict(self, view: Tensor, label: Tensor | None) -> Tensor:
+    def predict(self, view: Tensor, label: Tensor | None, cap: float | None) -> Tensor:
         """The estimate as a gradient of a loss that is a mean over the batch."""
         estimate = self.head(view, label)
-        if self.options.cap is not None:
-            most = self.options.cap / self.options.gain
+        if cap is not None:
+            most = cap / self.options.gain
             estimate = estimate.clamp(-most, most)
         found: Tensor = estimate * (self.scale() * (self.options.gain / len(view)))
         return found

@@ -17,7 +17,7 @@ from .estimator import Estimator, measure
 from .groups import step_groups
 from .inputs import Seen
 from .layout import Layout
-from .options import Options
+from .options import Options, Strengths
 from .places import Place
 from .traces import Traces
 from .window import Forward, Loss, Window, run_window, window_loss
@@ -64,7 +64,7 @@ class Learner:
         self.windows = 0
 
     def window(
-        self, window: Window, place: Place, first: Sequence[Any], seen: Any, strengths: tuple[float, float],
+        self, window: Window, place: Place, first: Sequence[Any], seen: Any, strengths: Strengths,
         later: Tensor | None = None, look: bool = False,
     ) -> Learned:  # fmt: skip
         """Forward and backward through one window.
@@ -72,7 +72,7 @@ class Learner:
         Args:
             first: leaves of the state in which sequences begin.
             seen: what the head looks at beside the state behind this window.
-            strengths: scale and discount of the estimate.
+            strengths: what the estimate weighs.
             later: the true gradient at the window's end, where it is known.
             look: compute metrics.
         """
@@ -82,12 +82,12 @@ class Learner:
             passed = run_window(self.core, layout, leaves, first, window, self.auxiliary is not None)
             loss, share, count = window_loss(self.loss, passed.output, window, self.options.horizon)
             total = loss if loss is None or share == 1 else loss * share
-            view, estimate = self._looks_ahead(passed.last, seen, window)
+            view, estimate = self._looks_ahead(passed.last, seen, window, strengths.cap)
             credit = self._credit(estimate, window.ends, strengths, later)
             total = self._with_auxiliary(total, passed, estimate, window.ends)
         start, last = layout.live_leaves(leaves), layout.live_leaves(passed.last)
         if self.traces is not None:
-            self.traces.pass_window(place, leaves, last, start, strengths[1])
+            self.traces.pass_window(place, leaves, last, start, strengths.discount)
         parameters = self.groups["core"].parameters if "core" in self.groups else []
         target = backward(total, last, start, layout, credit, parameters)
         self._first_learns(place.leaves, target)
@@ -120,23 +120,25 @@ class Learner:
         learns = any(isinstance(v, Tensor) and v.requires_grad for v in place.leaves)
         return learns or self.options.has_head or self.options.stores
 
-    def _looks_ahead(self, last: Sequence[Any], seen: Any, window: Window) -> tuple[Tensor | None, Tensor | None]:
+    def _looks_ahead(
+        self, last: Sequence[Any], seen: Any, window: Window, cap: float | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """What the head sees behind a window, and what it says; None where nothing comes later."""
         if self.estimator is None or window.all_end:
             return None, None
         view = self.estimator.view(last)
-        return view, self.estimator.predict(view, self.estimator.label(seen, len(view)))
+        return view, self.estimator.predict(view, self.estimator.label(seen, len(view)), cap)
 
     def _credit(
-        self, estimate: Tensor | None, ends: Tensor | None, strengths: tuple[float, float], later: Tensor | None
+        self, estimate: Tensor | None, ends: Tensor | None, strengths: Strengths, later: Tensor | None
     ) -> Credit:
         """What stands for all that comes after the window."""
         if self.options.stores:
-            return mixed(self.options, estimate, later, ends, strengths[0])
+            return mixed(self.options, estimate, later, ends, strengths.scale)
         if estimate is None:
             return NONE
-        scale = 0.0 if self.windows < self.options.warm_up else strengths[0]
-        return guessed(self.options, estimate, ends, (scale, strengths[1]))
+        scale = 0.0 if self.windows < self.options.warm_up else strengths.scale
+        return guessed(self.options, estimate, ends, (scale, strengths.discount))
 
     def _with_auxiliary(
         self, total: Tensor | None, passed: Forward, estimate: Tensor | None, ends: Tensor | None

@@ -21,7 +21,7 @@ from .errors import RecurrentError
 from .feedback import Feedback
 from .learner import Learned, Learner, Tally
 from .making import first_leaves, make_learner
-from .options import Options
+from .options import Options, Strengths
 from .places import Place, begin, behind, mended
 from .saving import fitting, state_of, take_up
 from .stored import Stored, sweep
@@ -62,7 +62,7 @@ class Recurrent:
             stored until their sequence ends, and run a second time.
         traces: BP(lambda) online: the head learns by eligibility traces. Costs the Jacobian of every window.
         scale, discount: how much of an estimate the core consumes, and how much the head's own target contains of it.
-            None: see `Options.strengths`. Where both are equal, one backward pass serves both.
+            None, and "auto" for the cap: see `Options.strengths`. Where both are equal, one backward pass serves both.
         centre, cap, gain, decay: the consumed estimate without its mean over the batch; its largest size, in units of
             the targets'; how much faster than the core the head learns; how slowly the targets' running size forgets.
         warm_up: in the first so many windows the head learns and the core does not listen.
@@ -99,7 +99,7 @@ class Recurrent:
         scale: float | None = None,
         discount: float | None = None,
         centre: bool = True,
-        cap: float | None = 0.3,
+        cap: float | str | None = "auto",
         gain: float = 5.0,
         decay: float = 0.99,
         warm_up: int = 0,
@@ -264,7 +264,7 @@ class Recurrent:
     def _refuse_nested(self) -> None:
         """Boundaries inside the module learn in every backward pass, so there must be just one."""
         nested = any(isinstance(module, Boundary) for module in self.core.modules())
-        (scale, discount), o = self.options.strengths(ending=True), self.options
+        (scale, discount, _), o = self.options.strengths(ending=True), self.options
         if nested and (o.stores or o.traces is not None or o.boundary == "shuffled" or scale != discount or o.warm_up):
             raise RecurrentError(
                 ["the step module is decoupled, and these options need two passes through each window"],
@@ -274,7 +274,7 @@ class Recurrent:
     def _looks(self) -> bool:
         return self.monitor > 0 and self.steps % self.monitor == 0
 
-    def _strengths(self) -> tuple[float, float]:
+    def _strengths(self) -> Strengths:
         return self.options.strengths(self.ending)
 
     def _first(self, learner: Learner, window: Window) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from dnigraph.passes.capture.untouched import random_state, set_random_state
 
 from .learner import Learned, Learner
+from .options import Strengths
 from .places import Place
 from .window import Window
 
@@ -22,7 +23,7 @@ class Stored:
 
 
 def sweep(
-    learner: Learner, windows: Sequence[Stored], first: Sequence[Any], strengths: tuple[float, float], look: bool
+    learner: Learner, windows: Sequence[Stored], first: Sequence[Any], strengths: Strengths, look: bool
 ) -> Learned:
     """Run the windows again, the last one first, each with its graph alone; gradients add up.
 
