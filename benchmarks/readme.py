@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from . import through_time
 from .timing import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -12,7 +13,7 @@ README = Path(__file__).parent.parent / "README.md"
 def main() -> None:
     """Replace what stands between the marks."""
     text = README.read_text()
-    for name, made in (("costs", costs()), ("zoo", zoo())):
+    for name, made in (("costs", costs()), ("zoo", zoo()), ("recurrent", through_time.tables())):
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, rest = text.split(begin)
         text = before + begin + made + end + rest.split(end)[1]

@@ -21,6 +21,7 @@ from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, Pla
 from .passes.marker import cut
 from .passes.plan import Plan
 from .probing import Probe, probe
+from .recurrent import Recurrent, RecurrentError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,6 +45,8 @@ __all__ = [
     "Plan",
     "PlanError",
     "Probe",
+    "Recurrent",
+    "RecurrentError",
     "Report",
     "StepResult",
     "UnconditionedWarning",
