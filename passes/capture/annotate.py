@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .layout import note_lines
 from .recording import Owner, Recording, lookup
 from .untouched import fresh_copies, untouched
 
@@ -25,6 +26,7 @@ def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
         random: it draws random numbers.
         flops: of one forward run; one multiply-add counts 2.
         batch_dim: where a tensor keeps the batch: its size there is the first input's in dimension 0; None: nowhere.
+        line: whether a three-dimensional tensor is [batch, channels, positions]; see `note_lines`.
         parameters, buffers: what a module or `get_attr` node refers to; parameters as (name, scalars, trained).
     """
     with untouched(model), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
@@ -44,6 +46,7 @@ def note(recording: Recording, model: nn.Module, inputs: list[Any], data: bool =
     for node in recording.graph.nodes:
         if "shape" in node.meta:
             node.meta["batch_dim"] = batch_dim(node.meta["shape"], batch)
+    note_lines(recording, model)
 
 
 class _Annotator(fx.Interpreter):
