@@ -21,7 +21,7 @@ from .passes.capture.ladder import rungs
 from .passes.capture.restless import Restless, Unready
 from .passes.capture.trees import flatten
 from .passes.cuts import Cuts
-from .passes.errors import CaptureError, CutError
+from .passes.errors import CaptureError, CutError, DniGraphError
 from .passes.plan import Plan
 from .variant import cut
 
@@ -82,7 +82,13 @@ class Climb:
         later = "auto" if how == "record" and self.how == "auto" else how  # for other modes and ways
         dm = CapturedModule(self.model, self.cuts, later, choices.make)
         dm.training = True
-        dm.add(recording, self.args, self.kwargs, self.refused)
+        try:
+            dm.add(recording, self.args, self.kwargs, self.refused)
+        except DniGraphError:
+            raise
+        except Exception as error:  # the model has run: another rung may do
+            said = str(error).partition("\n")[0]
+            raise CaptureError([f"the graph cannot be run node by node: {type(error).__name__}: {said}"]) from error
         return dm
 
     def _hooked(self, choices: Choices) -> DecoupledModule:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from .errors import PlanError, nearest
 from .partition import Partition
@@ -145,8 +145,12 @@ def _results(graph: fx.Graph, call: fx.Node, values: list[fx.Node]) -> dict[str,
 
 
 def boundary_key(crossing: Crossing) -> str:
-    """The name under which the boundary of a crossing is kept; unique in a plan, as the crossings' names are."""
-    return crossing.name.replace(".", "_")
+    """The name under which the boundary of a crossing is kept; unique in a plan, as the crossings' names are.
+
+    `x.to(...)` makes a node called `to`, and no module may be called what modules can do.
+    """
+    name = crossing.name.replace(".", "_")
+    return f"{name}@1" if hasattr(nn.ModuleDict, name) else name
 
 
 def insert_boundaries(graph: fx.Graph, plan: Partition | Plan) -> fx.Graph:

@@ -1,6 +1,7 @@
 """What the decoupled model keeps of the model, and what stands on the cuts."""
 
 import copy
+import importlib
 import inspect
 
 import pytest
@@ -13,6 +14,7 @@ import dnigraph as dg
 from dnigraph.boundaries.synthetic import GAIN
 
 CONDITION = dg.one_hot(CLASSES)
+captured_module = importlib.import_module("dnigraph.captured")
 
 
 class Says(nn.Module):
@@ -403,3 +405,71 @@ def test_a_sequence_of_another_length_meets_the_same_head_also_behind_a_convolut
 
     assert any(not torch.equal(p, b) for p, b in zip(dm.head_parameters(), before, strict=True))
     assert dm.boundaries["1"].spec.kind == "maps"
+
+
+class Own(torch.autograd.Function):
+    """Adds a gradient of its own, as an auxiliary loss does that is hung onto a value."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient + 0.1
+
+
+def layers(forward, *names):
+    """A model of linear layers and a function of (model, *inputs)."""
+    model = type("Layers", (nn.Module,), {"forward": forward})()
+    for name in names:
+        setattr(model, name, nn.Linear(4, 4))
+    return model
+
+
+def test_a_gradient_that_a_part_makes_itself_is_no_leak():
+    model = layers(lambda m, x: m.c(m.b(Own.apply(m.a(x)))), "a", "b", "c")
+
+    dm = dg.decouple(model, "b", (torch.ones(2, 4),), boundary="oracle")
+
+    assert dm.plan.capture == "record"
+
+
+def test_what_cannot_be_sent_back_through_in_the_model_is_not_asked_of_its_parts():
+    def forward(m, x):
+        h = m.b(m.a(x).sigmoid()).sigmoid()
+        y = m.c(h * 2)
+        return y, h.mul_(0.5)  # sigmoid saved its result: no gradient comes back through it any more
+
+    model = layers(forward, "a", "b", "c")
+
+    dm = dg.decouple(model, "a", (torch.ones(2, 4),), boundary="oracle")
+
+    assert dm.plan.capture == "record"
+    assert dg.check(dm, torch.ones(2, 4)).right
+
+
+@pytest.mark.parametrize("call", ["to", "half", "requires_grad_", "double"])
+def test_a_crossing_may_be_called_what_modules_can_do(call):
+    given = (torch.float32,) if call == "to" else ()
+    model = layers(lambda m, x: m.b(getattr(m.a(x) * 1.5, call)(*given).to(torch.float32)), "a", "b")
+
+    dm = dg.decouple(model, call, (torch.ones(2, 4),), condition=CONDITION)
+    with dm.conditioned(torch.zeros(2, dtype=torch.long)):
+        dm(torch.ones(2, 4)).sum().backward()
+
+    assert list(dm.boundaries) == [call]
+    again = dg.decouple(model, call, (torch.ones(2, 4),), condition=CONDITION)
+    assert not any(again.load_state_dict(dm.state_dict()))
+
+
+def test_a_graph_that_fails_where_the_model_runs_gives_way_to_the_next_rung(monkeypatch):
+    def refuse(*_):
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(captured_module, "cut", refuse)
+
+    dm = dg.decouple(layers(lambda m, x: m.b(m.a(x)), "a", "b"), "a", (torch.ones(2, 4),), boundary="oracle")
+
+    assert dm.plan.capture == "hooks"
+    assert any("ValueError: no such thing" in note for note in dm.plan.notes)

@@ -511,3 +511,36 @@ def test_that_no_graph_can_stand_for_a_kind_of_call_is_found_out_once(monkeypatc
 
     monkeypatch.setitem(ladder.RUNGS, "record", None)
     dm(X)
+
+
+def test_modules_that_run_inside_a_transform_of_torch_func_are_left_alone():
+    class Transformed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.c(h + torch.func.grad(lambda y: self.b(y.tanh()).square().sum())(h))
+
+    dm = dg.decouple(Transformed(), 2, (X,), boundary="oracle")
+
+    assert dm.plan.capture == "hooks"
+    assert dg.check(dm, X).right
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_left_to_the_last_rung():
+    class Nesting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            ragged = torch.nested.as_nested_tensor([x[:2], x[2:]])
+            return self.c(torch.nested.to_padded_tensor(self.b(self.a(ragged).relu()), 0.0))
+
+    dm = dg.decouple(Nesting(), dg.before("c"), (X,), boundary="oracle")
+
+    assert dm.plan.capture == "hooks"
+    assert any("nested" in note for note in dm.plan.notes)

@@ -983,3 +983,33 @@ def test_a_graph_of_many_nodes_takes_no_longer_per_node():
 
     assert len(found.parts) == 100
     assert len(found.crossings) == 99
+
+
+# ---- gradients that the model itself asks for
+
+
+def test_what_a_gradient_is_sent_back_through_inside_the_model_stays_together():
+    def forward(m, x):
+        h = m.a(x)
+        energy = m.c(m.b(h).tanh()).sum()
+        return m.d(torch.autograd.grad(energy, h, create_graph=True)[0])
+
+    model = model_of(forward, a=linear(), b=linear(), c=linear(), d=linear())
+
+    _, parts = parted(model, ["a", "b", "c"], X)
+
+    where = parts.where()
+    assert where["b"] == where["c"] == where["grad"]
+    assert any("'b'" in note for note in parts.notes)
+
+
+def test_a_gradient_with_respect_to_an_input_ties_all_that_it_goes_through():
+    def forward(m, x):
+        x = x.requires_grad_()
+        return m.c(torch.autograd.grad(m.b(m.a(x).tanh()).sum(), x, create_graph=True)[0])
+
+    model = model_of(forward, a=linear(), b=linear(), c=linear())
+
+    _, parts = parted(model, ["a", "b"], X)
+
+    assert len({parts.where()[name] for name in ("a", "tanh", "b", "grad")}) == 1

@@ -11,7 +11,14 @@ from .base import Head
 from .layers import Hidden, LabelShift, beside, silent
 from .spec import CrossingSpec
 
-LAYERS = {3: (nn.Conv1d, nn.AvgPool1d), 4: (nn.Conv2d, nn.AvgPool2d), 5: (nn.Conv3d, nn.AvgPool3d)}  # by axes
+Conv = type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]
+Pool = type[nn.AvgPool1d] | type[nn.AvgPool2d] | type[nn.AvgPool3d]
+# By the axes of a value.
+LAYERS: dict[int, tuple[Conv, Pool]] = {
+    3: (nn.Conv1d, nn.AvgPool1d),
+    4: (nn.Conv2d, nn.AvgPool2d),
+    5: (nn.Conv3d, nn.AvgPool3d),
+}
 
 
 class Convolution(Head):

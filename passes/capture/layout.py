@@ -7,7 +7,6 @@ from .recording import Recording, lookup
 # What makes or keeps them, by its name in any of torch's spellings, and as layers.
 _CALLS = (
     "conv",
-    "convolution",
     "max_pool",
     "avg_pool",
     "adaptive",

@@ -44,6 +44,8 @@ class Listener(TorchFunctionMode):
             raise CaptureError([f"{self.tape.where()} uses a torch.func transform (vmap, grad, ...)"])
         with self.tape.aside():
             out = function(*bare_args, **bare_kwargs)
+        if isinstance(out, torch.Tensor) and out.is_nested:
+            raise CaptureError([f"{self.tape.where()} makes a nested tensor, whose sizes no graph can follow"])
         return self._heard(function, getattr(function, "__name__", ""), out, args, kwargs or {})
 
     def _heard(self, function: Any, name: str, out: Any, args: Any, kwargs: Any) -> Any:

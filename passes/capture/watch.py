@@ -107,10 +107,12 @@ class _Turn:
         return self.calls[path, side]
 
     def _handled(self, at: Site, value: Any, deep: bool) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return value  # inside a torch.func transform the tensors are not those that autograd sees
         made: dict[int, Tensor] = {}  # one tensor given twice stays one
 
         def change(tensor: Tensor) -> Tensor:
-            if not tensor.requires_grad or not torch.is_grad_enabled():
+            if not tensor.requires_grad or not torch.is_grad_enabled() or tensor.is_nested:
                 return tensor
             if id(tensor) not in made:
                 made[id(tensor)] = self.watch.handle(Site(at.path, at.call, at.side, len(made)), tensor)

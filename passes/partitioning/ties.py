@@ -8,7 +8,9 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .facts import Facts
+import torch
+
+from .facts import Fact, Facts
 
 Pair = tuple[int, int]
 
@@ -40,11 +42,13 @@ def ties(facts: Facts, known: Memory) -> list[set[int]]:
 
     One is made of each storage that is written after it was computed: all that gives it up to the last write, the
     writers, and the readers before the last write. One of each bundle and what reads it: tensors cross, not tuples.
+    And one of each gradient that the model itself asks for, with what it is sent back through.
     """
     groups = [_rewritten(facts, known, storage) for storage in known.writers if storage not in known.outlasting]
     groups += [tie for storage in known.outlasting for tie in _stale(facts, known, storage)]
     bundles = (p for p in facts.computed() if facts[p].bundle)
     groups += [{p, *facts[p].users} for p in bundles]
+    groups += [_sent_back(facts, p) for p in facts.computed() if _differentiates(facts[p])]
     return [group for group in groups if len(group) > 1]
 
 
@@ -66,6 +70,29 @@ def _stale(facts: Facts, known: Memory, storage: int) -> Iterable[set[int]]:
             continue
         changes = [writer for writer in known.writers[storage] if writer > holder]
         yield {holder, *(user for user in facts[holder].users if changes and user >= changes[0])}
+
+
+def _differentiates(fact: Fact) -> bool:
+    """It calls `torch.autograd.grad`, or `backward`, in the middle of a forward pass."""
+    function = getattr(fact.node.target, "function", fact.node.target)
+    return function in (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward, "backward")
+
+
+def _sent_back(facts: Facts, position: int) -> set[int]:
+    """The two ends of what a gradient is sent back through, or all of it where no computed value is the far end.
+
+    What lies between goes with them. A boundary on that way would stop the gradient.
+    """
+    ends = {p for p in facts[position].inputs if facts[p].gradient}
+    if len(ends) > 1 and all(facts[p].kind == "computed" for p in ends):
+        return {position, *ends}
+    tied, waiting = {position}, list(ends)
+    while waiting:
+        fact = facts[at := waiting.pop()]
+        if at not in tied and fact.kind == "computed" and fact.gradient:
+            tied.add(at)
+            waiting += fact.inputs
+    return tied
 
 
 def last_writer(facts: Facts, known: Memory, position: int) -> int | None:
