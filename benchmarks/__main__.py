@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-NAMES = ("step_time", "memory", "compile_time", "fashion")
+NAMES = ("step_time", "memory", "compile_time", "fashion", "window_time")  # and by itself, for hours: recurrent
 
 for name in sys.argv[1:] or NAMES:
     importlib.import_module(f"benchmarks.{name}").main()

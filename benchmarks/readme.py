@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from . import through_time
 from .timing import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -12,7 +13,7 @@ README = Path(__file__).parent.parent / "README.md"
 def main() -> None:
     """Replace what stands between the marks."""
     text = README.read_text()
-    for name, made in (("costs", costs()), ("zoo", zoo())):
+    for name, made in (("costs", costs()), ("zoo", zoo()), ("recurrent", through_time.tables())):
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, rest = text.split(begin)
         text = before + begin + made + end + rest.split(end)[1]
@@ -27,14 +28,15 @@ def costs() -> str:
 
 def zoo() -> str:
     """The models of other libraries, as Markdown."""
-    lines = ["| library | models | right | of these on hooks | refused | not finished in time | silently wrong |"]
+    lines = ["| library | models | right | of these on hooks | refused | out of time or memory | silently wrong |"]
     lines.append("|---|---|---|---|---|---|---|")
     rows = [row for row in _rows("zoo").values() if row["status"] != "unscored"]
     for library in (*sorted({row["lib"] for row in rows}), "all"):
         own = [row for row in rows if library in (row["lib"], "all")]
         right = [row for row in own if row["status"] == "right"]
         hooks = sum(row["rung"] == "hooks" for row in right)
-        refused, late, wrong = (sum(row["status"] == s for row in own) for s in ("refused", "time out", "wrong"))
+        refused, wrong = (sum(row["status"] == s for row in own) for s in ("refused", "wrong"))
+        late = sum(row["status"] in ("time out", "crashed") for row in own)
         lines.append(f"| {library} | {len(own)} | {len(right)} | {hooks} | {refused} | {late} | {wrong} |")
     return "\n".join(lines) + "\n"
 

@@ -4,10 +4,12 @@ from .boundaries import Boundary, BoundaryError, CrossingSpec, Visit, dni, local
 from .boundaries.silent import silent
 from .checking import CheckError, Report, check
 from .checkpoint import CheckpointError
+from .choices import UnconditionedWarning
 from .conditions import Condition, ConditionError, embedded, one_hot
 from .data import DataError
-from .decouple import UnconditionedWarning, decouple, plan
+from .decouple import decouple, plan
 from .draw import draw
+from .dynamo import Backend, Interfaces, UnmatchedWarning, backend_of
 from .heads import conv, linear, low_rank, mlp, tokens
 from .hooked import HooksWarning
 from .local import Local, StepResult
@@ -19,9 +21,11 @@ from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, Pla
 from .passes.marker import cut
 from .passes.plan import Plan
 from .probing import Probe, probe
+from .recurrent import Recurrent, RecurrentError
 
 __version__ = "0.1.0"
 __all__ = [
+    "Backend",
     "Boundary",
     "BoundaryError",
     "CaptureError",
@@ -36,15 +40,20 @@ __all__ = [
     "DniGraphError",
     "GuardMiss",
     "HooksWarning",
+    "Interfaces",
     "Local",
     "Plan",
     "PlanError",
     "Probe",
+    "Recurrent",
+    "RecurrentError",
     "Report",
     "StepResult",
     "UnconditionedWarning",
+    "UnmatchedWarning",
     "Visit",
     "after",
+    "backend_of",
     "balanced",
     "before",
     "check",

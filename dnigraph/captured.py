@@ -38,6 +38,7 @@ class CapturedModule(DecoupledModule):
         super().__init__(model, make_boundary)
         self._settings = (cuts, how)
         self._variants: dict[Any, list[Variant]] = {}
+        self._whole: set[int] = set()  # lists of variants (by id) for kinds of calls that no graph can stand for
         self._primary: dict[bool, Variant] = {}
         self._beside = Settings(model)
 
@@ -121,6 +122,8 @@ class CapturedModule(DecoupledModule):
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         found, inputs = self._known(args, kwargs)
+        if id(found) in self._whole:
+            return self.original(*args, **kwargs)
         for variant in found:
             if self._trusted(variant, inputs):
                 return variant.recording.outputs.build(variant.run(inputs))
@@ -136,6 +139,7 @@ class CapturedModule(DecoupledModule):
         except CaptureError:
             if self.training:
                 raise
+            self._whole.add(id(found))
             return self.original(*args, **kwargs)  # boundaries do nothing in eval mode: this is the same
         return variant.recording.outputs.build(variant.run(inputs))
 

@@ -76,8 +76,7 @@ def load(name: str, cache: str | os.PathLike[str] | None = None) -> Images:
     if name not in _KNOWN:
         names = ("digits", *_KNOWN)
         raise DataError(name, [f"there is no set of this name{nearest(name, names)}"], f"ask for {', '.join(names)}")
-    folder = (Path(cache) if cache is not None else _cache_root()) / name
-    files = _obtain(name, folder).values()
+    files = _obtain(name, _KNOWN[name], _folder(name, cache)).values()
     return Images(name, _KNOWN[name].classes, *(_tensor(_array(file)) for file in files))
 
 
@@ -113,8 +112,12 @@ class _Unusable(Exception):
     """One place does not have the files; the next may."""
 
 
-def _obtain(name: str, folder: Path) -> Files:
-    known, tried = _KNOWN[name], []
+def _folder(name: str, cache: str | os.PathLike[str] | None) -> Path:
+    return (Path(cache) if cache is not None else _cache_root()) / name
+
+
+def _obtain(name: str, known: _Known, folder: Path) -> Files:
+    tried = []
     for place in (folder, *known.installed):
         try:
             return _read(place, known.checksums)

@@ -2,36 +2,23 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
-from .boundaries import Boundary, BoundaryChoice, CrossingSpec, make_boundary
+from .boundaries import BoundaryChoice
 from .captured import CapturedModule
-from .checking import CheckError
-from .checking import check as run_check
-from .conditions import ConditionChoice, Context
+from .choices import Choices, warn_unconditioned
+from .climb import Climb
+from .conditions import ConditionChoice
 from .heads import HeadChoice
-from .hooked import HookedModule, HooksWarning, hooked_plan
-from .module import DecoupledModule, canonical, in_mode
-from .passes.capture.hooks import RUNG as HOOKS
-from .passes.capture.hooks import observe
+from .module import DecoupledModule, canonical
 from .passes.capture.ladder import capture as run_capture
-from .passes.capture.ladder import rungs
-from .passes.capture.restless import Restless, Unready
-from .passes.capture.trees import flatten
 from .passes.cuts import Cuts
-from .passes.errors import CaptureError, CutError, DniGraphError, nearest
-from .passes.plan import Crossing, Plan
-from .variant import cut
-
-
-class UnconditionedWarning(UserWarning):
-    """Heads that cannot see the label: no recipe is known with which they beat freezing the lower parts."""
+from .passes.errors import DniGraphError
+from .passes.plan import Plan
 
 
 def decouple(
@@ -74,17 +61,17 @@ def decouple(
         HeadError, BoundaryError, ConditionError: a choice does not fit a crossing.
     """
     _refuse(model)
-    choices = _Choices(head, condition, boundary)
+    choices = Choices(head, condition, boundary)
     args, kwargs = _example(example_args, example_kwargs)
     if args is None:
         dm: DecoupledModule = CapturedModule(model, cuts, capture, choices.make)
         _without_example(dm, capture)
         return dm
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts  # several rungs may read them
-    climb = _Climb(model, *canonical(inspect.signature(model.forward), args, kwargs), cuts, capture)
+    climb = Climb(model, *canonical(inspect.signature(model.forward), args, kwargs), cuts, capture)
     dm = climb.first(lambda how: climb.decoupled(how, choices, check))
     dm.train(model.training) if dm.training != model.training else None
-    _warn_unconditioned(dm)
+    warn_unconditioned(dm.boundaries, "train inside `with dm.conditioned(label):` or with dg.Local", stacklevel=3)
     return dm
 
 
@@ -106,137 +93,8 @@ def plan(
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts
     if args is not None:
         args, kwargs = canonical(inspect.signature(model.forward), args, kwargs)
-    climb = _Climb(model, args, kwargs, cuts, capture)
+    climb = Climb(model, args, kwargs, cuts, capture)
     return climb.first(climb.plan)
-
-
-T = TypeVar("T")
-
-
-@dataclass
-class _Climb:
-    """One model and one call of it, on the way along the ladder to the first rung that holds."""
-
-    model: nn.Module
-    args: Any
-    kwargs: Any
-    cuts: Cuts
-    how: str
-    refused: list[str] = field(default_factory=list)  # why the rungs above are not used, a line each
-
-    def first(self, make: Callable[[str], T]) -> T:
-        """What is made on the first rung on which it can be made, and passes the check."""
-        with in_mode(self.model, training=True), torch.enable_grad():
-            restless = False
-            for how in rungs(self.how):
-                if restless and how != HOOKS:
-                    continue
-                try:
-                    return make(how)
-                except CaptureError as error:
-                    self.refused += [r if r.startswith(f"{how}: ") else f"{how}: {r}" for r in error.reasons]
-                    restless |= isinstance(error, Restless)
-                    if isinstance(error, Unready):
-                        break
-                except CheckError as error:
-                    if self.how != "auto" or how == HOOKS:
-                        raise
-                    self.refused.append(f"{how}: the graph is not the same function: {error.report.worst}")
-        raise CaptureError(self.refused)
-
-    def plan(self, how: str) -> Plan:
-        """The plan on a rung."""
-        if how == HOOKS:
-            return self._hooked_plan(self._observed())
-        recording = run_capture(self.model, self.args, self.kwargs, how)
-        inputs = None if self.args is None else _tensors((self.args, self.kwargs))
-        return self._told(cut(recording, self.model, self.cuts, inputs).plan)
-
-    def decoupled(self, how: str, choices: "_Choices", check: bool) -> DecoupledModule:
-        """The decoupled model on a rung, proven where that is asked for."""
-        dm = self._hooked(choices) if how == HOOKS else self._captured(how, choices)
-        choices.check_names(dm.plan)
-        if check:
-            run_check(dm, *self.args, **self.kwargs)
-        if leak := next((note for note in dm.plan.notes if "leak around" in note), None):
-            warnings.warn(f"on hooks, {leak}; see dm.plan.notes", HooksWarning, stacklevel=4)
-        return dm
-
-    def _captured(self, how: str, choices: "_Choices") -> DecoupledModule:
-        recording = run_capture(self.model, self.args, self.kwargs, how)
-        later = "auto" if how == "record" and self.how == "auto" else how  # for other modes and ways
-        dm = CapturedModule(self.model, self.cuts, later, choices.make)
-        dm.training = True
-        try:
-            dm.add(recording, self.args, self.kwargs, self.refused)
-        except DniGraphError:
-            raise
-        except Exception as error:  # the model has run: another rung may do
-            said = str(error).partition("\n")[0]
-            raise CaptureError([f"the graph cannot be run node by node: {type(error).__name__}: {said}"]) from error
-        return dm
-
-    def _hooked(self, choices: "_Choices") -> DecoupledModule:
-        graph = self._observed()
-        return HookedModule(self.model, graph, self._hooked_plan(graph), choices.make)
-
-    def _observed(self) -> fx.Graph:
-        if self.args is None:
-            raise CaptureError(["it needs one example call: pass example_args=(x,)"])
-        return observe(self.model, self.args, self.kwargs)
-
-    def _hooked_plan(self, graph: fx.Graph) -> Plan:
-        try:
-            return self._told(hooked_plan(graph, self.model, self.cuts))
-        except CutError as error:
-            why = f", because {self.refused[0]}" if self.refused else ""
-            raise CutError(error.misfits, where=f"the model, which is only known by its modules{why}") from error
-
-    def _told(self, plan: Plan) -> Plan:
-        return replace(plan, notes=(*self.refused, *plan.notes))
-
-
-class _Choices:
-    """What the user wants to stand on the crossings."""
-
-    def __init__(self, head: Any, condition: Any, boundary: Any):
-        self.head, self.condition, self.boundary = head, condition, boundary
-
-    def make(self, crossing: Crossing, meta: Mapping[str, Any], context: Context) -> Boundary:
-        at = meta.get("batch_dim", 0)
-        shape = _batch_first(crossing.shape or (), at)
-        condition = self.condition if at is not None else None  # without a batch dimension no label belongs to its rows
-        spec = CrossingSpec(crossing.name, shape, meta["dtype"], meta["device"], condition, at)
-        choice = _chosen(self.boundary, crossing.name, "dni")
-        return make_boundary(choice, spec, context, _chosen(self.head, crossing.name, "auto"))
-
-    def check_names(self, plan: Plan) -> None:
-        """Refuse a choice for a crossing that there is not."""
-        names = [c.name for c in plan.crossings if c.gradient]
-        for what, choice in (("head", self.head), ("boundary", self.boundary)):
-            if isinstance(choice, Mapping):
-                strange = [k for k in choice if not any(fnmatchcase(name, k) for name in names)]
-                if strange:
-                    said = ", ".join(f"{key!r}{nearest(key, names)}" for key in strange)
-                    raise DniGraphError(
-                        f"{what}=: no crossing is called {said}; there are {', '.join(names) or 'none'}"
-                    )
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in flatten(value)[0] if isinstance(leaf, torch.Tensor)]
-
-
-def _batch_first(shape: tuple[int, ...], at: int | None) -> tuple[int, ...]:
-    return (1, *shape) if at is None else (shape[at], *shape[:at], *shape[at + 1 :]) if shape else shape
-
-
-def _chosen(choice: Any, name: str, default: str) -> Any:
-    if not isinstance(choice, Mapping):
-        return choice
-    if name in choice:
-        return choice[name]
-    return next((value for pattern, value in choice.items() if fnmatchcase(name, pattern)), default)
 
 
 def _example(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Any]:
@@ -261,15 +119,3 @@ def _without_example(dm: DecoupledModule, capture: str) -> None:
         "model once before you make the optimiser",
         stacklevel=3,
     )
-
-
-def _warn_unconditioned(dm: DecoupledModule) -> None:
-    blind = [name for name, b in dm.boundaries.items() if b.kind == "dni" and b.spec.condition is None]
-    if blind:
-        warnings.warn(
-            f"heads on {', '.join(blind[:3])}{', ...' if len(blind) > 3 else ''} cannot see the label; without it a "
-            "head's best estimate is only the miscalibration of the parts above. Pass condition=dg.one_hot(classes), "
-            "and train inside `with dm.conditioned(label):` or with dg.Local",
-            UnconditionedWarning,
-            stacklevel=3,
-        )

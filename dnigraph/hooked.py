@@ -38,11 +38,22 @@ def hooked_plan(graph: fx.Graph, model: nn.Module, cuts: Cuts) -> Plan:
     modules = [path for path, _ in model.named_modules() if path]
     resolved = resolve(graph, cuts, modules)
     plan = to_plan(graph, partition(graph, resolved.edges), type(model).__name__, RUNG)
+    plan = replace(plan, crossings=tuple(_named(graph, c) for c in plan.crossings))
     crossings = tuple(c if _can_be_cut(graph, plan, c) else replace(c, gradient=False) for c in plan.crossings)
     leaking = [c for c, kept in zip(plan.crossings, crossings, strict=True) if c.gradient and not kept.gradient]
     notes = [n for n in plan.notes if not any(n.startswith(f"'{c.name}' goes around the cuts") for c in leaking)]
     plan = replace(plan, crossings=crossings, notes=(*resolved.notes, COST, *notes))
     return replace(plan, notes=(*plan.notes, *_leaks(graph, plan, leaking)))
+
+
+def _named(graph: fx.Graph, crossing: Crossing) -> Crossing:
+    """The crossing, called after its site where that is no output of a module, which is called after the module."""
+    site = next((n.meta.get("site") for n in graph.nodes if n.name == crossing.node), None)
+    return replace(crossing, name=_name(site)) if site is not None and site.side == "enter" else crossing
+
+
+def _name(site: Site) -> str:
+    return site.key + ("_in" if site.side == "enter" else "") + (f"_{site.leaf}" if site.leaf else "")
 
 
 def _can_be_cut(graph: fx.Graph, plan: Plan, crossing: Crossing) -> bool:
@@ -81,7 +92,7 @@ class HookedModule(DecoupledModule):
         self._plan = described(plan, self.boundaries)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         self._below = trained - parameters(heard(_results(graph), {nodes[c.node] for c in cut}))
-        self._graph = _whole(self._signature)
+        self.graph = _whole(self._signature)
 
     # ---- to look at
 
@@ -135,8 +146,7 @@ class HookedModule(DecoupledModule):
 
     def _further(self, site: Site, value: Tensor, batch: int) -> str:
         """A boundary for a call of a cut module, or a tensor of it, that the example did not have."""
-        tail = {"enter": "_in", "leave": "", "mark": ""}[site.side] + (f"_{site.leaf}" if site.leaf else "")
-        name = self._sites[site] = site.key + tail
+        name = self._sites[site] = _name(site)
         if name not in self.boundaries:
             crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
             meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), batch)}

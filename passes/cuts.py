@@ -57,6 +57,7 @@ class Resolved:
     edges: tuple[Edge, ...]
     notes: tuple[str, ...] = ()
     again: Cuts = ()  # the same cuts for a further graph of the model: what was balanced here stands at the same places
+    missed: tuple[tuple[str, str], ...] = ()  # without `strict`: each cut that does not fit, as written, and why
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,20 @@ def resolve(graph: fx.Graph, cuts: Cuts, modules: Iterable[str] = (), strict: bo
     """
     lookup = _Lookup(graph, tuple(modules))
     if cuts is None and not lookup.marks:
-        return Resolved((), ("no cuts are given and the model carries no mark: nothing is cut",))
+        nothing = "no cuts are given and the model carries no mark: nothing is cut"
+        return Resolved((), (nothing,), None, ((spelled(marker), nothing),))
     edges: dict[Edge, str] = {}
     misfits: list[str] = []
     notes: list[str] = []
     again: list[Cut] = []
+    missed: list[tuple[str, str]] = []
     for spec in _listed(cuts):
         again.append(spec)
         try:
             found, said = lookup.edges(spec)
         except _Misfit as misfit:
             misfits += misfit.lines
+            missed += [(spelled(spec), line) for line in misfit.lines]
             continue
         notes += said
         if isinstance(spec, Balanced):
@@ -103,7 +107,8 @@ def resolve(graph: fx.Graph, cuts: Cuts, modules: Iterable[str] = (), strict: bo
     if misfits and strict:
         raise CutError(misfits)
     place = {node: i for i, node in enumerate(graph.nodes)}
-    return Resolved(tuple(sorted(edges, key=lambda e: (place[e[0]], place[e[1]]))), tuple(dict.fromkeys(notes)), again)
+    ordered = sorted(edges, key=lambda e: (place[e[0]], place[e[1]]))
+    return Resolved(tuple(ordered), tuple(dict.fromkeys(notes)), again, tuple(missed))
 
 
 def wants_time(cuts: Cuts) -> bool:
@@ -117,6 +122,8 @@ def spelled(spec: Any) -> str:
     """A cut as a user would write it."""
     if isinstance(spec, str):
         return f"cut {spec!r}"
+    if isinstance(spec, Balanced):
+        return f"cut {spec}"
     if isinstance(spec, After | Before):
         return f"cut {type(spec).__name__.lower()}({_name(spec.what)})"
     return f"cut {_name(spec)}"

@@ -2,6 +2,7 @@
 
 from typing import Any, TypeVar
 
+import torch
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 T = TypeVar("T")
@@ -21,4 +22,11 @@ def cut(value: T, name: str | None = None) -> T:
         function: Any = cut
         marked: T = handle_torch_function(function, (value,), value, name=name)
         return marked
+    if torch.compiler.is_dynamo_compiling() and isinstance(value, torch.Tensor):
+        return traced_mark(value, name)  # type: ignore[return-value]  # the very tensor
+    return value
+
+
+def traced_mark(value: torch.Tensor, name: str | None) -> torch.Tensor:
+    """A mark as Dynamo meets it: a node of its graph for the backend of this library, nothing for others."""
     return value

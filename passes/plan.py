@@ -78,9 +78,12 @@ class Plan:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError([f"this is no plan of format {FORMAT}; write one with plan.save(path)"])
         fields = {key: _frozen(value) for key, value in data.items() if key != "format"}
-        fields["parts"] = tuple(Part(**{k: _frozen(v) for k, v in part.items()}) for part in data["parts"])
-        fields["crossings"] = tuple(Crossing(**{k: _frozen(v) for k, v in c.items()}) for c in data["crossings"])
-        return cls(**fields)
+        try:
+            fields["parts"] = tuple(Part(**{k: _frozen(v) for k, v in part.items()}) for part in data["parts"])
+            fields["crossings"] = tuple(Crossing(**{k: _frozen(v) for k, v in c.items()}) for c in data["crossings"])
+            return cls(**fields)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise PlanError([f"this is no whole plan of format {FORMAT}: {error}"]) from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON."""

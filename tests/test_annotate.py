@@ -99,3 +99,31 @@ def test_a_model_that_writes_into_its_input_gets_a_copy():
     annotate(capture(model, (x,), {}, "record"), model, [x])
 
     assert torch.equal(x, X)
+
+
+class Wave(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.tokens = nn.Conv1d(2, 6, 3), nn.GroupNorm(2, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        lines = F.max_pool1d(torch.relu(self.norm(self.conv(x))), 2)
+        tokens = self.tokens(lines.transpose(1, 2))
+        return torch.tanh(tokens).mean(1)
+
+
+def test_maps_along_a_line_are_told_from_tokens():
+    recording = capture(Wave(), (torch.randn(4, 2, 20),), {})
+    annotate(recording, Wave(), [torch.randn(4, 2, 20)])
+
+    lines = {n.name: n.meta["line"] for n in recording.graph.nodes if len(n.meta.get("shape", ())) == 3}
+    assert lines == {
+        "x": False,
+        "conv": True,
+        "norm": True,
+        "relu": True,
+        "max_pool1d": True,
+        "transpose": False,
+        "tokens": False,
+        "tanh": False,
+    }

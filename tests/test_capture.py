@@ -1,9 +1,11 @@
 """A recording is the model: same values, gradients, buffers and random numbers, or a refusal that says why."""
 
 import dataclasses
+import gc
 import random
 import threading
 import warnings
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
+import dnigraph as dg
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.capture.trees import flatten
 from dnigraph.passes.errors import CaptureError, GuardMiss
@@ -878,3 +881,52 @@ def test_a_capture_without_an_example_must_be_symbolic():
         capture(nn.Linear(4, 4), None, None)
 
     assert capture(nn.Sequential(nn.Linear(4, 4)), None, None, "symbolic").rung == "symbolic"
+
+
+def test_what_the_model_made_is_free_again_also_where_somebody_keeps_a_size():
+    kept, made = [], []
+
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.layer(x)
+            kept.append(y.shape[0] + 1)
+            made.append(weakref.ref(y))
+            return y.relu()
+
+    capture(Keeping(), (X,), {})
+    gc.collect()
+
+    assert made
+    assert not any(ref() is not None for ref in made)
+
+
+class Appending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x, cache):
+        y = self.one(x) if not cache else self.one(x) + cache[-1]
+        cache.append(y.detach())
+        return self.two(y)
+
+
+def test_a_container_of_the_caller_that_the_model_fills_is_no_result_of_a_graph():
+    with pytest.raises(CaptureError, match=r"puts something else into .*, a container that belongs to the caller"):
+        capture(Appending(), (X, [X]), {})
+
+
+def test_a_model_that_fills_what_it_is_given_fills_it_also_when_it_is_decoupled():
+    model = Appending()
+    dm = dg.decouple(model, "one", (X, [X]), head="linear", condition=dg.one_hot(3))
+    given, expected = [X], [X]
+
+    results = [dm(X, given), dm(X, given)]
+
+    assert all(torch.equal(a, model(X, expected)) for a in results)
+    assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
+    assert dm.plan.capture == "hooks"

@@ -366,6 +366,47 @@ def test_drop_in_training_works_under_autocast_accumulation_and_with_compiled_pa
     assert sum(not torch.equal(p, q) for p, q in zip(before, dm.parameters(), strict=True)) >= 4
 
 
+def test_rows_that_are_no_batch_may_be_as_many_as_they_happen_to_be():
+    class Regions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.below, self.above = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 1, 3)
+
+        def forward(self, x, count):
+            rows = self.below(x.repeat(count, 1, 1, 1))
+            return self.above(torch.relu(rows)).mean()
+
+    with pytest.warns(dg.UnconditionedWarning):
+        dm = dg.decouple(Regions(), "below", (torch.randn(2, 1, 5, 5), 3), head="conv")
+
+    dm(torch.randn(2, 1, 5, 5), 3).backward()
+    dm(torch.randn(2, 1, 5, 5), 7).backward()
+
+    assert dm.boundaries["below"].spec.shape == (6, 6, 5, 5)
+
+
+@pytest.mark.parametrize("boundary", ["dni", "local-loss"])
+def test_a_sequence_of_another_length_meets_the_same_head_also_behind_a_convolution(boundary):
+    class Wave(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).mean(2)
+
+    wave = Wave(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Conv1d(6, CLASSES, 3))
+    dm = dg.decouple(wave, "1", (torch.randn(4, 2, 20),), condition=CONDITION, boundary=boundary)
+    before = [p.detach().clone() for p in dm.head_parameters()]
+    optimizer = torch.optim.Adam(dm.parameters(), 1e-2)
+
+    for length in (20, 33, 9):
+        with dm.conditioned(labels(4)):
+            loss = F.cross_entropy(dm(torch.randn(4, 2, length)), labels(4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    assert any(not torch.equal(p, b) for p, b in zip(dm.head_parameters(), before, strict=True))
+    assert dm.boundaries["1"].spec.kind == "maps"
+
+
 class Own(torch.autograd.Function):
     """Adds a gradient of its own, as an auxiliary loss does that is hung onto a value."""
 

@@ -500,6 +500,19 @@ def test_in_eval_mode_a_call_that_no_graph_can_stand_for_runs_the_model():
         assert torch.equal(dm(X), expected)
 
 
+def test_that_no_graph_can_stand_for_a_kind_of_call_is_found_out_once(monkeypatch):
+    class OnlyInEval(Skipping):
+        def forward(self, x):
+            return super().forward(x) * (1 if self.training else random.random())
+
+    dm = dg.decouple(OnlyInEval(), "b", (X,), condition=dg.one_hot(CLASSES), check=False)
+    dm.eval()
+    dm(X)
+
+    monkeypatch.setitem(ladder.RUNGS, "record", None)
+    dm(X)
+
+
 def test_modules_that_run_inside_a_transform_of_torch_func_are_left_alone():
     class Transformed(nn.Module):
         def __init__(self):

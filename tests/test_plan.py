@@ -58,3 +58,12 @@ def test_a_file_that_is_not_json_is_refused(tmp_path):
 
     with pytest.raises(PlanError, match="is not JSON"):
         Plan.load(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("spoil", [lambda d: d.pop("parts"), lambda d: d.update(more=1), lambda d: d.update(parts=[3])])
+def test_a_spoilt_plan_is_refused_as_such(spoil):
+    data = PLAN.to_json()
+    spoil(data)
+
+    with pytest.raises(PlanError, match="no whole plan of format 1"):
+        Plan.from_json(data)

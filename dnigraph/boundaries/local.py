@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dnigraph.conditions import Condition, Context, condition_for, is_soft
+from dnigraph.heads.convolution import LAYERS
 from dnigraph.heads.layers import Hidden
 
 from .base import Boundary, BoundaryError, CrossingSpec, Visit
@@ -75,9 +76,10 @@ class Classifier(nn.Module):
     def __init__(self, spec: CrossingSpec, classes: int, hidden: int | None) -> None:
         super().__init__()
         self.width, units = spec.width, hidden or spec.width
-        conv = nn.Conv3d if len(spec.shape) == 5 else nn.Conv2d
         self.maps = spec.kind == "maps"
-        layer = conv(spec.width, units, 3, padding=1, bias=False) if self.maps else nn.Linear(spec.width, units, False)
+        layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d = nn.Linear(spec.width, units, False)
+        if self.maps:
+            layer = LAYERS[len(spec.shape)][0](spec.width, units, 3, padding=1, bias=False)
         self.hidden = Hidden(layer)
         self.output = nn.Linear(units, classes)
         self.name = f"classifier {units}"

@@ -11,6 +11,15 @@ from .base import Head
 from .layers import Hidden, LabelShift, beside, silent
 from .spec import CrossingSpec
 
+Conv = type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]
+Pool = type[nn.AvgPool1d] | type[nn.AvgPool2d] | type[nn.AvgPool3d]
+# By the axes of a value.
+LAYERS: dict[int, tuple[Conv, Pool]] = {
+    3: (nn.Conv1d, nn.AvgPool1d),
+    4: (nn.Conv2d, nn.AvgPool2d),
+    5: (nn.Conv3d, nn.AvgPool3d),
+}
+
 
 class Convolution(Head):
     """Hidden convolutions of `channels` channels each, and a convolution as output that starts at zero.
@@ -22,15 +31,13 @@ class Convolution(Head):
     is `coarse` times coarser they see further, for a fraction of the cost: the value is averaged before the first layer
     and the estimate is spread over its cell.
 
-    Shapes: [batch, width, *positions] -> the same, positions of two or three axes.
+    Shapes: [batch, width, *positions] -> the same, positions of one to three axes.
     """
 
     def __init__(self, spec: CrossingSpec, channels: tuple[int, ...], kernel: int, coarse: int, name: str) -> None:
         condition = condition_for(spec)
         super().__init__(name, condition)
-        volume = len(spec.shape) == 5
-        conv = nn.Conv3d if volume else nn.Conv2d
-        pool = nn.AvgPool3d if volume else nn.AvgPool2d
+        conv, pool = LAYERS[len(spec.shape)]
         self.pool = pool(coarse, ceil_mode=True) if coarse > 1 else nn.Identity()
         self.hidden = nn.ModuleList(
             Hidden(conv(a, b, kernel, padding=kernel // 2, bias=False)) for a, b in pairwise((spec.width, *channels))

@@ -42,7 +42,7 @@ class Hidden(nn.Module):
     Shapes: value [batch, width, *positions], shift [batch, units] -> [batch, units, *positions].
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d | nn.Conv3d) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
         self.layer, self.norm = layer, Normalise(layer.weight.shape[0])
         with torch.no_grad():

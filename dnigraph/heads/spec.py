@@ -18,13 +18,16 @@ class CrossingSpec:
     device: torch.device
     condition: ConditionChoice = None
     batch_dim: int | None = 0  # where the model keeps the batch; None: nowhere. `shape` has it first in any case
+    line: bool = False  # a shape of three is [batch, channels, positions], as 1d convolutions make, and not tokens
 
     @property
     def kind(self) -> Literal["features", "maps", "tokens"]:
-        """features: [batch, D], [batch], a number; maps: [batch, C, H, W], [batch, C, D, H, W]; tokens: all others."""
+        """features: [batch, D], [batch], a number; maps: [batch, C, H, W], [batch, C, D, H, W], and [batch, C, T] along
+        a line; tokens: all others.
+        """
         if len(self.shape) <= 2:
             return "features"
-        return "maps" if len(self.shape) in (4, 5) else "tokens"
+        return "maps" if self.line or len(self.shape) in (4, 5) else "tokens"
 
     @property
     def width(self) -> int:

@@ -1,14 +1,16 @@
 """Run a captured graph once on real inputs and note on each node what later passes want to know."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .layout import note_lines
 from .recording import Owner, Recording, lookup
 from .untouched import fresh_copies, untouched
 
@@ -24,38 +26,51 @@ def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
         random: it draws random numbers.
         flops: of one forward run; one multiply-add counts 2.
         batch_dim: where a tensor keeps the batch: its size there is the first input's in dimension 0; None: nowhere.
+        line: whether a three-dimensional tensor is [batch, channels, positions]; see `note_lines`.
         parameters, buffers: what a module or `get_attr` node refers to; parameters as (name, scalars, trained).
+    """
+    with untouched(model), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
+        note(recording, model, fresh_copies(inputs))
+
+
+def note(recording: Recording, model: nn.Module, inputs: list[Any], data: bool = True) -> None:
+    """The same where nothing need be spared: the run may write into the inputs and into the model.
+
+    Args:
+        data: the tensors hold data; without it no generator moves, and random numbers are known by who draws them.
     """
     for node in recording.graph.nodes:
         _note_owned(node, recording, model)
-    runner = _Annotator(recording, model)
-    with untouched(model), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
-        runner.run(*fresh_copies(inputs))
+    _Annotator(recording, model, _random_states if data else list).run(*inputs)
     batch = next((v.shape[0] for v in inputs if isinstance(v, torch.Tensor) and v.dim()), 1)
     for node in recording.graph.nodes:
         if "shape" in node.meta:
             node.meta["batch_dim"] = batch_dim(node.meta["shape"], batch)
+    note_lines(recording, model)
 
 
 class _Annotator(fx.Interpreter):
-    def __init__(self, recording: Recording, model: nn.Module):
+    def __init__(self, recording: Recording, model: nn.Module, random_states: Callable[[], list[bytes]]):
+        self.random_states = random_states
         owner = Owner(model, recording.constants)  # `recording.module` would write code that nobody runs
         super().__init__(owner, garbage_collect_values=False, graph=recording.graph)  # freed memory looks like a view
-        self.counted = Flops()  # type: ignore[no-untyped-call]  # torch's
+        self.counted = Counter()  # type: ignore[no-untyped-call]  # torch's
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        self.random = _random_states()
+        self.random = self.random_states()
         with self.counted:  # once for all nodes: to enter it costs as much as running one
             return super().run(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
         given = [self.env[a] for a in n.all_input_nodes]
         tensors = list(_tensors(given))
-        versions, random, flops = [t._version for t in tensors], self.random, self.counted.flops
+        versions, random = [t._version for t in tensors], self.random
+        flops, draws = self.counted.flops, self.counted.draws
         out = super().run_node(n)
-        self.random = _random_states()
+        self.random = self.random_states()
         n.meta["flops"] = self.counted.flops - flops
-        n.meta["random"] = n.op not in ("placeholder", "get_attr", "output") and random != self.random
+        drew = random != self.random or self.counted.draws > draws
+        n.meta["random"] = n.op not in ("placeholder", "get_attr", "output") and drew
         written = {_storage(t) for t, v in zip(tensors, versions, strict=True) if t._version != v}
         written |= {_storage(t) for t in tensors[1:3] if _moves_statistics(n)}
         n.meta["writes"] = tuple(sorted(s for s in written if s is not None))
@@ -63,13 +78,17 @@ class _Annotator(fx.Interpreter):
         return out
 
 
-class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Counts the floating point operations of what runs inside, as torch's own counter does."""
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Counts the floating point operations of what runs inside, as torch's own counter does, and on tensors without
+    data the draws of random numbers: there no generator moves.
+    """
 
-    flops = 0
+    flops = draws = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.draws += any(isinstance(tensor, FakeTensor) for tensor in _tensors(out))
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += int(count(*args, **(kwargs or {}), out_val=out))
         return out

@@ -15,12 +15,12 @@ from .call import Call, Mode
 from .inputs import input_names, one_more_row
 from .recording import Recording
 from .symbols import guard
+from .transforms import as_function, stretches
 from .trees import HOLE, Tree, flatten
 from .trial import Trial
 from .untouched import fresh_copies, untouched
 
 _REGIONS: Any = torch.ops.higher_order
-_INTO, _OUT_OF = "_increment_nesting", "_decrement_nesting"  # begin and end of what torch.func transforms
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -87,7 +87,7 @@ class _Rebuilt:
 
     def recording(self) -> Recording:
         nodes = [n for n in self.program.graph.nodes if n.op not in ("placeholder", "output")]
-        for run in _regions(nodes):
+        for run in stretches(nodes):
             self._node(run[0]) if len(run) == 1 else self._region(run)
         return Recording(self.graph, "export", self._results(), self.constants)
 
@@ -150,17 +150,9 @@ class _Rebuilt:
 
     def _region(self, nodes: list[fx.Node]) -> None:
         """Write what a torch.func transform runs as one call: its nodes mean nothing outside of it."""
-        inside = set(nodes)
-        given = list(dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in inside))
-        taken = [n for n in nodes if any(user not in inside for user in n.users)]
-        body, made = fx.Graph(), dict[fx.Node, fx.Node]()
-        for node in given:
-            made[node] = body.placeholder(node.name)
-        for node in nodes:
-            made[node] = body.node_copy(node, made.__getitem__)
-        body.output(tuple(made[node] for node in taken))
-        call = Call(fx.GraphModule(self.program.graph_module, body, "transform").forward)
-        called = self._placed(taken[-1], self.graph.call_function(call, tuple(self.made[node] for node in given)))
+        function, given, taken = as_function(self.program.graph_module, nodes)
+        arguments = tuple(self.made[node] for node in given)
+        called = self._placed(taken[-1], self.graph.call_function(Call(function), arguments))
         for i, node in enumerate(taken):
             self.made[node] = self._placed(node, self.graph.call_function(operator.getitem, (called, i)))
 
@@ -231,17 +223,3 @@ def _in_order(ours: list[Any], spec: pytree.TreeSpec, theirs: pytree.TreeSpec) -
     args, kwargs = pytree.tree_unflatten(ours, spec)
     order = theirs.child(1).context
     return pytree.tree_leaves((args, {name: kwargs[name] for name in order}))
-
-
-def _regions(nodes: list[fx.Node]) -> list[list[fx.Node]]:
-    """The nodes one by one, but those of a torch.func transform together."""
-    found: list[list[fx.Node]] = []
-    depth = 0
-    for node in nodes:
-        name = getattr(node.target, "__name__", "")
-        if depth == 0:
-            found.append([])
-        depth += name.endswith(_INTO)
-        found[-1].append(node)
-        depth -= name.endswith(_OUT_OF)
-    return found

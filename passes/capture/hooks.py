@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..marker import cut as marker
-from .annotate import Flops, batch_dim
+from .annotate import Counter, batch_dim
 from .inputs import input_names
 from .trees import flatten
 from .untouched import fresh_copies, untouched
@@ -85,7 +85,7 @@ class _Run:
         """The results that carry a gradient."""
         leaves, spec = flatten((args, kwargs))
         args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), spec)
-        self.counted = Flops()  # type: ignore[no-untyped-call]  # torch's
+        self.counted = Counter()  # type: ignore[no-untyped-call]  # torch's
         self.since = (0, time.perf_counter())
         with Watch(self.model, self._note, None, self._enter, self._leave).attached(), self.counted:
             found = flatten(self.model(*args, **kwargs))[0]

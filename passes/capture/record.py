@@ -63,6 +63,9 @@ class _ReadsCache(Exception):
 _PLAIN_SEED = 1
 
 
+_Flat = tuple[list[Any], pytree.TreeSpec]
+
+
 @dataclass
 class _Run:
     """What a run gave."""
@@ -183,21 +186,26 @@ class _Session:
         args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), self.spec)
         recorder = Recorder(self.model, self.names, hashable)
         recorder.calls.allowed = None if settled else self.sets
-        for name, leaf in zip(self.inputs, pytree.tree_leaves((args, kwargs)), strict=True):
+        given = flatten((args, kwargs))
+        for name, leaf in zip(self.inputs, given[0], strict=True):
             if isinstance(leaf, torch.Tensor):
                 recorder.tape.placeholder(name, leaf)
         recorder.tape.guard_twins()
-        with recorder.attached():
-            out = self.model(*args, **kwargs)
-            with recorder.tape.aside():
-                found, out_spec = flatten(out)
-                run = self._gave(found)
-        recorder.finish([v for v in found if is_live(v)], settled)
-        if settled:
-            self.sets = recorder.calls.sets
-        tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))
-        sets = frozenset(recorder.calls.touched)
-        return Recording(recorder.tape.graph, "record", tree, recorder.tape.constants, sets=sets), run
+        try:
+            with recorder.attached():
+                out = self.model(*args, **kwargs)
+                with recorder.tape.aside():
+                    _refuse_changed_inputs(given, flatten((args, kwargs)), self.inputs)
+                    found, out_spec = flatten(out)
+                    run = self._gave(found)
+            recorder.finish([v for v in found if is_live(v)], settled)
+            if settled:
+                self.sets = recorder.calls.sets
+            tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))
+            sets = frozenset(recorder.calls.touched)
+            return Recording(recorder.tape.graph, "record", tree, recorder.tape.constants, sets=sets), run
+        finally:
+            recorder.tape.release()
 
     def _start(self, seed: int | None) -> None:
         self.before.rewind()
@@ -218,6 +226,17 @@ def _refuse_hooks_for_one_call(model: nn.Module, before: dict[str, list[int]]) -
     if gone := [path for path, keys in before.items() if not set(keys) <= set(now.get(path, ()))]:
         place = f"'{gone[0]}'" if gone[0] else "the model"
         raise Unready([f"a hook of {place} is gone after one call: call the model once before"])
+
+
+def _refuse_changed_inputs(before: _Flat, after: _Flat, names: list[str]) -> None:
+    """What a graph gives back are results; it does not reach into the lists and caches that it was given."""
+    same = before[1] == after[1] and len(before[0]) == len(after[0])
+    changed = [
+        n for n, x, y in zip(names, before[0], after[0], strict=False) if isinstance(x, torch.Tensor) and x is not y
+    ]
+    if changed or not same:
+        what = f"'{changed[0]}'" if changed else "one of its inputs"
+        raise Restless([f"the model puts something else into {what}, a container that belongs to the caller"])
 
 
 def _agree(first: Recording, other: Recording, on: str) -> None:

@@ -47,14 +47,16 @@ class Recorder:
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         """Send what this thread does through the recorder; other threads notice nothing."""
-        with _patching, contextlib.ExitStack() as patches:
+        # The stance first: it imports Dynamo, which remembers the builtins that it finds for the rest of the process.
+        stance = torch.compiler.set_stance("force_eager")
+        with _patching, stance, contextlib.ExitStack() as patches:
             patches.enter_context(_patched(nn.Module, "__call__", self._call))
             patches.enter_context(_patched(nn.Module, "__setattr__", self._setattr))
             patches.enter_context(_patched(nn.Module, "__delattr__", self._delattr))
             patches.enter_context(_patched(torch.autograd.Function, "apply", self._apply))
             patches.enter_context(_patched(builtins, "len", self._len))
             try:
-                with torch.compiler.set_stance("force_eager"), self.listener:
+                with self.listener:
                     yield
             finally:
                 self.tape.open = False

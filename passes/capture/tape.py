@@ -68,6 +68,12 @@ class Tape:
         finally:
             self.inside -= 1
 
+    def release(self) -> None:
+        """Let go of all that the run made. Sizes may outlive it, in caches of libraries, and they know their tape."""
+        self._nodes.clear()
+        self._alive.clear()
+        self._sizes.clear()
+
     def where(self) -> str:
         """The module that is running, for messages."""
         return f"'{self.stack[-1][1]}'" if self.stack and self.stack[-1][1] else "the model"

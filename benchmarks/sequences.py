@@ -1,0 +1,206 @@
+"""Tasks in time: each has a net of its own, makes its own batches, and says how hard it is now.
+
+Shapes: x [time, batch, features], target [time, batch, ...], mask [time]: the steps at which an answer is asked.
+"""
+
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dnigraph as dg
+from dnigraph import data
+from dnigraph.text import load_text
+
+BITS, BATCH, WIDTH, RATE = 4, 32, 64, 1e-3
+SOLVED = 0.15  # bits of error per bit of the answer; guessing gives 1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences side by side."""
+
+    x: Tensor
+    target: Tensor
+    mask: Tensor
+
+
+class Task:
+    """What a job trains on. Everything in `vars` is kept on disk with the job."""
+
+    rate = RATE
+    stream = False  # whether it goes on for ever; then a batch is one window
+
+    def net(self) -> dict[str, Any]:
+        """The step module and what belongs to it, for `dg.Recurrent`."""
+        raise NotImplementedError
+
+    def batch(self, horizon: int) -> Batch:
+        """The next sequences."""
+        raise NotImplementedError
+
+    def harder(self) -> bool:
+        """Ask for more, now that it is solved; False: there is no more."""
+        return False
+
+    @property
+    def solved(self) -> int:
+        """How much of it is solved."""
+        return 0
+
+    def score(self, rnn: dg.Recurrent) -> dict[str, float]:
+        """What a figure on unseen data says; empty where training data never come again."""
+        return {}
+
+
+class Bits(Task):
+    """Tasks on symbols of four bits: an LSTM of 64 units, and the bits read from it."""
+
+    def net(self) -> dict[str, Any]:
+        core = nn.LSTM(BITS + 2, WIDTH)
+        return {"step": core, "readout": nn.Linear(WIDTH, BITS), "loss": F.binary_cross_entropy_with_logits}
+
+
+class Recall(Bits):
+    """Four bits, `blanks` empty steps, a cue, at which the bits are asked for.
+
+    A window that holds the cue does not reach back to the bits, so truncated backprop cannot learn what to keep.
+    """
+
+    def __init__(self, blanks: int) -> None:
+        self.blanks = blanks
+
+    def batch(self, horizon: int) -> Batch:
+        long = self.blanks + 2
+        bits = torch.randint(2, (BATCH, BITS)).float()
+        x = torch.zeros(long, BATCH, BITS + 2)
+        x[0, :, :BITS], x[0, :, BITS], x[-1, :, BITS + 1] = bits, 1, 1
+        return Batch(x, bits.expand(long, -1, -1), torch.arange(long) == long - 1)
+
+
+class Copy(Bits):
+    """`length` symbols of four bits, a delimiter, then the symbols again; as often as `repeats` says.
+
+        in      a b c | . . .        with two repeats     a b c 2 . . . . . .
+        out           - a b c                                   - a b c a b c
+
+    It grows by one symbol (with repeats: in turns by a symbol and by a repeat) whenever it is solved.
+    """
+
+    def __init__(self, repeated: bool = False) -> None:
+        self.repeated, self.length, self.repeats = repeated, 1, 1
+
+    def batch(self, horizon: int) -> Batch:
+        symbols = torch.randint(2, (self.length, BATCH, BITS)).float()
+        answer = symbols.repeat(self.repeats, 1, 1)
+        asked = self.length + 1
+        x = torch.zeros(asked + len(answer), BATCH, BITS + 2)
+        x[: self.length, :, :BITS], x[: self.length, :, BITS] = symbols, 1
+        x[self.length, :, BITS + 1] = self.repeats / 10 if self.repeated else 1
+        target = torch.cat((torch.zeros(asked, BATCH, BITS), answer))
+        return Batch(x, target, torch.arange(len(x)) >= asked)
+
+    def harder(self) -> bool:
+        if self.repeated and self.length > self.repeats:
+            self.repeats += 1
+        else:
+            self.length += 1
+        return True
+
+    @property
+    def solved(self) -> int:
+        """Symbols of the longest answer that was solved."""
+        if not self.repeated:
+            return self.length - 1
+        if self.length > self.repeats:
+            return (self.length - 1) * self.repeats
+        return self.length * (self.repeats - 1)
+
+
+class Reader(nn.Module):
+    """Characters in, scores for the next one out."""
+
+    def __init__(self, characters: int, width: int) -> None:
+        super().__init__()
+        self.table, self.rnn = nn.Embedding(characters, 32), nn.LSTM(32, width)
+        self.out = nn.Linear(width, characters)
+
+    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Shapes: x [time, batch] -> [time, batch, characters], for a whole window."""
+        y, state = self.rnn(self.table(x), state)
+        return self.out(y), state
+
+
+class Characters(Task):
+    """The next character of a text, read by 32 readers who never stop; bits per character on a text they never read."""
+
+    rate, stream, width, judged = 2e-3, True, 128, 4000
+
+    def __init__(self, name: str) -> None:
+        self.name, self.at = name, 0
+
+    def net(self) -> dict[str, Any]:
+        self._load()
+        return {"step": Reader(self.characters, self.width), "windowed": True, "loss": F.cross_entropy}
+
+    def batch(self, horizon: int) -> Batch:
+        if self.at + horizon + 1 > len(self.train):
+            self.at = 0
+        piece = self.train[self.at : self.at + horizon + 1]
+        self.at += horizon
+        return Batch(piece[:-1], piece[1:], torch.ones(horizon, dtype=torch.bool))
+
+    @torch.no_grad()
+    def score(self, rnn: dg.Recurrent) -> dict[str, float]:
+        read, total, state = rnn.core.module, 0.0, None
+        for begin in range(0, self.judged, 500):
+            scores, state = read(self.valid[begin : begin + 500], state)
+            total += float(F.cross_entropy(scores.flatten(0, 1), self.valid[begin + 1 : begin + 501].flatten()))
+        return {"bits per character": total / (self.judged / 500) / log(2)}
+
+    def _load(self) -> None:
+        text = load_text(self.name)
+        self.characters = len(text.characters)
+        self.train, self.valid = (_side_by_side(part) for part in (text.train, text.valid))
+
+
+class Rows(Task):
+    """A digit of MNIST, one row of 28 pixels a step; asked for behind the last one."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def net(self) -> dict[str, Any]:
+        images = data.load("mnist")
+        self.train, self.labels = images.train_images[:, 0].transpose(0, 1), images.train_labels
+        self.test, self.test_labels = images.test_images[:, 0].transpose(0, 1), images.test_labels
+        return {"step": nn.LSTM(28, WIDTH), "readout": nn.Linear(WIDTH, 10), "loss": F.cross_entropy}
+
+    def batch(self, horizon: int) -> Batch:
+        picked = torch.randint(len(self.labels), (BATCH,))
+        self.seen += BATCH
+        return Batch(self.train[:, picked], self.labels[picked].expand(28, -1), torch.arange(28) == 27)
+
+    @torch.no_grad()
+    def score(self, rnn: dg.Recurrent) -> dict[str, float]:
+        hidden, _ = rnn.core.module(self.test)
+        wrong = rnn.core.read(hidden[-1]).argmax(-1) != self.test_labels
+        return {"test error %": 100 * float(wrong.float().mean())}
+
+
+def _side_by_side(text: Tensor) -> Tensor:
+    """The text in 32 columns. Shapes: [N] -> [N // 32, 32]."""
+    long = len(text) // BATCH
+    return text[: long * BATCH].view(BATCH, long).t().contiguous()
+
+
+def make(task: str, settings: dict[str, Any]) -> Task:
+    """The task of a name."""
+    if task == "recall":
+        return Recall(settings["blanks"])
+    if task == "characters":
+        return Characters(settings["text"])
+    return Rows() if task == "rows" else Copy(repeated=task == "repeat copy")

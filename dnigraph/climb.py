@@ -1,0 +1,115 @@
+"""The way along the capture ladder: the first rung that gives a graph which passes the check is the one to stand on."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import fx, nn
+
+from .captured import CapturedModule
+from .checking import CheckError
+from .checking import check as run_check
+from .choices import Choices
+from .hooked import HookedModule, HooksWarning, hooked_plan
+from .module import DecoupledModule, in_mode
+from .passes.capture.hooks import RUNG as HOOKS
+from .passes.capture.hooks import observe
+from .passes.capture.ladder import capture as run_capture
+from .passes.capture.ladder import rungs
+from .passes.capture.restless import Restless, Unready
+from .passes.capture.trees import flatten
+from .passes.cuts import Cuts
+from .passes.errors import CaptureError, CutError, DniGraphError
+from .passes.plan import Plan
+from .variant import cut
+
+T = TypeVar("T")
+
+
+@dataclass
+class Climb:
+    """One model and one call of it, on the way along the ladder to the first rung that holds."""
+
+    model: nn.Module
+    args: Any
+    kwargs: Any
+    cuts: Cuts
+    how: str
+    refused: list[str] = field(default_factory=list)  # why the rungs above are not used, a line each
+
+    def first(self, make: Callable[[str], T]) -> T:
+        """What is made on the first rung on which it can be made, and passes the check."""
+        with in_mode(self.model, training=True), torch.enable_grad():
+            restless = False
+            for how in rungs(self.how):
+                if restless and how != HOOKS:
+                    continue
+                try:
+                    return make(how)
+                except CaptureError as error:
+                    self.refused += [r if r.startswith(f"{how}: ") else f"{how}: {r}" for r in error.reasons]
+                    restless |= isinstance(error, Restless)
+                    if isinstance(error, Unready):
+                        break
+                except CheckError as error:
+                    if self.how != "auto" or how == HOOKS:
+                        raise
+                    self.refused.append(f"{how}: the graph is not the same function: {error.report.worst}")
+        raise CaptureError(self.refused)
+
+    def plan(self, how: str) -> Plan:
+        """The plan on a rung."""
+        if how == HOOKS:
+            return self._hooked_plan(self._observed())
+        recording = run_capture(self.model, self.args, self.kwargs, how)
+        inputs = None if self.args is None else _tensors((self.args, self.kwargs))
+        return self._told(cut(recording, self.model, self.cuts, inputs).plan)
+
+    def decoupled(self, how: str, choices: Choices, check: bool) -> DecoupledModule:
+        """The decoupled model on a rung, proven where that is asked for."""
+        dm = self._hooked(choices) if how == HOOKS else self._captured(how, choices)
+        choices.check_names(dm.plan.crossings)
+        if check:
+            run_check(dm, *self.args, **self.kwargs)
+        if leak := next((note for note in dm.plan.notes if "leak around" in note), None):
+            warnings.warn(f"on hooks, {leak}; see dm.plan.notes", HooksWarning, stacklevel=4)
+        return dm
+
+    def _captured(self, how: str, choices: Choices) -> DecoupledModule:
+        recording = run_capture(self.model, self.args, self.kwargs, how)
+        later = "auto" if how == "record" and self.how == "auto" else how  # for other modes and ways
+        dm = CapturedModule(self.model, self.cuts, later, choices.make)
+        dm.training = True
+        try:
+            dm.add(recording, self.args, self.kwargs, self.refused)
+        except DniGraphError:
+            raise
+        except Exception as error:  # the model has run: another rung may do
+            said = str(error).partition("\n")[0]
+            raise CaptureError([f"the graph cannot be run node by node: {type(error).__name__}: {said}"]) from error
+        return dm
+
+    def _hooked(self, choices: Choices) -> DecoupledModule:
+        graph = self._observed()
+        return HookedModule(self.model, graph, self._hooked_plan(graph), choices.make)
+
+    def _observed(self) -> fx.Graph:
+        if self.args is None:
+            raise CaptureError(["it needs one example call: pass example_args=(x,)"])
+        return observe(self.model, self.args, self.kwargs)
+
+    def _hooked_plan(self, graph: fx.Graph) -> Plan:
+        try:
+            return self._told(hooked_plan(graph, self.model, self.cuts))
+        except CutError as error:
+            why = f", because {self.refused[0]}" if self.refused else ""
+            raise CutError(error.misfits, where=f"the model, which is only known by its modules{why}") from error
+
+    def _told(self, plan: Plan) -> Plan:
+        return replace(plan, notes=(*self.refused, *plan.notes))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in flatten(value)[0] if isinstance(leaf, torch.Tensor)]

@@ -1,0 +1,6 @@
+"""The backend of `torch.compile`: Dynamo captures, guards and recompiles; boundaries stand inside its graphs."""
+
+from .backend import Backend, backend_of, dnigraph
+from .interfaces import Interfaces, UnmatchedWarning
+
+__all__ = ["Backend", "Interfaces", "UnmatchedWarning", "backend_of", "dnigraph"]

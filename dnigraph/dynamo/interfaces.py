@@ -1,0 +1,187 @@
+"""The boundaries of one model in all the graphs that Dynamo makes of it."""
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..boundaries import Boundary
+from ..choices import Choices, warn_unconditioned
+from ..conditions import Context
+from ..module import described
+from ..passes.cuts import Cuts, Resolved, spelled
+from ..passes.errors import CutError
+from ..passes.plan import Crossing, Plan
+from ..passes.split import boundary_key
+
+CAPTURED = "{} that torch.compile captured of the model"
+Key = tuple[Any, ...]
+
+
+class UnmatchedWarning(UserWarning):
+    """A cut stands in no graph, a graph stays whole, or nobody asked for the heads' parameters."""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a graph was captured, and for which instance of its module: the same in each recompilation."""
+
+    place: str
+    instance: str
+
+
+class Interfaces:
+    """The boundaries of one compiled model. They outlive recompilations: what is called the same is the same.
+
+    Args:
+        rests: whether boundaries only pass on for now, as in eval mode.
+    """
+
+    def __init__(self, model: nn.Module, cuts: Cuts, choices: Choices, context: Context, rests: Callable[[], bool]):
+        self._model, self._rests = weakref.ref(model), rests
+        self._cuts, self._choices, self._context = cuts, choices, context
+        self._held = nn.ModuleDict()
+        self._names: dict[Key, str] = {}
+        self._plans: dict[Spot, Plan] = {}
+        self._again: dict[Spot, Cuts] = {}
+        self._matched: set[str] = set()
+        self._missed: dict[str, str] = {}
+        self._whole: dict[str, str] = {}
+        self._asked = self._warned = False
+
+    # ---- to look at
+
+    @property
+    def boundaries(self) -> dict[str, Boundary]:
+        """All boundaries, by the names of their crossings."""
+        self._asked = True
+        return self._boundaries()
+
+    @property
+    def plans(self) -> list[Plan]:
+        """The plan of each captured graph, in the order in which they first ran; a recompilation replaces its plan."""
+        return [described(plan, self._boundaries()) for plan in self._plans.values()]
+
+    @property
+    def unmatched(self) -> dict[str, str]:
+        """The cuts that fit none of the graphs so far, and why; and the graphs that stay whole."""
+        return {k: v for k, v in self._missed.items() if k not in self._matched} | self._whole
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters of all heads, for the optimiser."""
+        self._asked = True
+        return self._held.parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of all boundaries."""
+        return self._held.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Any:
+        """Put back what `state_dict` gave. The boundaries must stand: `prepare` first."""
+        return self._held.load_state_dict(state, strict=strict)
+
+    def confirm(self) -> None:
+        """Refuse cuts that stand in no graph, and choices for crossings that there are not.
+
+        Raises:
+            CutError: with each of them.
+            DniGraphError: a choice is for no crossing.
+        """
+        count = len(self._plans) + len(self._whole)
+        if self.unmatched:
+            raise CutError(list(self.unmatched.values()), where=CAPTURED.format(f"any of the {count} graph(s)"))
+        self._choices.check_names([crossing for plan in self._plans.values() for crossing in plan.crossings])
+
+    # ---- while graphs are captured and run
+
+    def cuts(self, spot: Spot) -> Cuts:
+        """The cuts for a graph. What was balanced at this spot before stays where it is."""
+        return self._again.get(spot, self._cuts)
+
+    def learn(self, spot: Spot, resolved: Resolved) -> None:
+        """Take notice of which cuts a graph has."""
+        again: Any = resolved.again or []
+        missed = dict(resolved.missed)
+        self._again[spot] = resolved.again
+        self._matched |= {spelled(cut) for cut in again} - missed.keys()
+        for cut, why in missed.items():
+            self._missed[cut] = max(self._missed.get(cut, why), why, key=_tells)
+
+    def stay_whole(self, place: str, why: str) -> None:
+        """A graph cannot be cut: it runs as it is, with true gradients."""
+        self._whole[place] = f"the graph captured at {place} stays whole, with true gradients: {why}"
+        warnings.warn(self._whole[place], UnmatchedWarning, stacklevel=2)
+
+    def stand(self, spot: Spot, plan: Plan, nodes: Mapping[str, fx.Node]) -> tuple[Plan, nn.ModuleDict]:
+        """The plan with the names that its crossings keep, and the boundaries, made where there was none."""
+        new = []
+        crossings = tuple(self._named(spot, c, nodes[c.node]) if c.gradient else c for c in plan.crossings)
+        with torch.random.fork_rng(devices=[]):  # heads are random, and nobody else's numbers change by it
+            for crossing in (c for c in crossings if c.gradient):
+                node, key = nodes[crossing.node], boundary_key(crossing)
+                if key not in self._held:
+                    self._held[key] = self._choices.make(crossing, node.meta, self._context)
+                    new.append(crossing.name)
+                self._held[key].to(node.meta["device"])
+        self._plans[spot] = replace(plan, crossings=crossings)
+        self._tell(new)
+        return self._plans[spot], self._held
+
+    def follow(self) -> None:
+        """Be in the mode that the model is in."""
+        model = self._model()
+        mode = model is not None and model.training and not self._rests()
+        if mode != self._held.training:
+            self._held.train(mode)
+
+    def look_back(self) -> None:
+        """After a few steps: warn of cuts that stand nowhere and of heads that no optimiser can have."""
+        if self._warned:
+            return
+        self._warned = True
+        lost = [why for why in self.unmatched.values() if why not in self._whole.values()]
+        if lost:
+            warnings.warn("\n".join(lost), UnmatchedWarning, stacklevel=2)
+        if not self._asked and any(True for _ in self._held.parameters()):
+            warnings.warn(
+                "nobody asked for the heads' parameters: give backend.parameters() to the optimiser, else no head "
+                "learns; call backend.prepare(compiled, x) before",
+                UnmatchedWarning,
+                stacklevel=2,
+            )
+
+    def _boundaries(self) -> dict[str, Boundary]:
+        return {b.spec.name: b for b in self._held.values() if isinstance(b, Boundary)}
+
+    def _named(self, spot: Spot, crossing: Crossing, node: fx.Node) -> Crossing:
+        """The crossing under the name that it has in all recompilations, and that no other value has."""
+        spec = self._choices.spec(crossing, node.meta)
+        key = (spot, crossing.name, spec.kind, spec.width, spec.batch_dim)
+        if key not in self._names:
+            taken, name, count = {n.replace(".", "_") for n in self._names.values()}, crossing.name, 1
+            while name.replace(".", "_") in taken:
+                count += 1
+                name = f"{crossing.name}@{count}"
+            self._names[key] = name
+        return replace(crossing, name=self._names[key])
+
+    def _tell(self, new: list[str]) -> None:
+        boundaries = {name: b for name, b in self._boundaries().items() if name in new}
+        warn_unconditioned(boundaries, "run the forward pass inside `with backend.conditioned(label):`", stacklevel=3)
+        late = [name for name, b in boundaries.items() if any(True for _ in b.parameters())]
+        if self._asked and late:
+            warnings.warn(
+                f"a new graph has boundaries on {', '.join(late)}: add their parameters to the optimiser "
+                "(backend.boundaries[name].parameters())",
+                UnmatchedWarning,
+                stacklevel=3,
+            )
+
+
+def _tells(why: str) -> tuple[int, bool]:
+    """How much a reason says of why a cut does not fit: that a module is not in this graph says little."""
+    return 0 if "no such module" in why else 1 if "did not run" in why else 2, "nearest" in why

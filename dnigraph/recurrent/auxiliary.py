@@ -1,0 +1,37 @@
+"""The auxiliary task: the core foretells what the head will say at the next window's end."""
+
+import torch
+from torch import Tensor, nn
+
+from dnigraph.heads.layers import silent
+
+from .narrow import RANK, WIDE
+
+
+class Auxiliary(nn.Module):
+    """A linear reader of the state behind a window's first step, trained with the core. It starts at zero.
+
+        state ─► step 0 ─► step 1 ─► ... ─► step T-1 ─► head's estimate
+                   └─► reader ─► foretold                  │
+                           └──── mean square difference ◄──┘   joins the core's loss
+
+    Two windows are coupled by it: what the next estimate needs must be in the state T steps before it.
+
+    Shapes: view, estimate [batch, width].
+
+    Source: Jaderberg et al. 2017, arXiv 1608.05343, section 2.1 ("auxiliary task").
+    """
+
+    def __init__(self, width: int, like: Tensor) -> None:
+        super().__init__()
+        self.reader: nn.Module
+        if width <= WIDE:
+            self.reader = silent(nn.Linear(width, width))
+        else:
+            self.reader = nn.Sequential(nn.Linear(width, RANK, bias=False), silent(nn.Linear(RANK, width)))
+        self.to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+    def loss(self, view: Tensor, estimate: Tensor) -> Tensor:
+        """How far the reader is from the estimate. Both are in units of the targets' size."""
+        found: Tensor = torch.nn.functional.mse_loss(self.reader(view), estimate)
+        return found

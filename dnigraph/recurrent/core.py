@@ -1,0 +1,172 @@
+"""Step modules behind one face: a whole window in, outputs and the last state out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dnigraph.module import DecoupledModule
+
+from .errors import RecurrentError
+
+Initial = Callable[[int], Any]  # from a number of sequences to their first state
+
+
+class Core(nn.Module, ABC):
+    """Runs a user's module over a window.
+
+    Shapes: every tensor of x, and of the output, is [time, batch, ...], or [batch, time, ...] where `batch_first`.
+
+    Attributes:
+        bounded: for each tensor of the state whether it stays within [-1, 1]; None: nothing is known.
+    """
+
+    bounded: tuple[bool, ...] | None = None
+
+    def __init__(self, module: nn.Module, readout: nn.Module | None, batch_first: bool) -> None:
+        super().__init__()
+        self.module, self.readout, self.batch_first = module, readout, batch_first
+        self._decoupled = [m for m in module.modules() if isinstance(m, DecoupledModule)]  # a list: no second owner
+
+    @property
+    def time(self) -> int:
+        """The axis of time in inputs and outputs."""
+        return int(self.batch_first)
+
+    def labelled(self, label: Any) -> AbstractContextManager[Any]:
+        """Decoupled models inside the module see the label in the `with` block."""
+        if label is None or not self._decoupled:
+            return nullcontext()
+        stack = ExitStack()
+        for model in self._decoupled:
+            stack.enter_context(model.conditioned(label))
+        return stack
+
+    @abstractmethod
+    def advance(self, x: Any, state: Any) -> tuple[Any, Any]:
+        """Hidden values of all steps, and the last state. No state: the module makes its own first one."""
+
+    def read(self, hidden: Any) -> Any:
+        """The outputs that belong to hidden values."""
+        return hidden if self.readout is None else self.readout(hidden)
+
+
+class Fused(Core):
+    """torch's `nn.LSTM`, `nn.GRU` and `nn.RNN` as they are: one call for the whole window."""
+
+    def __init__(self, module: nn.RNNBase, readout: nn.Module | None) -> None:
+        super().__init__(module, readout, module.batch_first)
+        self.bounded = (True, False) if isinstance(module, nn.LSTM) else (_saturates(module),)
+
+    def advance(self, x: Any, state: Any) -> tuple[Any, Any]:
+        return self.module(x, state)  # type: ignore[no-any-return]  # a module call
+
+
+class Windowed(Core):
+    """A user's module that takes whole windows: (x, state) -> (y, state)."""
+
+    def advance(self, x: Any, state: Any) -> tuple[Any, Any]:
+        return _pair(self.module, self.module(x, state))
+
+
+class Stepwise(Core):
+    """A module that takes one step of time, called again and again: (x, state) -> (y, state)."""
+
+    def __init__(self, module: nn.Module, readout: nn.Module | None, batch_first: bool) -> None:
+        super().__init__(module, readout, batch_first)
+        if isinstance(module, nn.RNNCellBase):
+            self.bounded = (True, False) if isinstance(module, nn.LSTMCell) else (_saturates(module),)
+
+    def advance(self, x: Any, state: Any) -> tuple[Any, Any]:
+        leaves, spec = pytree.tree_flatten(x)
+        outputs = []
+        for at in zip(*(leaf.unbind(self.time) for leaf in leaves), strict=True):
+            y, state = self.once(pytree.tree_unflatten(at, spec), state)
+            outputs.append(y)
+        return pytree.tree_map(lambda *ys: torch.stack(ys, self.time), *outputs), state
+
+    def once(self, x: Any, state: Any) -> tuple[Any, Any]:
+        """One step of time. A cell of torch returns its state alone, the first tensor of which is its output."""
+        found = self.module(x, state)
+        if not isinstance(self.module, nn.RNNCellBase):
+            return _pair(self.module, found)
+        return (found[0] if isinstance(found, tuple) else found), found
+
+
+def make_core(step: Any, readout: nn.Module | None, windowed: bool, batch_first: bool | None) -> Core:
+    """The core that fits the user's step module.
+
+    Raises:
+        RecurrentError: it is no module, or looks at the future.
+    """
+    if not isinstance(step, nn.Module):
+        raise RecurrentError(
+            [f"step is a {type(step).__name__}, not an nn.Module"],
+            "give nn.LSTM(...), a cell, or a module whose forward is (x, state) -> (y, state)",
+        )
+    if not isinstance(step, nn.RNNBase):
+        return (Windowed if windowed else Stepwise)(step, readout, bool(batch_first))
+    misfits = []
+    if step.bidirectional:
+        misfits.append(f"{type(step).__name__} is bidirectional: its second direction begins at the sequence's end")
+    if batch_first is not None and batch_first != step.batch_first:
+        misfits.append(f"batch_first={batch_first}, but the module was made with batch_first={step.batch_first}")
+    if misfits:
+        raise RecurrentError(misfits, "use one direction, and leave batch_first to the module")
+    return Fused(step, readout)
+
+
+def first_state(core: Core, initial: Any, x: Any, batch: int) -> Any:
+    """The first state of so many sequences: `initial`'s, else what the module makes of its first step without one.
+
+    Raises:
+        RecurrentError: the module needs a state, and nobody says which.
+    """
+    if initial is not None:
+        return initial(batch)
+    module = core.module
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return _zeros(module, batch)
+    try:
+        _, state = core.advance(x, None)
+    except RecurrentError:
+        raise
+    except Exception as error:
+        raise RecurrentError(
+            [f"{type(module).__name__} fails without a state: {type(error).__name__}: {str(error).splitlines()[0]}"],
+            "let it take state=None and make zeros, or give initial=lambda batch: ... (its first state)",
+        ) from error
+    return pytree.tree_map_only(Tensor, torch.zeros_like, state)
+
+
+def _zeros(module: Any, batch: int) -> Any:
+    weight = next(module.parameters())
+    if isinstance(module, nn.RNNCellBase):
+        h = weight.new_zeros(batch, module.hidden_size)
+        return (h, h.clone()) if isinstance(module, nn.LSTMCell) else h
+    h = weight.new_zeros(module.num_layers, batch, module.proj_size or module.hidden_size)
+    if not isinstance(module, nn.LSTM):
+        return h
+    return h, weight.new_zeros(module.num_layers, batch, module.hidden_size)
+
+
+def _pair(module: nn.Module, found: Any) -> tuple[Any, Any]:
+    if isinstance(found, tuple) and len(found) == 2:
+        return found
+    raise RecurrentError(
+        [f"{type(module).__name__} returned {_said(found)}, where a step returns a pair"],
+        "return (y, state); or name the model's feedback edges, feedback={'input': 'output'}",
+    )
+
+
+def _said(found: Any) -> str:
+    return f"a tuple of {len(found)}" if isinstance(found, tuple) else f"a {type(found).__name__}"
+
+
+def _saturates(module: Any) -> bool:
+    """Whether the hidden values are outputs of tanh, or of gates between such."""
+    return getattr(module, "nonlinearity", "tanh") == "tanh"

@@ -1,0 +1,71 @@
+"""Credit over a window's end: what stands there for all later losses."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .options import Options
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What stands for all later losses at a window's end, in rows [batch, width]; None: nothing.
+
+    Attributes:
+        core: what the parameters learn from.
+        chain: what the head's own target at the window's start is built on; the same object: one pass serves both.
+    """
+
+    core: Tensor | None
+    chain: Tensor | None
+
+
+NONE = Credit(None, None)
+
+
+def guessed(options: Options, estimate: Tensor, ends: Tensor | None, strengths: tuple[float, float]) -> Credit:
+    """The credit that a head's estimate gives.
+
+    Args:
+        estimate: [batch, width], of a loss that is a mean over the batch.
+        ends: which sequences have nothing later.
+        strengths: scale and discount.
+    """
+    scale, discount = strengths
+    consumed = alive(estimate, ends, options.centre)
+    if scale == discount and options.boundary == "dni" and options.traces is None:
+        both = consumed if scale == 1 else consumed * scale
+        return Credit(both, both)
+    # Traces follow the head itself, whatever the core makes of what it says.
+    chain = alive(estimate, ends, centre=False) if options.traces is not None else consumed
+    if options.boundary == "shuffled":
+        consumed = consumed[torch.randperm(len(consumed), device=consumed.device)]
+    return Credit(consumed * scale if scale else None, chain * discount)
+
+
+def mixed(options: Options, estimate: Tensor | None, later: Tensor | None, ends: Tensor | None, scale: float) -> Credit:
+    """lambda of the true gradient `later`, the rest from the head; of the oracle, the true gradient alone."""
+    share = 1.0 if options.blend is None else options.blend
+    parts = []
+    if later is not None:
+        parts.append(alive(later, ends, centre=False) * share)
+    if estimate is not None and share < 1:
+        parts.append(alive(estimate, ends, options.centre) * (scale * (1 - share)))
+    both = sum(parts[1:], start=parts[0]) if parts else None
+    return Credit(both, both)
+
+
+def alive(rows: Tensor, ends: Tensor | None, centre: bool) -> Tensor:
+    """The rows, zero where a sequence ends; where `centre` says so, without their mean over the sequences that go on.
+
+    At chance, the only part of a gradient that can be predicted is a drift that all sequences share. The head follows
+    it late, the core overshoots, and both swing; without its mean the estimate says what a sequence has of its own.
+    """
+    if ends is None:
+        return rows - rows.mean(0) if centre and len(rows) > 1 else rows
+    going = ~ends[:, None]
+    count = int(going.sum())
+    if centre and count > 1:
+        rows = rows - (rows * going).sum(0) / count
+    return rows * going

@@ -1,0 +1,123 @@
+"""The head at a window's end: what it sees, what it predicts, how it learns."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dnigraph.boundaries.scale import RunningScale
+from dnigraph.conditions import ConditionChoice
+from dnigraph.heads import CrossingSpec, HeadChoice, make_head
+
+from .layout import Layout
+from .options import Options
+
+if TYPE_CHECKING:
+    from .traces import Traces
+
+
+class Estimator(nn.Module):
+    """Predicts the gradient of all later losses with respect to a state, of every tensor of it together.
+
+        state ─► leaves that are not bounded: tanh ─► side by side ─► head ─► within ± cap ─► x size of the targets
+
+    The head works per sample (the mean over the batch undone) and in units of the targets' running size, and learns
+    `gain` times as fast as the core under the same optimiser. A head that looked at an LSTM's c itself ran away with it
+    in a long stream; tanh and the cap hold that.
+
+    Shapes: rows and estimates [batch, width].
+
+    Source: Jaderberg et al. 2017, arXiv 1608.05343, section 2.1.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        options: Options,
+        like: Tensor,
+        head: HeadChoice,
+        condition: ConditionChoice,
+        bounded: tuple[bool, ...] | None,
+    ) -> None:
+        super().__init__()
+        self.layout, self.options, self.bounded = layout, options, bounded
+        dtype = torch.promote_types(like.dtype, torch.float32)  # in less than that a head cannot learn
+        spec = CrossingSpec("horizon", (2, layout.width), dtype, like.device, condition)
+        self.spec = spec
+        self.head = make_head(head, spec).to(dtype)
+        self.scale = RunningScale(options.decay).to(like.device)
+
+    def view(self, leaves: Sequence[Any]) -> Tensor:
+        """What the head sees of a state, without its graph. Shapes: -> [batch, width]."""
+        return self.attached_view([v.detach() if isinstance(v, Tensor) else v for v in leaves])
+
+    def attached_view(self, leaves: Sequence[Any]) -> Tensor:
+        """The same with the state's graph."""
+        pieces = self.layout.pieces(self.layout.live_leaves(leaves))
+        bounded = self.bounded or (False,) * len(pieces)
+        seen = [p if calm else p.tanh() for p, calm in zip(pieces, bounded, strict=True)]
+        return torch.cat(seen, -1).to(self.spec.dtype)
+
+    def label(self, label: Any, batch: int) -> Tensor | None:
+        """The label as the head wants it.
+
+        Raises:
+            ConditionError: it is missing or does not fit.
+        """
+        condition = self.head.condition
+        return None if condition is None else condition.check(label, batch, "horizon")
+
+    @torch.no_grad()
+    def predict(self, view: Tensor, label: Tensor | None, cap: float | None) -> Tensor:
+        """The estimate as a gradient of a loss that is a mean over the batch."""
+        estimate = self.head(view, label)
+        if cap is not None:
+            most = cap / self.options.gain
+            estimate = estimate.clamp(-most, most)
+        found: Tensor = estimate * (self.scale() * (self.options.gain / len(view)))
+        return found
+
+    def learn(
+        self, view: Tensor, label: Tensor | None, target: Tensor, counted: Tensor | None, traces: "Traces | None" = None
+    ) -> dict[str, Tensor]:
+        """The head's gradients now hold the regression to `target`. Returns what `measure` wants to know.
+
+        Args:
+            target: the gradient that arrived, of a loss that is a mean over the batch.
+            counted: the sequences that have a target; None: all.
+            traces: what the error goes back through, in place of the head's own graph.
+        """
+        target = target.to(self.spec.dtype)
+        rows = target if counted is None else target[counted]
+        if not len(rows):
+            return {}
+        inverse = self.scale.update(rows.square().mean() * len(target) ** 2)
+        with torch.enable_grad():
+            estimate = self.head(view, label)
+        wanted = target * (inverse * len(target) / self.options.gain)
+        error = (estimate.detach() - wanted).nan_to_num_(0.0, 0.0, 0.0)
+        if counted is not None:
+            error = torch.where(counted[:, None], error, 0.0)
+        gradient = error * (2 / (len(rows) * error.shape[1]))
+        if traces is not None:
+            traces.learn(gradient)
+        elif estimate.requires_grad:
+            estimate.backward(gradient)
+        return {"target": rows, "error": error, "wanted": wanted}
+
+
+def measure(seen: dict[str, Tensor], batch: int) -> dict[str, float]:
+    """Cosine of estimate and target, squared error relative to the target's square, the target's size per sample."""
+    if not seen:
+        return {}
+    estimate, wanted = seen["error"] + seen["wanted"], seen["wanted"]
+    size = float(wanted.norm())
+    if not 0 < size < float("inf"):
+        return {}
+    norm = float(estimate.norm())
+    return {
+        "cosine": float((estimate * wanted).sum()) / (size * norm) if norm > 0 else 0.0,
+        "error": float(seen["error"].norm()) ** 2 / size**2,
+        "target_rms": float(seen["target"].square().mean().sqrt()) * batch,
+    }

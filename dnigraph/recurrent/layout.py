@@ -1,0 +1,140 @@
+"""The state of a step module, any nesting of tensors, as rows: one row of numbers for each sequence of the batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from dnigraph.passes.capture.trees import flatten
+
+from .errors import RecurrentError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a state is nested, and where the batch lies in each of its tensors.
+
+        state  (h [layers, batch, 64], c [layers, batch, 64])  ─►  leaves [h, c]  ─►  rows [batch, layers * 128]
+
+    Only floating-point tensors that have a batch carry gradients (`live`); what else a state holds is passed on.
+    """
+
+    spec: pytree.TreeSpec
+    axes: tuple[int | None, ...]  # the batch axis of each leaf; None: it has none
+    live: tuple[int, ...]  # the leaves that carry gradients
+    samples: tuple[Any, ...]  # each leaf of two sequences, as they begin
+    widths: tuple[int, ...]  # numbers per sequence in each live leaf
+
+    @property
+    def width(self) -> int:
+        """Numbers per sequence in all live leaves."""
+        return sum(self.widths)
+
+    def leaves(self, state: Any) -> list[Any]:
+        """The leaves of a state of this layout.
+
+        Raises:
+            RecurrentError: it is nested in another way.
+        """
+        found, spec = flatten(state)
+        if spec != self.spec:
+            raise RecurrentError(
+                [f"the state is nested as {spec}, where the stream began with {self.spec}"],
+                "the step module must return states that are nested as those that it takes",
+            )
+        return found
+
+    def state(self, leaves: Sequence[Any]) -> Any:
+        """The state that has these leaves."""
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    def live_leaves(self, leaves: Sequence[Any]) -> list[Tensor]:
+        """Those that carry gradients."""
+        return [leaves[i] for i in self.live]
+
+    def rows(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Values (or gradients) of the live leaves, side by side. Shapes: -> [batch, width]."""
+        return torch.cat(self.pieces(tensors), -1)
+
+    def pieces(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The same, each live leaf by itself. Shapes: -> [batch, width of the leaf] each."""
+        axes = (self.axes[i] for i in self.live)
+        found = [t.movedim(axis or 0, 0) for t, axis in zip(tensors, axes, strict=True)]
+        return [t.reshape(len(t), -1) for t in found]
+
+    def split(self, rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+        """Rows taken apart into tensors of the shapes of `like`, the live leaves. The inverse of `rows`."""
+        found = []
+        pieces = torch.split(rows, list(self.widths), -1)
+        for piece, index, model in zip(pieces, self.live, like, strict=True):
+            axis = self.axes[index] or 0
+            shape = [model.shape[axis], *model.shape[:axis], *model.shape[axis + 1 :]]
+            found.append(piece.reshape(shape).movedim(0, axis).to(model.dtype))
+        return found
+
+    def choose(self, mask: Tensor, chosen: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+        """For each sequence the leaves of `chosen` where the mask says so, else of `others`. Shapes: mask [batch]."""
+        return [
+            other if axis is None else torch.where(_beside(mask, new, axis), new, other)
+            for axis, new, other in zip(self.axes, chosen, others, strict=True)
+        ]
+
+    def first(self, batch: int) -> list[Any]:
+        """The state in which so many sequences begin, all alike."""
+        found = []
+        for axis, sample in zip(self.axes, self.samples, strict=True):
+            sizes = [batch if i == axis else -1 for i in range(sample.ndim)] if axis is not None else []
+            found.append(sample if axis is None else sample.narrow(axis, 0, 1).expand(sizes))
+        return found
+
+    def batch(self, leaves: Sequence[Any]) -> int:
+        """How many sequences a state has."""
+        return next(int(leaf.shape[axis]) for leaf, axis in zip(leaves, self.axes, strict=True) if axis is not None)
+
+
+def find_layout(two: Any, three: Any) -> Layout:
+    """The layout, by comparing the states of two and of three sequences: the batch is where they differ.
+
+    Raises:
+        RecurrentError: they are nested in two ways, or no tensor has a batch.
+    """
+    (leaves, spec), (others, other_spec) = flatten(two), flatten(three)
+    if spec != other_spec:
+        raise RecurrentError(
+            [f"the state of two sequences is nested as {spec}, that of three as {other_spec}"],
+            "the nesting of a state may not depend on the batch",
+        )
+    axes = tuple(_batch_axis(a, b) for a, b in zip(leaves, others, strict=True))
+    if all(axis is None for axis in axes):
+        raise RecurrentError(
+            [f"no tensor of the state grows with the batch: {[_said(leaf) for leaf in leaves]}"],
+            "the module must take and return a state with one entry per sequence",
+        )
+    live = tuple(
+        i for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)) if axis is not None and _is_real(leaf)
+    )
+    widths = tuple(prod(leaves[i].shape) // leaves[i].shape[axes[i] or 0] for i in live)
+    return Layout(spec, axes, live, tuple(leaves), widths)
+
+
+def _batch_axis(two: Any, three: Any) -> int | None:
+    if not isinstance(two, Tensor):
+        return None
+    differing = [i for i, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if (a, b) == (2, 3)]
+    return differing[0] if differing else None
+
+
+def _is_real(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _beside(mask: Tensor, leaf: Tensor, axis: int) -> Tensor:
+    return mask.view(*[1] * axis, -1, *[1] * (leaf.ndim - axis - 1))
+
+
+def _said(leaf: Any) -> str:
+    return f"{list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__

@@ -1,0 +1,171 @@
+"""What learns in one window: the core from its losses and the credit at its end, the head from its start."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnigraph.updates import Group
+
+from .auxiliary import Auxiliary
+from .back import backward
+from .core import Core
+from .credit import NONE, Credit, alive, guessed, mixed
+from .estimator import Estimator, measure
+from .groups import step_groups
+from .inputs import Seen
+from .layout import Layout
+from .options import Options, Strengths
+from .places import Place
+from .traces import Traces
+from .window import Forward, Loss, Window, run_window, window_loss
+
+
+@dataclass
+class Learned:
+    """What a window gave."""
+
+    forward: Forward
+    loss: Tensor | None  # the mean over the entries that count; None: none of them do
+    count: int
+    view: Tensor | None = None  # what the head saw behind the window
+    target: Tensor | None = None  # the gradient at the window's start, in rows
+    metrics: dict[str, float] = field(default_factory=dict)  # of the head
+    reports: dict[str, dict[str, float]] = field(default_factory=dict)  # for the user
+
+
+class Tally:
+    """The mean loss over all entries of several windows."""
+
+    def __init__(self) -> None:
+        self.total, self.count = torch.zeros(()), 0
+
+    def add(self, learned: Learned) -> None:
+        """Take in a window."""
+        if learned.loss is not None:
+            self.total = self.total + learned.loss.detach() * learned.count
+            self.count += learned.count
+
+    def mean(self) -> Tensor:
+        """nan where no entry counted."""
+        return self.total / self.count if self.count else torch.tensor(float("nan"))
+
+
+class Learner:
+    """The core with all that learns beside it. Gradients add up until `update`."""
+
+    def __init__(self, core: Core, layout: Layout, options: Options, loss: Loss, estimator: Estimator | None) -> None:
+        self.core, self.layout, self.options, self.loss, self.estimator = core, layout, options, loss, estimator
+        self.groups: dict[str, Group] = {}
+        self.auxiliary: Auxiliary | None = None
+        self.traces: Traces | None = None
+        self.windows = 0
+
+    def window(
+        self, window: Window, place: Place, first: Sequence[Any], seen: Any, strengths: Strengths,
+        later: Tensor | None = None, look: bool = False,
+    ) -> Learned:  # fmt: skip
+        """Forward and backward through one window.
+
+        Args:
+            first: leaves of the state in which sequences begin.
+            seen: what the head looks at beside the state behind this window.
+            strengths: what the estimate weighs.
+            later: the true gradient at the window's end, where it is known.
+            look: compute metrics.
+        """
+        layout, asks = self.layout, self._asks(place)
+        leaves = [v.detach().requires_grad_(asks) if i in layout.live else v for i, v in enumerate(place.leaves)]
+        with torch.enable_grad():
+            passed = run_window(self.core, layout, leaves, first, window, self.auxiliary is not None)
+            loss, share, count = window_loss(self.loss, passed.output, window, self.options.horizon)
+            total = loss if loss is None or share == 1 else loss * share
+            view, estimate = self._looks_ahead(passed.last, seen, window, strengths.cap)
+            credit = self._credit(estimate, window.ends, strengths, later)
+            total = self._with_auxiliary(total, passed, estimate, window.ends)
+        start, last = layout.live_leaves(leaves), layout.live_leaves(passed.last)
+        if self.traces is not None:
+            self.traces.pass_window(place, leaves, last, start, strengths.discount)
+        parameters = self.groups["core"].parameters if "core" in self.groups else []
+        target = backward(total, last, start, layout, credit, parameters)
+        self._first_learns(place.leaves, target)
+        learned = Learned(passed, loss, count, view)
+        if asks:
+            target = layout.rows([torch.zeros_like(s) for s in start]) if target is None else target
+            learned.target = target if place.fresh is None else target.masked_fill(place.fresh[:, None], 0.0)
+        self._head_learns(place, leaves, learned, look)
+        return learned
+
+    def ahead(self, window: Window, place: Place, first: Sequence[Any]) -> Learned:
+        """Only run the window: no graph, and nothing learns."""
+        with torch.no_grad():
+            passed = run_window(self.core, self.layout, place.leaves, first, window, early=False)
+            loss, _, count = window_loss(self.loss, passed.output, window, self.options.horizon)
+        return Learned(passed, loss, count)
+
+    def seen(self, window: Window) -> Any:
+        """What the head looks at behind this window, beside the state."""
+        condition = None if self.estimator is None else self.estimator.head.condition
+        return condition.rows(window, self.core) if isinstance(condition, Seen) else window.label
+
+    def update(self) -> dict[str, float]:
+        """Step the optimisers. Returns the norm of the core's gradient, and 1 for a step that was skipped."""
+        norm = step_groups(self.groups)
+        return {"gradient_norm": norm, "skipped": float(not norm < float("inf"))}
+
+    def _asks(self, place: Place) -> bool:
+        """Whether anybody wants the gradient at the window's start."""
+        learns = any(isinstance(v, Tensor) and v.requires_grad for v in place.leaves)
+        return learns or self.options.has_head or self.options.stores
+
+    def _looks_ahead(
+        self, last: Sequence[Any], seen: Any, window: Window, cap: float | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the head sees behind a window, and what it says; None where nothing comes later."""
+        if self.estimator is None or window.all_end:
+            return None, None
+        view = self.estimator.view(last)
+        return view, self.estimator.predict(view, self.estimator.label(seen, len(view)), cap)
+
+    def _credit(
+        self, estimate: Tensor | None, ends: Tensor | None, strengths: Strengths, later: Tensor | None
+    ) -> Credit:
+        """What stands for all that comes after the window."""
+        if self.options.stores:
+            return mixed(self.options, estimate, later, ends, strengths.scale)
+        if estimate is None:
+            return NONE
+        scale = 0.0 if self.windows < self.options.warm_up else strengths.scale
+        return guessed(self.options, estimate, ends, (scale, strengths.discount))
+
+    def _with_auxiliary(
+        self, total: Tensor | None, passed: Forward, estimate: Tensor | None, ends: Tensor | None
+    ) -> Tensor | None:
+        if self.auxiliary is None or self.estimator is None or estimate is None or passed.early is None:
+            return total
+        size = float(self.estimator.scale()) / len(estimate)
+        wanted = alive(estimate, ends, self.options.centre) / size
+        found = self.auxiliary.loss(self.estimator.attached_view(passed.early), wanted) * self.options.auxiliary_weight
+        return found if total is None else total + found
+
+    def _first_learns(self, source: Sequence[Any], target: Tensor | None) -> None:
+        """First states that are parameters get their gradient, too."""
+        live = self.layout.live_leaves(source)
+        if target is None or not any(leaf.requires_grad for leaf in live):
+            return
+        pairs = zip(live, self.layout.split(target, live), strict=True)
+        roots = [(leaf, gradient) for leaf, gradient in pairs if leaf.requires_grad]
+        torch.autograd.backward([leaf for leaf, _ in roots], [gradient for _, gradient in roots])
+
+    def _head_learns(self, place: Place, leaves: Sequence[Any], learned: Learned, look: bool) -> None:
+        self.windows += 1
+        if self.estimator is None or learned.target is None or place.behind_ends():
+            return
+        seen_then = place.view if place.fresh is None else None
+        view = self.estimator.view(leaves) if seen_then is None else seen_then
+        counted = None if place.fresh is None else ~place.fresh
+        label = self.estimator.label(place.seen, len(view))
+        seen = self.estimator.learn(view, label, learned.target, counted, self.traces)
+        learned.metrics = measure(seen, len(view)) if look else {}

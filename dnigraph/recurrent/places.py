@@ -1,0 +1,64 @@
+"""Places in a stream, between two windows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import RecurrentError
+from .layout import Layout
+from .window import Window
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one window hands to the next."""
+
+    leaves: list[Any]  # of the state, without a graph; first states that learn keep theirs
+    fresh: Tensor | None  # bool [batch]: which sequences begin here; None: none
+    seen: Any  # what the head looks at beside the state
+    view: Tensor | None = None  # what the head saw of the state, where that is known already
+
+    def behind_ends(self) -> bool:
+        """Whether all sequences begin here."""
+        return self.fresh is not None and bool(self.fresh.all())
+
+
+def begin(layout: Layout, place: Place | None, first: Sequence[Any], window: Window) -> Place:
+    """The place where a window begins: sequences that are reset, or whose last window ended them, stand at `first`.
+
+    Raises:
+        RecurrentError: the stream has another number of sequences.
+    """
+    if place is None:
+        device = layout.live_leaves(first)[0].device
+        return Place(list(first), torch.ones(window.batch, dtype=torch.bool, device=device), None)
+    if (known := layout.batch(place.leaves)) != window.batch:
+        raise RecurrentError(
+            [f"the window has {window.batch} sequences, the stream has {known}"],
+            "call rnn.reset() before another stream, or end this one: rnn.step(..., ends=True)",
+        )
+    fresh = place.fresh
+    if window.reset is not None:
+        anew = window.reset[0]
+        fresh = anew if fresh is None else fresh | anew
+    if fresh is None:
+        return place
+    return Place(layout.choose(fresh, first, place.leaves), fresh, place.seen, None)
+
+
+def behind(window: Window, last: Sequence[Any], seen: Any, view: Tensor | None) -> Place | None:
+    """The place behind a window; None where all sequences have ended: others may follow, and as many as like."""
+    if window.all_end:
+        return None
+    return Place([v.detach() if isinstance(v, Tensor) else v for v in last], window.ends, seen, view)
+
+
+def mended(layout: Layout, place: Place | None) -> Place | None:
+    """The place where sequences whose state is not finite begin anew: else they would stay so for ever."""
+    if place is None:
+        return None
+    lost = ~layout.rows(layout.live_leaves(place.leaves)).isfinite().all(-1)
+    return Place(place.leaves, lost if place.fresh is None else place.fresh | lost, place.seen)

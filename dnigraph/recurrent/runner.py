@@ -1,0 +1,304 @@
+"""The runner of recurrent networks: windows of a stream, one after the other, with credit over their ends."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from dnigraph.boundaries import Boundary
+from dnigraph.checkpoint import load_checkpoint, restore_random, save_checkpoint
+from dnigraph.conditions import ConditionChoice
+from dnigraph.heads import HeadChoice
+from dnigraph.local import StepResult
+from dnigraph.passes.capture.untouched import random_state
+from dnigraph.updates import MakeOptimizer, MakeScheduler
+
+from .core import Initial, make_core
+from .errors import RecurrentError
+from .feedback import Feedback
+from .learner import Learned, Learner, Tally
+from .making import first_leaves, make_learner
+from .options import Options, Strengths
+from .places import Place, begin, behind, mended
+from .saving import fitting, state_of, take_up
+from .stored import Stored, sweep
+from .stream import make_stream
+from .window import Loss, Window, make_window
+
+
+class Recurrent:
+    """Trains a step module on streams, window by window; a head tells each window what it is worth later.
+
+        window 0 ──state──► window 1 ──state──► window 2 ─ ...        no graph goes over a │
+                 ◄─estimate         ◄─estimate         ◄─ estimate    the head learns from the next window's start
+
+    One optimiser step per window; no graph is kept longer than a window. The estimate that a window consumes is centred
+    over the batch and capped. A window whose gradient is not finite is skipped, and said so in the metrics.
+
+    Args:
+        step: `nn.LSTM`, `nn.GRU` or `nn.RNN`, run on whole windows; a cell of these, or any module
+            (x, state) -> (y, state), run step by step, with any nesting of state tensors.
+        horizon: steps of time in a window, T.
+        loss: a function of (output, target), each [entries, ...], that returns their mean; or the name of an output's
+            field that holds one loss per entry.
+        optimizer: makes an optimiser of a list of parameters; or a dict with "core" and "heads". The head learns
+            `gain` times as fast under the same one.
+        readout: a module behind `step`, from its outputs to those that the loss looks at.
+        feedback: for a model that is no step module (also a decoupled one): names of inputs, each with the name or
+            position of the output that it is fed from, one step later.
+        windowed: the user's module takes whole windows [time, batch, ...].
+        batch_first: windows are [batch, time, ...]; None: as the module says.
+        initial: makes the first state of so many sequences; it may be a module, and learns then. None: zeros.
+        head, condition: as in `decouple`; "auto" is linear, with a bottleneck where the state is wider than 256.
+            `condition="input"`: the head also sees the inputs of the window before it.
+        boundary: what stands at a window's end: "dni", "silent" (truncated backprop), "oracle" (full backprop through
+            time: windows are stored until their sequence ends), "shuffled" (the control).
+        auxiliary: the core also predicts the estimate at the next window's end, with this weight in its loss; True:
+            0.003, see `Options.auxiliary_weight`.
+        blend: BP(lambda) in time, forward view: lambda of the true later gradient, the rest from the head; windows are
+            stored until their sequence ends, and run a second time.
+        traces: BP(lambda) online: the head learns by eligibility traces. Costs the Jacobian of every window.
+        scale, discount: how much of an estimate the core consumes, and how much the head's own target contains of it.
+            None, and "auto" for the cap: see `Options.strengths`. Where both are equal, one backward pass serves both.
+        centre, cap, gain, decay: the consumed estimate without its mean over the batch; its largest size, in units of
+            the targets'; how much faster than the core the head learns; how slowly the targets' running size forgets.
+        warm_up: in the first so many windows the head learns and the core does not listen.
+        update: "window", or "sequence": gradients add up until a sequence ends.
+        clip: the largest norm of the core's gradient, or a dict of numbers.
+        scheduler: as in `Local`; stepped with its optimiser.
+        monitor: metrics are computed every so many windows; 0: never.
+
+    Raises:
+        RecurrentError: arguments do not fit; all of them are listed.
+
+    Source: Jaderberg et al. 2017, arXiv 1608.05343, section 2.1 and supplement A; Pemberton & Costa 2024, arXiv
+    2401.07044 (traces). Defaults: measured, see the README.
+    """
+
+    def __init__(
+        self,
+        step: nn.Module,
+        *,
+        horizon: int,
+        loss: Loss,
+        optimizer: MakeOptimizer | Mapping[str, MakeOptimizer],
+        readout: nn.Module | None = None,
+        feedback: Mapping[str, str | int] | None = None,
+        windowed: bool = False,
+        batch_first: bool | None = None,
+        initial: Initial | None = None,
+        head: HeadChoice = "auto",
+        condition: "ConditionChoice | str" = None,
+        boundary: str = "dni",
+        auxiliary: bool | float = False,
+        blend: float | None = None,
+        traces: float | None = None,
+        scale: float | None = None,
+        discount: float | None = None,
+        centre: bool = True,
+        cap: float | str | None = "auto",
+        gain: float = 5.0,
+        decay: float = 0.99,
+        warm_up: int = 0,
+        update: str = "window",
+        clip: float | Mapping[str, float] | None = 1.0,
+        scheduler: MakeScheduler | Mapping[str, MakeScheduler] | None = None,
+        monitor: int = 8,
+    ):
+        self.options = Options(
+            horizon, boundary, scale, discount, centre, cap, gain, warm_up, auxiliary, blend, traces, decay,
+            update,
+        )  # fmt: skip
+        module = Feedback(step, feedback) if feedback else step
+        self.core = make_core(module, readout, windowed, batch_first)
+        self.loss, self.initial, self.monitor = loss, initial, monitor
+        self._head, self._condition = head, condition
+        self._choices = optimizer, scheduler, clip if isinstance(clip, Mapping) else {"core": clip}
+        self._refuse_nested()
+        self.steps, self.skipped = 0, 0  # windows so far; updates that were skipped
+        self.ending = False  # whether sequences of this stream end
+        self._learner: Learner | None = None  # made when the first window shows the state
+        self._place: Place | None = None  # None: all sequences begin anew
+        self._given: Any = None  # the state in which the next window begins, as the user said
+        self._stored: list[Stored] = []
+        self._waiting: dict[str, Any] | None = None  # a checkpoint, until there is a learner
+
+    def step(
+        self, x: Any, target: Any = None, *, mask: Tensor | None = None, reset: Tensor | None = None,
+        ends: bool | Tensor = False, label: Any = None,
+    ) -> StepResult:  # fmt: skip
+        """One window of at most `horizon` steps: forward, backward, update. The state goes on to the next one.
+
+        Args:
+            mask: bool, one per step or per entry: whose loss counts. None: all.
+            reset: bool, one per sequence (which begin anew with this window) or one per entry (which begin anew at a
+                step inside it).
+            ends: which sequences end with this window: nothing later is worth anything to them, and they begin anew
+                with the next one. True: all.
+            label: what the heads look at beside the state, where they have a condition.
+
+        Shapes: x, target, mask [time, batch, ...], or [batch, time, ...] where the module is batch first.
+
+        Raises:
+            RecurrentError: the window does not fit; all misfits are listed.
+        """
+        if not self.core.training:
+            raise RecurrentError(["the module is in eval mode"], "call rnn.core.train(), or run the module itself")
+        window = make_window(self.core, self.options.horizon, x, target, mask, reset, ends, label)
+        learned = self._step(window)
+        tally = Tally()
+        tally.add(learned)
+        return StepResult(tally.mean(), _detached(learned.forward.output), learned.reports)
+
+    def run(
+        self, x: Any, target: Any = None, *, mask: Tensor | None = None, reset: Tensor | None = None,
+        lengths: Any = None, ends: bool = True, label: Any = None, outputs: bool = False,
+    ) -> StepResult:  # fmt: skip
+        """Whole sequences, of any length, window by window. Packed sequences come as they are.
+
+        Args:
+            lengths: [batch], of sequences that are padded.
+            ends: the sequences end with the last step; False: the next call goes on with them.
+            outputs: also return the outputs of all steps; else the last window's.
+
+        Returns: the mean loss over all entries that count, and the metrics of the last window that has some.
+
+        Raises:
+            RecurrentError: the sequences do not fit; all misfits are listed.
+        """
+        if not self.core.training:
+            raise RecurrentError(["the module is in eval mode"], "call rnn.core.train(), or run the module itself")
+        stream = make_stream(self.core, x, target, mask, reset, lengths, ends, label)
+        self.ending = self.ending or ends
+        tally, kept = Tally(), []
+        reports: dict[str, dict[str, float]] = {}
+        for window in stream.windows(self.core, self.options.horizon):
+            learned = self._step(window)
+            tally.add(learned)
+            reports = learned.reports or reports
+            if outputs or window.last:
+                kept.append(_detached(learned.forward.output))
+        output = kept[0] if len(kept) == 1 else pytree.tree_map(lambda *t: torch.cat(t, self.core.time), *kept)
+        return StepResult(tally.mean(), output, reports)
+
+    @property
+    def state(self) -> Any:
+        """The state behind the last window, detached; None where all sequences begin anew."""
+        return None if self._place is None or self._learner is None else self._learner.layout.state(self._place.leaves)
+
+    def reset(self, state: Any = None) -> None:
+        """All sequences begin anew with the next window, in the state that is given, else as `initial` says."""
+        self._stored, self._place, self._given = [], None, state
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained: the module's own, and the head's as soon as a window has shown what it looks at."""
+        return list(dict.fromkeys(p for module in self.modules().values() for p in module.parameters()))
+
+    def modules(self) -> dict[str, nn.Module]:
+        """All that has weights: "core", and where they are there "initial", "head", "auxiliary"."""
+        learner = self._learner
+        beside = {} if learner is None else {"head": learner.estimator, "auxiliary": learner.auxiliary}
+        found = {"core": self.core, "initial": self.initial, **beside}
+        return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write modules, optimisers, the place in the stream and random states to a file, atomically."""
+        save_checkpoint(path, {"recurrent": self._waiting or state_of(self)})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a file that `save` wrote, also in mid-stream, with the numbers of never having stopped.
+
+        Raises:
+            CheckpointError: the file is no such checkpoint.
+            RecurrentError: it belongs to another model.
+        """
+        state = load_checkpoint(path, {"recurrent"})
+        self._waiting = fitting(self, state["recurrent"])
+        for name, module in self.modules().items():
+            if name in ("core", "initial"):  # at once: a user may want to look at them before the first window
+                module.load_state_dict(self._waiting["modules"][name])
+        self.steps, self.skipped, self.ending = (self._waiting[name] for name in ("steps", "skipped", "ending"))
+        if self._learner is not None or not self._waiting["groups"]:
+            self._resume()
+        restore_random(state)
+
+    def _step(self, window: Window) -> Learned:
+        learner = self._prepared(window)
+        self.ending = self.ending or window.ends is not None
+        first = self._first(learner, window)
+        place = begin(learner.layout, self._place, first, window)
+        seen = learner.seen(window)
+        self.steps += 1
+        if self.options.stores:
+            learned = self._store(learner, Stored(window, place, seen, random_state()), first)
+        else:
+            learned = learner.window(window, place, first, seen, self._strengths(), None, self._looks())
+        self._place = behind(window, learned.forward.last, seen, learned.view)
+        self._update(learner, window, learned)
+        return learned
+
+    def _store(self, learner: Learner, stored: Stored, first: list[Any]) -> Learned:
+        """Run a window without a graph and keep it; where all sequences have ended, go back through all of them."""
+        self._stored.append(stored)
+        learned = learner.ahead(stored.window, stored.place, first)
+        if stored.window.all_end:
+            learned.metrics = sweep(learner, self._stored, first, self._strengths(), self._looks()).metrics
+            self._stored = []
+        return learned
+
+    def _update(self, learner: Learner, window: Window, learned: Learned) -> None:
+        """Step the optimisers where it is time to."""
+        each = self.options.update == "window" and not self.options.stores
+        if not each and (window.ends is None or self._stored):
+            return
+        core = learner.update()
+        if core["skipped"]:
+            self.skipped += 1
+            self._place = mended(learner.layout, self._place)
+        if self._looks() or core["skipped"]:
+            learned.reports = {"core": {**core, "skipped": float(self.skipped)}, "horizon": learned.metrics}
+
+    def _refuse_nested(self) -> None:
+        """Boundaries inside the module learn in every backward pass, so there must be just one."""
+        nested = any(isinstance(module, Boundary) for module in self.core.modules())
+        (scale, discount, _), o = self.options.strengths(ending=True), self.options
+        if nested and (o.stores or o.traces is not None or o.boundary == "shuffled" or scale != discount or o.warm_up):
+            raise RecurrentError(
+                ["the step module is decoupled, and these options need two passes through each window"],
+                "leave out blend, traces and warm_up, and give scale and discount the same value",
+            )
+
+    def _looks(self) -> bool:
+        return self.monitor > 0 and self.steps % self.monitor == 0
+
+    def _strengths(self) -> Strengths:
+        return self.options.strengths(self.ending)
+
+    def _first(self, learner: Learner, window: Window) -> list[Any]:
+        given, self._given = self._given, None
+        if given is not None:
+            return learner.layout.leaves(given)
+        return first_leaves(self.core, learner.layout, self.initial, window)
+
+    def _prepared(self, window: Window) -> Learner:
+        """The learner, made now if this is the first window."""
+        if self._learner is None:
+            self._learner = make_learner(
+                self.core, self.options, self.loss, self.initial, self._head, self._condition, self._choices, window
+            )  # fmt: skip
+            if self._waiting is not None:
+                self._resume()
+        return self._learner
+
+    def _resume(self) -> None:
+        """Take up the checkpoint that waits."""
+        assert self._waiting is not None, "a checkpoint waits"
+        take_up(self, self._waiting)
+        self._waiting = None
+
+
+def _detached(output: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: t.detach(), output)

@@ -1,0 +1,60 @@
+"""Windows that are kept until their sequence has ended, and then gone through backwards."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dnigraph.passes.capture.untouched import random_state, set_random_state
+
+from .learner import Learned, Learner
+from .options import Strengths
+from .places import Place
+from .window import Window
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All that a second run of a window needs: its inputs and the state in which it began, and no graph."""
+
+    window: Window
+    place: Place
+    seen: Any  # what the head looks at behind the window
+    random: dict[str, Any]
+
+
+def sweep(
+    learner: Learner, windows: Sequence[Stored], first: Sequence[Any], strengths: Strengths, look: bool
+) -> Learned:
+    """Run the windows again, the last one first, each with its graph alone; gradients add up.
+
+        window 0 ◄─G1─ window 1 ◄─G2─ window 2          G = lambda * what came back + (1 - lambda) * estimate
+
+    With lambda = 1 this is backprop through time over the whole sequence. Each run draws the random numbers that the
+    first one drew. Returns what the first window of the sequence gave.
+
+    Source: Jaderberg et al. 2017, arXiv 1608.05343, supplement A (BP(lambda)).
+    """
+    now, later, learned = random_state(), None, None
+    try:
+        for stored in reversed(windows):
+            set_random_state(stored.random)
+            arguments = (stored.window, stored.place, first, stored.seen, strengths, later, look)
+            learned = learner.window(*arguments)
+            later = learned.target
+    finally:
+        set_random_state(now)
+    assert learned is not None, "there is a window to go through"
+    return learned
+
+
+def packed(windows: Sequence[Stored]) -> list[dict[str, Any]]:
+    """For a checkpoint: plain containers of tensors."""
+    return [
+        {"window": vars(s.window), "place": vars(s.place), "seen": s.seen, "torch": s.random["torch"]} for s in windows
+    ]
+
+
+def unpacked(states: Sequence[dict[str, Any]]) -> list[Stored]:
+    """What `packed` packed."""
+    now = random_state()
+    return [Stored(Window(**s["window"]), Place(**s["place"]), s["seen"], {**now, "torch": s["torch"]}) for s in states]
