@@ -60,7 +60,7 @@ class Settings:
 
     def _look(self) -> None:
         self.modules = list(self._model.modules())
-        self._children = [m._modules for m in self.modules if m._modules]
+        self._children = [m._modules for m in self.modules if isinstance(m._modules, dict) and m._modules]
         self._placed = list(chain.from_iterable(map(dict.values, self._children)))
         opened = [m for m in self.modules if m._modules or not _is_torchs(m)]
         self._hooks = [vars(m)[name] for m in opened for name in _HOOKS if name in vars(m)]

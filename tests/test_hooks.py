@@ -561,3 +561,17 @@ def test_state_that_fails_on_other_inputs_is_state_kept_between_calls():
 
     assert dm.plan.capture == "hooks"
     assert any("state between calls" in note for note in dm.plan.notes)
+
+
+def test_behind_a_convolution_along_a_line_the_length_may_be_another():
+    class Wave(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).mean(2) * (2 if random.random() < 0.5 else 1)
+
+    dm = hooked(Wave(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Conv1d(6, CLASSES, 3)), "1", torch.randn(4, 2, 20))
+
+    for length in (20, 33):
+        with dm.conditioned(labels(4)):
+            dm(torch.randn(4, 2, length)).sum().backward()
+
+    assert dm.boundaries["1"].spec.kind == "maps"

@@ -130,3 +130,22 @@ def test_a_part_that_learns_again_is_cut_again():
         dm(X).sum().backward()
 
     assert not model.block.a.weight.grad.any()  # the head's first word is zero
+
+
+def test_a_script_inside_keeps_its_own_table_of_modules():
+    class Scripted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+            self.c = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.c(self.b(self.a(x)))
+
+    model = Scripted()
+    x = torch.randn(5, 4)
+
+    with pytest.warns(dg.UnconditionedWarning):
+        dm = dg.decouple(model, "a", (x,))
+
+    assert torch.equal(dm(x), model(x))

@@ -21,6 +21,7 @@ from ..errors import CaptureError
 from ..marker import cut as marker
 from .annotate import Counter, batch_dim
 from .inputs import input_names
+from .layout import makes_lines
 from .trees import flatten
 from .untouched import fresh_copies, untouched
 from .watch import Site, Watch
@@ -112,7 +113,7 @@ class _Graph:
     """From the marks in autograd's graph to a graph of events."""
 
     def __init__(self, model: nn.Module, run: _Run, batch: int):
-        self.run, self.batch = run, batch
+        self.model, self.run, self.batch = model, run, batch
         self.trained = {id(p): (name, p.numel(), True) for name, p in model.named_parameters() if p.requires_grad}
         self.graph = fx.Graph()
         self.nodes: list[fx.Node] = []
@@ -124,7 +125,7 @@ class _Graph:
             if happened.site.side == "mark":
                 node.target, node.kwargs = marker, {"name": happened.site.path}
             node.meta |= self._facts(happened.value) | {"site": happened.site, "nn_module_stack": happened.stack}
-            node.meta |= {"flops": happened.flops, "seconds": happened.seconds}
+            node.meta |= {"flops": happened.flops, "seconds": happened.seconds, "line": self._is_line(node)}
             self.nodes.append(node)
         if not results:
             raise CaptureError(["no result of this call carries a gradient: there is nothing to learn from"])
@@ -151,6 +152,15 @@ class _Graph:
         trained = tuple(self.trained[i] for i in parameters if i in self.trained)
         node.meta |= {"parameters": trained, "buffers": (), "random": False, "writes": ()}
         return node
+
+    def _is_line(self, node: fx.Node) -> bool:
+        """Whether the value is a map along a line: it enters or leaves a layer on maps, or comes from one."""
+        site, shape = node.meta["site"], node.meta["shape"]
+        if len(shape) != 3:
+            return False
+        beside = self.model.get_submodule(site.path) if site.side != "mark" else None
+        alike = (n for n in node.all_input_nodes if n.meta.get("shape") == shape)
+        return makes_lines(beside) or any(n.meta.get("line", False) for n in alike)
 
     def _facts(self, value: Tensor) -> dict[str, Any]:
         return {

@@ -31,8 +31,13 @@ def note_lines(recording: Recording, model: nn.Module) -> None:
             node.meta["line"] = _makes_line(node, recording, model) or any(n.meta.get("line", False) for n in alike)
 
 
+def makes_lines(module: object) -> bool:
+    """Whether a layer works on maps, so that a three-dimensional value beside it is one along a line."""
+    return isinstance(module, _LAYERS)
+
+
 def _makes_line(node: fx.Node, recording: Recording, model: nn.Module) -> bool:
     if node.op == "call_module":
-        return isinstance(lookup(model, recording.constants, str(node.target)), _LAYERS)
+        return makes_lines(lookup(model, recording.constants, str(node.target)))
     name = str(getattr(node.target, "__name__", node.target)).removeprefix("_").removeprefix("native_")
     return node.op in ("call_function", "call_method") and name.startswith(_CALLS)
