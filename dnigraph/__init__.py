@@ -22,6 +22,7 @@ from .passes.marker import cut
 from .passes.plan import Plan
 from .probing import Probe, probe
 from .recurrent import Recurrent, RecurrentError
+from .settings import SettingsWarning
 
 __version__ = "0.1.0"
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Recurrent",
     "RecurrentError",
     "Report",
+    "SettingsWarning",
     "StepResult",
     "UnconditionedWarning",
     "UnmatchedWarning",
