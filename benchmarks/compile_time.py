@@ -72,7 +72,7 @@ def case(make: Callable[[int], nn.Sequential], nodes: int, cuts: int) -> dict[st
     for _ in range(ROUNDS if nodes <= MANY else 1):
         recordings.clear()
         seconds["capture"].append(timed(lambda: recordings.append(capture(model, (x,), {}))))
-        with patch.object(sys.modules["dnigraph.decouple"], "run_capture", lambda *_: recordings[0]):
+        with patch.object(sys.modules["dnigraph.climb"], "run_capture", lambda *_: recordings[0]):
             seconds["named"].append(timed(lambda: dg.decouple(model, named, (x,), check=False)))
             seconds["balanced"].append(timed(lambda: dg.decouple(model, cuts + 1, (x,), check=False)))
     found = {how: median(s) for how, s in seconds.items()}
