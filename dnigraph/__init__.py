@@ -15,6 +15,7 @@ from .hooked import HooksWarning
 from .local import Local, StepResult
 from .measure import saved_bytes
 from .module import DecoupledModule
+from .network import EventLog, Network, NetworkError, TickResult, stack
 from .passes.balance import balanced
 from .passes.cuts import after, before
 from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, PlanError
@@ -38,10 +39,13 @@ __all__ = [
     "DataError",
     "DecoupledModule",
     "DniGraphError",
+    "EventLog",
     "GuardMiss",
     "HooksWarning",
     "Interfaces",
     "Local",
+    "Network",
+    "NetworkError",
     "Plan",
     "PlanError",
     "Probe",
@@ -49,6 +53,7 @@ __all__ = [
     "RecurrentError",
     "Report",
     "StepResult",
+    "TickResult",
     "UnconditionedWarning",
     "UnmatchedWarning",
     "Visit",
@@ -73,5 +78,6 @@ __all__ = [
     "probe",
     "saved_bytes",
     "silent",
+    "stack",
     "tokens",
 ]
