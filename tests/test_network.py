@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from models import ZOO, cut_up, labels, loss_of
 from torch import nn
 
 import dnigraph as dg
@@ -28,6 +29,10 @@ def squared(output, target):
 
 def sgd(parameters):
     return torch.optim.SGD(parameters, 0.1)
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, 1e-2)
 
 
 def chain(**options):
@@ -148,3 +153,21 @@ def test_a_fast_reader_answers_once_with_the_sum_of_all_its_gradients():
     optimizer.step()
     for ours, theirs in zip(a.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_decoupled_model_as_a_network_learns_what_local_learns(name):
+    dm, args = cut_up(name, check=False)
+    other = copy.deepcopy(dm)
+    run, net = dg.Local(dm, loss=loss_of, optimizer=adam), other.network(loss=loss_of, optimizer=adam)
+    y, given = labels(len(args[0])), dict(zip(other.plan.inputs, args, strict=True))
+    net.validate(given)
+
+    for step in range(3):
+        torch.manual_seed(step)  # for dropout
+        run.step(*args, target=y)
+        torch.manual_seed(step)
+        net.tick(given, y)
+
+    assert same(weights(dm.original), weights(other.original))
+    assert all(same(weights(b), weights(other.boundaries[k])) for k, b in dm.boundaries.items())
