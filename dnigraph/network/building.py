@@ -15,8 +15,8 @@ from dnigraph.passes.errors import DniGraphError
 from dnigraph.passes.plan import Crossing
 from dnigraph.updates import Group, MakeOptimizer
 
-from .actor import Actor
-from .channel import Line
+from .actor import Actor, Tick
+from .channel import Line, Message
 from .clock import Clock
 from .errors import NetworkError
 from .inbox import Inbox, batch_of
@@ -180,3 +180,9 @@ def make_group(
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise NetworkError([f"optimizer of {name}: it must return a torch optimiser, not a {type(optimizer).__name__}"])
     return Group(name, trained, optimizer, None, clip)
+
+
+def deliver(outside: list[tuple[str, Inbox]], tick: Tick) -> None:
+    """Hand the network's inputs to who reads them."""
+    for name, inbox in outside:
+        inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)

@@ -1,7 +1,7 @@
 """Networks of models that learn from each other, each at its own pace."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +19,7 @@ from dnigraph.updates import MakeOptimizer
 
 from . import saving, table
 from .actor import Tick
-from .building import Built, build
-from .channel import Message
+from .building import Built, build, deliver
 from .clock import Clock
 from .errors import NetworkError
 from .inbox import batch_of
@@ -29,6 +28,7 @@ from .log import EventLog
 from .policy import PolicyChoice, make_policy
 from .rehearsal import rehearse
 from .synthetic import SyntheticChoice
+from .threads import run_threads
 from .wiring import Graph, Wiring, graph_of, problems
 
 
@@ -215,12 +215,11 @@ class Network:
         Raises:
             NetworkError: the network is wrong, or what is given does not fit it.
         """
-        given = self._named(inputs)
+        tick = self._tick(self.ticks, inputs, targets, label)
         if self._built is None:
-            self.validate(given)
+            self.validate(tick.inputs)
         assert self._built is not None, "validate has built it"
-        tick = self._tick(given, targets, label)
-        self._deliver(tick)
+        deliver(self._built.outside, tick)
         actors = [self._built.actors[name] for name in self._wirings[self.training].order]
         for actor in actors:
             actor.begin(tick)
@@ -231,7 +230,25 @@ class Network:
         self.ticks += 1
         if ends:
             self.finish()
-        return TickResult(tick.number, tick.losses, tick.outputs)
+        return _result(tick)
+
+    def run(self, given: Iterable[tuple[Any, ...]], *, threads: bool = False, capacity: int = 2) -> list[TickResult]:
+        """So many ticks as there are in `given`, each a tuple of what `tick` takes: inputs, targets, label.
+
+        Args:
+            threads: one thread for each agent. The results are bitwise the same, if the modules draw no random
+                numbers: torch has one stream of them for all threads.
+            capacity: so many packets lie in a queue between two threads.
+
+        Raises:
+            NetworkError: as in `tick`; or two agents share parameters, which threads must not.
+        """
+        if not threads:
+            return [self.tick(*one[:2], label=one[2] if len(one) > 2 else None) for one in given]
+        ticks = list(given)
+        if ticks and self._built is None:
+            self.validate(self._named(ticks[0][0]))
+        return run_threads(self, ticks, self._tick, _result, capacity)
 
     def settle(self) -> None:
         """Go no further back: everything that waits for an answer learns from what is known.
@@ -425,19 +442,18 @@ class Network:
             raise NetworkError(strange, "the tick does not fit")
         return dict(given)
 
-    def _tick(self, given: dict[str, Any], targets: Any, label: Any) -> Tick:
+    def _tick(self, number: int, inputs: Any = None, targets: Any = None, label: Any = None) -> Tick:
+        given = self._named(inputs)
         by_agent = self._by_agent("targets", targets, all_of=False)
         labels = self._by_agent("label", label, all_of=True)
         if label is None and by_agent:
             only = next(iter(by_agent.values())) if len(by_agent) == 1 else None
             labels = {name: by_agent.get(name, only) for name in self.agents}
-        return Tick(self.ticks, given, by_agent, labels, batch_of(given.values()), self.training)
+        return Tick(number, given, by_agent, labels, batch_of(given.values()), self.training)
 
-    def _deliver(self, tick: Tick) -> None:
-        """Hand the network's inputs to who reads them."""
-        assert self._built is not None, "only a network that was built runs"
-        for name, inbox in self._built.outside:
-            inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)
+
+def _result(tick: Tick) -> TickResult:
+    return TickResult(tick.number, tick.losses, tick.outputs)
 
 
 def _port(words: str) -> Port:
