@@ -44,7 +44,7 @@ class Predictor(nn.Module):
 
     def forward(self, *seen: Tensor) -> Tensor:
         rows = torch.cat([v.flatten(1).to(self.output.weight.dtype) for v in seen], 1)
-        found: Tensor = self.output(self.hidden(rows)) * GAIN
+        found: Tensor = self.output(self.hidden(rows)).mul(GAIN)
         return found.view(len(rows), *self.shape)
 
 
