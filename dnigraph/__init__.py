@@ -15,6 +15,7 @@ from .hooked import HooksWarning
 from .local import Local, StepResult
 from .measure import saved_bytes
 from .module import DecoupledModule
+from .network import EventLog, Network, NetworkError, TickResult, stack
 from .passes.balance import balanced
 from .passes.cuts import after, before
 from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, PlanError
@@ -39,10 +40,13 @@ __all__ = [
     "DataError",
     "DecoupledModule",
     "DniGraphError",
+    "EventLog",
     "GuardMiss",
     "HooksWarning",
     "Interfaces",
     "Local",
+    "Network",
+    "NetworkError",
     "Plan",
     "PlanError",
     "Probe",
@@ -51,6 +55,7 @@ __all__ = [
     "Report",
     "SettingsWarning",
     "StepResult",
+    "TickResult",
     "UnconditionedWarning",
     "UnmatchedWarning",
     "Visit",
@@ -75,5 +80,6 @@ __all__ = [
     "probe",
     "saved_bytes",
     "silent",
+    "stack",
     "tokens",
 ]

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -24,6 +24,9 @@ from .passes.plan import Plan
 from .passes.split import Value, boundary_key
 from .settings import Settings, warn_changed
 from .variant import Cutting, Variant, assemble, cut, sizes
+
+if TYPE_CHECKING:
+    from .network import Network
 
 PATHS = 12  # more ways through a model than this: its structure is decided anew in every step
 
@@ -119,6 +122,20 @@ class CapturedModule(DecoupledModule):
         except CaptureError:
             if self.training:
                 raise
+
+    def network(
+        self, *, loss: Any, optimizer: Any = None, p_update: float = 1.0, seed: int = 0, log: bool = False
+    ) -> "Network":
+        """The model as a network, each part an agent: it learns what `Local` does, or sporadically, or out of order.
+
+        Args:
+            loss, optimizer: as in `Local`; the dict's names are those of parts, heads go with their producers.
+            p_update: how probable it is that a part learns in a tick.
+            seed, log: as in `Network`.
+        """
+        from .network.conversion import network_of  # it needs this class
+
+        return network_of(self, loss, optimizer, p_update, seed, log)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         found, inputs = self._known(args, kwargs)
@@ -315,6 +332,7 @@ class CapturedModule(DecoupledModule):
         held = made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
         made.context = copy.deepcopy(self.context, memo)
         made._beside.ignore(self._beside.ignored)
+        made.unlock = self.unlock
         made._variants = {k: [assemble(v.cutting, model, held) for v in found] for k, found in self._variants.items()}
         places = {id(v): (k, i) for k, found in self._variants.items() for i, v in enumerate(found)}
         for mode, variant in self._primary.items():

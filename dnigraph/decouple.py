@@ -30,6 +30,7 @@ def decouple(
     head: "HeadChoice | Mapping[str, HeadChoice]" = "auto",
     condition: ConditionChoice = None,
     boundary: "BoundaryChoice | Mapping[str, BoundaryChoice]" = "dni",
+    unlock: str = "update",
     capture: str = "auto",
     check: bool = True,
 ) -> DecoupledModule:
@@ -49,6 +50,9 @@ def decouple(
         condition: what the heads see of the label: `one_hot(10)`, `embedded(vocabulary, width)`, or a factory.
         boundary: "dni", "oracle", "local-loss", a factory such as `dni(warm_up=100)`, or a dict from crossings (or
             globs) to these.
+        unlock: "update": a part need not wait for what comes after it. "forward": nor for what comes before it; its
+            inputs are predicted from the model's, and the real values train the predictors. Run it as
+            `dm.network(...)`.
         capture: "auto", or the rung of the capture ladder to stand on: "record", "export", "hooks", "symbolic". "auto"
             takes the first of the first three that gives a graph which passes the check; the plan's notes say why those
             above it were refused. On "hooks" the model runs whole: see `HookedModule`.
@@ -61,15 +65,21 @@ def decouple(
         HeadError, BoundaryError, ConditionError: a choice does not fit a crossing.
     """
     _refuse(model)
+    if unlock not in ("update", "forward"):
+        raise DniGraphError(f"unlock={unlock!r}: say 'update' or 'forward'")
     choices = Choices(head, condition, boundary)
     args, kwargs = _example(example_args, example_kwargs)
     if args is None:
         dm: DecoupledModule = CapturedModule(model, cuts, capture, choices.make)
         _without_example(dm, capture)
+        dm.unlock = unlock
         return dm
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts  # several rungs may read them
     climb = Climb(model, *canonical(inspect.signature(model.forward), args, kwargs), cuts, capture)
     dm = climb.first(lambda how: climb.decoupled(how, choices, check))
+    if unlock == "forward" and not isinstance(dm, CapturedModule):
+        raise DniGraphError("unlock='forward': the model runs whole, on hooks, so no part can run before another")
+    dm.unlock = unlock
     dm.train(model.training) if dm.training != model.training else None
     warn_unconditioned(dm.boundaries, "train inside `with dm.conditioned(label):` or with dg.Local", stacklevel=3)
     return dm

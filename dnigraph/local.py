@@ -68,6 +68,11 @@ class Local:
                 "Local runs a model part by part, and this one runs whole, on hooks (dm.plan.notes says why): train it "
                 "drop-in, with loss.backward() and an optimiser of dm.parameters()"
             )
+        if dm.unlock == "forward":
+            raise DniGraphError(
+                "Local runs the parts one after the other, and this model was unlocked forward, so that none waits for "
+                "another: run it as net = dm.network(loss=..., optimizer=...); net.tick(x, y)"
+            )
         self.dm, self.loss, self.monitor = dm, loss, monitor
         self.updates = Updates(dm, optimizer, scheduler, clip)
         self.steps = 0

@@ -47,6 +47,7 @@ class DecoupledModule(fx.GraphModule):
     """
 
     original: nn.Module  # the very model that was decoupled
+    unlock = "update"  # "forward": as a network, its parts run on predicted inputs, too
 
     def __init__(self, model: nn.Module, make_boundary: MakeBoundary):
         super().__init__(nn.Module(), fx.Graph(), class_name=f"Decoupled{type(model).__name__}")

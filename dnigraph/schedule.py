@@ -124,9 +124,9 @@ class Step:
         return boundary.meet(value)
 
     def _learn(self, run: _Run, known: Mapping[str, Any], settled: bool = False) -> None:
-        roots = [pair for name, visit in run.visits.items() for pair in _pairs(visit.roots, known[name])]
+        roots = [pair for name, visit in run.visits.items() for pair in pairs(visit.roots, known[name])]
         roots += [(value, seen.grad) for value, seen in run.results if seen.grad is not None]
-        _backward(roots)
+        backward(roots)
         self.updates.part_done(run.part.name)
         for name, visit in run.visits.items():
             if settled:
@@ -145,7 +145,7 @@ class Step:
         readers = self.crossings[name].consumers
         if name in self.settling and len(self.sent[name]) == len(readers):
             visit = self.settling.pop(name)
-            _backward(_pairs(visit.roots, visit.settle(self._target(name))))
+            backward(pairs(visit.roots, visit.settle(self._target(name))))
             self.updates.boundary_done(self.crossings[name].name)
 
     def _target(self, name: str) -> Tensor | None:
@@ -166,11 +166,13 @@ class Step:
                 self.variant.silent.add(i)
 
 
-def _pairs(roots: tuple[Tensor, ...], gradients: Any) -> list[tuple[Tensor, Tensor]]:
+def pairs(roots: tuple[Tensor, ...], gradients: Any) -> list[tuple[Tensor, Tensor]]:
+    """The roots that have a gradient, with it."""
     return [(r, g) for r, g in zip(roots, gradients, strict=True) if g is not None and r.requires_grad]
 
 
-def _backward(roots: list[tuple[Tensor, Tensor]]) -> None:
+def backward(roots: list[tuple[Tensor, Tensor]]) -> None:
+    """One backward pass from all roots, outside autocast."""
     if roots:
         with _no_autocast():
             torch.autograd.backward([r for r, _ in roots], [g for _, g in roots])

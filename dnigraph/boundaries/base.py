@@ -40,6 +40,19 @@ class Boundary(nn.Module, ABC):
         Shapes: value [batch, ...], also where the model keeps its batch elsewhere; `meet` and `forward` see to that.
         """
 
+    def again(self, value: Tensor) -> Visit:
+        """A visit of a value that was visited before and whose target comes only now, to be settled at once.
+
+        Weights have moved on since, so the boundary looks at the value afresh. It counts as no step. Here: nothing
+        learns from a target, as in a boundary without a head.
+        """
+        return Visit((value,), (None,), lambda target: (None,))
+
+    @property
+    def waits(self) -> bool:
+        """Whether the producer may have to wait for the target in some visits."""
+        return True
+
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, value: Tensor, consumers: int = 1) -> Tensor | tuple[Tensor, ...]:
         """The value itself, bitwise; for several consumers a tuple with one alias for each.
@@ -67,9 +80,9 @@ class Boundary(nn.Module, ABC):
 
         return Visit((value,), None, settle)
 
-    def meet(self, value: Tensor) -> Visit:
-        """`visit` for a value and targets as the model has them, wherever their batch dimension stands."""
-        visit = self.visit(self._batch_first(value))
+    def meet(self, value: Tensor, again: bool = False) -> Visit:
+        """`visit`, or `again`, for a value and targets as the model has them, wherever their batch dimension stands."""
+        visit = (self.again if again else self.visit)(self._batch_first(value))
         settle = visit.settle  # not the visit: its roots keep the producer's graph alive
         return Visit(visit.roots, visit.now, lambda t: settle(None if t is None else self._batch_first(t)))
 

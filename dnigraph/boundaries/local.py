@@ -46,6 +46,11 @@ class LocalLoss(Boundary):
         self._seen = loss.detach()
         return Visit((value, loss), (None, torch.ones_like(loss)), lambda target: (None, None))
 
+    @property
+    def waits(self) -> bool:
+        """Never: its loss is here."""
+        return False
+
     def metrics(self) -> dict[str, float]:
         """The local loss of the last visit."""
         return {} if self._seen is None else {"local_loss": float(self._seen)}

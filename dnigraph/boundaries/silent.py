@@ -30,6 +30,11 @@ class Silent(Boundary):
             return Visit((value,), None, lambda target: (target,))
         return Visit((value,), (None,), lambda target: (None,))
 
+    @property
+    def waits(self) -> bool:
+        """Whether some visits are true."""
+        return bool(self.warm_up or self.refresh)
+
     def get_extra_state(self) -> int:
         """How many steps there were, for a checkpoint."""
         return self._visits

@@ -1,6 +1,7 @@
 """The decoupled neural interface: a head predicts the gradient, and learns from the one that comes later."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -74,11 +75,23 @@ class Dni(Boundary):
         self._sample = list(self.head.parameters())[:1]  # in a list: it is the head's, and speaks of its precision
 
     def visit(self, value: Tensor) -> Visit:
+        return self._visit(value, self._next_share)
+
+    def again(self, value: Tensor) -> Visit:
+        """The head's regression alone, with the weights that it has now."""
+        return self._visit(value, lambda: 0.0)
+
+    @property
+    def waits(self) -> bool:
+        """Whether some visits are true."""
+        return bool(self.options.warm_up or self.options.refresh or self.options.blend)
+
+    def _visit(self, value: Tensor, next_share: Callable[[], float]) -> Visit:
         if not isinstance(self.head, Foreign):
             self.expect_width(value)
         batch = len(value) if value.ndim else 1
         label = self._label(value)
-        share = self._next_share()
+        share = next_share()
         estimate = self._estimate(value.detach(), label)
         given = (estimate.detach() * (self.scale() * (GAIN / batch))).to(value.dtype)
         again = None if self.replay is None else self.replay.loss(self._estimate)

@@ -1,0 +1,8 @@
+"""Networks of models: agents with clocks of their own that send each other messages and learn without waiting."""
+
+from .errors import NetworkError
+from .log import EventLog
+from .network import Network, TickResult
+from .policy import stack
+
+__all__ = ["EventLog", "Network", "NetworkError", "TickResult", "stack"]

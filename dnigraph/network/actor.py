@@ -1,0 +1,298 @@
+"""An agent at work: what it does in a tick, and when its parameters move."""
+
+import zlib
+from collections import deque
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnigraph.module import DecoupledModule
+from dnigraph.updates import Group
+
+from .errors import NetworkError
+from .firing import Firing, stashed
+from .inbox import ABSENT, Inbox, entered
+from .link import Agent
+from .log import EventLog
+from .outbox import Outbox
+from .ports import outputs_of
+from .synthetic import Foretold
+
+
+@dataclass
+class Tick:
+    """What one tick of the network is given, and what comes of it."""
+
+    number: int
+    inputs: Mapping[str, Any]  # of the network, by name
+    targets: Mapping[str, Any]  # by agent
+    labels: Mapping[str, Any]  # by agent
+    batch: int | None
+    learning: bool = True
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+
+
+class Actor:
+    """Runs one agent. A tick has three phases, so that all that waits for something waits for an earlier phase.
+
+        begin   read, fire, learn from what is known at once, send
+        end     take the messages that nobody waited for, hear the answers of those that read without delay; answer
+        close   hear all other answers; they count from the next tick on
+
+    The optimiser is stepped after a phase that brought gradients: all that came together counts together.
+    """
+
+    def __init__(self, agent: Agent, inboxes: list[Inbox], outboxes: list[Outbox], seed: int, log: EventLog | None):
+        self.agent, self.inboxes, self.outboxes, self.log = agent, inboxes, outboxes, log
+        self.group: Group | None = None
+        self.waiting: list[Firing] = []
+        self.fired = 0
+        self._chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
+        self._learned = False
+        fed = {inbox.sink.name for inbox in inboxes}
+        self._free = {f"{agent.name}.{name}": name for name in agent.inputs.names if name not in fed}
+        waits = any(box.boundary is not None and box.boundary.waits for box in outboxes)
+        self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if waits else []
+
+    # ---- the phases
+
+    def begin(self, tick: Tick) -> None:
+        """Read, fire, learn, send."""
+        for inbox in self.inboxes:
+            if inbox.ordered:
+                inbox.pull()
+            if not (isinstance(inbox, Foretold) and tick.learning):
+                inbox.arrive(tick.number)
+        if self.agent.present and self.agent.clock.fires(tick.number):
+            firing = self._fire(tick)
+            if firing is not None:
+                self.waiting.append(firing)
+                self._learn()
+        self.step()
+        for box in self.outboxes:
+            box.push()
+
+    def end(self, tick: Tick) -> None:
+        """Hear what comes within the tick, and answer."""
+        for inbox in self.inboxes:
+            if not inbox.ordered:
+                inbox.pull()
+            if isinstance(inbox, Foretold) and tick.learning:
+                inbox.compare(tick.number)
+        for box in self.outboxes:
+            box.hear(True)
+        self._learn()
+        for inbox in self.inboxes:
+            inbox.push()
+
+    def close(self, tick: Tick) -> None:
+        """Hear the rest. What waits for answers of later ticks lets go of what it does not need."""
+        for box in self.outboxes:
+            box.hear(False)
+        self._learn()
+        self.step()
+        for box in self.outboxes:
+            box.forget_graphs()
+            self._note_answers(box, tick.number)
+
+    def step(self) -> None:
+        """Update the agent and its heads where gradients have come."""
+        if self._learned and self.group is not None:
+            self.group.update()
+        self._learned = False
+        for box in self.outboxes:
+            box.step()
+
+    # ---- firing
+
+    def _fire(self, tick: Tick) -> Firing | None:
+        """The forward pass; the firing, if there is anything to learn."""
+        updates = tick.learning and self._draw()
+        firing = Firing(tick.number, boxes=self.outboxes)
+        arguments = self._read(firing, tick, updates)
+        label = tick.labels.get(self.agent.name)
+        with torch.set_grad_enabled(updates), stashed(self._stash) if self._stash and updates else nullcontext():
+            made = self._call(arguments, label)
+            outputs = outputs_of(made, self.agent.outputs)
+            if tick.learning:
+                self._send(firing, tick, outputs, label, updates)
+        if not tick.learning:
+            self._pass_on(firing, tick, outputs)
+        loss = self._loss(made, outputs, tick, updates)
+        tick.outputs[self.agent.name] = {k: v.detach() if isinstance(v, Tensor) else v for k, v in outputs.items()}
+        self.fired += 1
+        if self.log is not None:
+            self.log.fired(tick.number, self.agent.name, firing.readings, updates)
+        if updates:
+            firing.loss = loss
+            return firing
+        firing.done()
+        return None
+
+    def _draw(self) -> bool:
+        """Whether this firing learns."""
+        p = self.agent.p_update
+        return p >= 1 or float(torch.rand((), generator=self._chance)) < p
+
+    def _read(self, firing: Firing, tick: Tick, learns: bool) -> dict[str, Any]:
+        arguments = {}
+        for inbox in self.inboxes:
+            if isinstance(inbox, Foretold) and tick.learning:
+                reading = inbox.foretell(tick.number, tick.inputs)
+            else:
+                reading = inbox.read(tick.number, tick.batch)
+            if reading.value is ABSENT:
+                if inbox.sink.name in self.agent.inputs.optional:
+                    continue
+                raise NetworkError([f"{inbox.sink} is read in tick {tick.number}, and nothing has come there yet"])
+            leaf = entered(reading.value, learns and not inbox.link.outside)
+            arguments[inbox.sink.name] = leaf
+            firing.readings.append((inbox, reading, leaf))
+        return arguments | self._given(tick)
+
+    def _given(self, tick: Tick) -> dict[str, Any]:
+        """The inputs that no link feeds."""
+        known = {port: name for port, name in self._free.items() if port in tick.inputs}
+        needed = [port for port, name in self._free.items() if name not in self.agent.inputs.optional]
+        if missing := [port for port in needed if port not in known]:
+            words = [f"{port} is needed in tick {tick.number}: tick({{{port!r}: ...}})" for port in missing]
+            raise NetworkError(words, "the tick does not fit")
+        return {name: tick.inputs[port] for port, name in known.items()}
+
+    def _call(self, arguments: Mapping[str, Any], label: Any) -> Any:
+        module = self.agent.module
+        if label is not None and isinstance(module, DecoupledModule):
+            with module.conditioned(label):
+                return module(**arguments)
+        return module(**arguments)
+
+    def _send(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any], label: Any, updates: bool) -> None:
+        for number, box in enumerate(self.outboxes):
+            if box.port not in outputs:
+                continue  # it says nothing this time
+            value = outputs[box.port]
+            if not updates and isinstance(value, Tensor) and value.is_floating_point():
+                value = value.detach().requires_grad_()  # nobody learns from the estimate, but the head from the answer
+            with torch.enable_grad():
+                visit = box.send(tick.number, value, label, firing)
+            if visit is not None:
+                firing.visited(number, visit)
+
+    def _pass_on(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for box in self.outboxes:
+                if box.port in outputs:
+                    box.send(tick.number, outputs[box.port], None, firing)
+
+    def _loss(self, made: Any, outputs: Mapping[str, Any], tick: Tick, updates: bool) -> Tensor | None:
+        agent = self.agent
+        if agent.loss is None or (not isinstance(agent.loss, str) and agent.name not in tick.targets):
+            return None
+        with torch.set_grad_enabled(updates):
+            loss = (
+                outputs.get(agent.loss) if isinstance(agent.loss, str) else agent.loss(made, tick.targets[agent.name])
+            )
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise NetworkError([f"the loss of {agent.name} must be one number in a tensor, not {found}"])
+        tick.losses[agent.name] = loss.detach()
+        return loss
+
+    # ---- learning
+
+    def _learn(self) -> None:
+        """Let all firings learn that know enough."""
+        still = []
+        for firing in self.waiting:
+            if not firing.knows:
+                still.append(firing)
+                continue
+            firing.learn()
+            self._learned = True
+        self.waiting = still
+
+    def settle(self, tick: int) -> bool:
+        """Hear and learn what can be, without a step; whether anything happened."""
+        before = self._open()
+        for box in self.outboxes:
+            box.hear(True)
+            box.hear(False)
+        self._learn()
+        for box in self.outboxes:
+            self._note_answers(box, tick)
+        return self._open() != before
+
+    def _open(self) -> int:
+        return len(self.waiting) + sum(len(box.sent) for box in self.outboxes)
+
+    def clear(self) -> None:
+        """Forget all messages."""
+        self.waiting = []
+        for inbox in self.inboxes:
+            inbox.forget()
+        for box in self.outboxes:
+            box.sent.clear()
+
+    def set_aside(self) -> list[Any]:
+        """All that waits and lies here, to be put back; what follows begins with nothing."""
+        inboxes = [(i.coming, i.entries, i.ready, i.count) for i in self.inboxes]
+        held = [self.waiting, inboxes, [box.sent for box in self.outboxes], self.fired]
+        self.waiting = []
+        for inbox in self.inboxes:
+            inbox.coming, inbox.entries, inbox.ready = deque(), [], []
+        for box in self.outboxes:
+            box.sent = {}
+        return held
+
+    def take_back(self, held: list[Any]) -> None:
+        """Go on with what was set aside."""
+        self.waiting, inboxes, sent, self.fired = held
+        for inbox, (coming, entries, ready, count) in zip(self.inboxes, inboxes, strict=True):
+            inbox.coming, inbox.entries, inbox.ready, inbox.count = coming, entries, ready, count
+        for box, own in zip(self.outboxes, sent, strict=True):
+            box.sent = own
+
+    def _note_answers(self, box: Outbox, tick: int) -> None:
+        if self.log is not None:
+            for sent, used in box.settled:
+                self.log.answered(tick, self.agent.name, box.port, sent, used)
+        box.settled.clear()
+
+    # ---- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """All that is its own between two ticks, without the module."""
+        return {
+            "chance": self._chance.get_state(),
+            "fired": self.fired,
+            "present": self.agent.present,
+            "inboxes": [inbox.state() for inbox in self.inboxes],
+            "outboxes": [box.state() for box in self.outboxes],
+            "optimizer": _state_of(self.group),
+            "heads": [_state_of(box.group) for box in self.outboxes],
+            "predictors": [_state_of(i.group) if isinstance(i, Foretold) else None for i in self.inboxes],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._chance.set_state(state["chance"])
+        self.fired, self.agent.present = state["fired"], state["present"]
+        for inbox, found in zip(self.inboxes, state["inboxes"], strict=True):
+            inbox.load(found)
+        for box, found in zip(self.outboxes, state["outboxes"], strict=True):
+            box.load(found)
+        groups = [self.group, *(b.group for b in self.outboxes)]
+        groups += [i.group if isinstance(i, Foretold) else None for i in self.inboxes]
+        states = [state["optimizer"], *state["heads"], *state["predictors"]]
+        for group, found in zip(groups, states, strict=True):
+            if group is not None:
+                group.optimizer.load_state_dict(found)
+
+
+def _state_of(group: Group | None) -> dict[str, Any] | None:
+    return None if group is None else group.optimizer.state_dict()

@@ -1,0 +1,188 @@
+"""From a checked description to actors: boundaries, predictors, optimisers and channels are made here, once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnigraph.boundaries import Boundary
+from dnigraph.choices import Choices
+from dnigraph.conditions import Context
+from dnigraph.passes.capture.annotate import batch_dim
+from dnigraph.passes.errors import DniGraphError
+from dnigraph.passes.plan import Crossing
+from dnigraph.updates import Group, MakeOptimizer
+
+from .actor import Actor, Tick
+from .channel import Line, Message
+from .clock import Clock
+from .errors import NetworkError
+from .inbox import Inbox, batch_of
+from .link import Agent, Link
+from .log import EventLog
+from .outbox import Outbox
+from .rehearsal import Rehearsal, first
+from .synthetic import Foretold, make_predictor
+from .wiring import Wiring
+
+OUTSIDE = Clock()  # an input of the network may come in any tick
+
+
+@dataclass
+class Built:
+    """A network that can run."""
+
+    actors: dict[str, Actor]
+    boundaries: dict[str, Boundary]  # by their links' names
+    predictors: dict[str, nn.Module]
+    outside: list[tuple[str, Inbox]] = field(default_factory=list)  # inputs of the network, and who reads them
+    inboxes: dict[tuple[int, int], Inbox] = field(default_factory=dict)  # by link and receiver
+    outboxes: dict[int, Outbox] = field(default_factory=dict)  # by link
+
+    def order(self, wiring: Wiring) -> None:
+        """Let links be waited for as `wiring` says."""
+        for (number, _), inbox in self.inboxes.items():
+            inbox.ordered = wiring.waits(number)
+        for number, box in self.outboxes.items():
+            box.ordered = (wiring.waits(number),) * len(box.link.sinks)
+
+    def connect(self, line: Any = Line) -> None:
+        """Lay channels of this kind between all actors."""
+        for (number, sink), inbox in self.inboxes.items():
+            inbox.messages, inbox.answers = line(), line()
+            if sink == 0 and number in self.outboxes:
+                self.outboxes[number].messages, self.outboxes[number].answers = [], []
+            if number in self.outboxes:
+                self.outboxes[number].messages.append(inbox.messages)
+                self.outboxes[number].answers.append(inbox.answers)
+
+
+def build(
+    agents: Mapping[str, Agent], wiring: Wiring, found: Rehearsal, inputs: Mapping[str, Any], context: Context,
+    optimizer: MakeOptimizer, seed: int, log: EventLog | None,
+) -> Built:  # fmt: skip
+    """The actors of a network. Heads and predictors draw from torch's random state, which is put back.
+
+    Raises:
+        NetworkError: a boundary, head or predictor does not fit its link; all of them are listed.
+    """
+    built, misfits = Built({}, {}, {}), list[str]()
+    with torch.random.fork_rng(devices=[]):
+        for number, link in enumerate(wiring.links):
+            try:
+                _lay(built, number, link, agents, wiring, found, inputs, context)
+            except DniGraphError as error:
+                misfits += error.problems if isinstance(error, NetworkError) else [str(error)]
+    if misfits:
+        raise NetworkError(misfits)
+    inboxes: dict[str | None, list[Inbox]] = {}
+    outboxes: dict[str | None, list[Outbox]] = {}
+    for inbox in built.inboxes.values():
+        inboxes.setdefault(inbox.sink.agent, []).append(inbox)
+    for box in built.outboxes.values():
+        outboxes.setdefault(box.link.source.agent, []).append(box)
+    for name, agent in agents.items():
+        built.actors[name] = Actor(agent, inboxes.get(name, []), outboxes.get(name, []), seed, log)
+    _group(built, agents, optimizer)
+    built.connect()
+    built.order(wiring)
+    return built
+
+
+def _lay(
+    built: Built, number: int, link: Link, agents: Mapping[str, Agent], wiring: Wiring, found: Rehearsal,
+    inputs: Mapping[str, Any], context: Context,
+) -> None:  # fmt: skip
+    """The two ends of one link."""
+    batch = batch_of(inputs.values())
+    sample = inputs.get(link.source.name) if link.outside else found.samples.get(str(link.source))
+    sender = OUTSIDE if link.outside else agents[link.source.agent or ""].clock
+    for i, sink in enumerate(link.sinks):
+        kind = Foretold if link.synthetic else Inbox
+        inbox = kind(link, sink, wiring.delays[number], sender, agents[sink.agent or ""].clock, False)
+        inbox.initial = _first(link, sample, batch, sink.name in agents[sink.agent or ""].inputs.optional)
+        if isinstance(inbox, Foretold):
+            if not isinstance(sample, Tensor):
+                raise NetworkError([f"{link.name}: only a tensor can be predicted"])
+            key = f"{link.source} → {sink}"
+            inbox.predictor, inbox.names = make_predictor(link.synthetic, inputs, sample)
+            built.predictors[key] = inbox.predictor
+        built.inboxes[number, i] = inbox
+        if link.outside:
+            built.outside.append((link.source.name, inbox))
+    if link.outside:
+        return
+    boundary = _boundary(link, sample, str(link.source) in found.learns, batch, context)
+    if boundary is not None:
+        built.boundaries[link.name] = boundary
+    built.outboxes[number] = Outbox(link, boundary, (False,) * len(link.sinks))
+
+
+def _first(link: Link, sample: Any, batch: int | None, optional: bool) -> Any:
+    """What is read before anything has come: as the user said, else nothing where the argument has a default, else
+    zeros.
+    """
+    if link.initial is not None:
+        given = first(link.initial, 1 if isinstance(link.initial, tuple | list) else batch)
+        return given.to(sample) if isinstance(given, Tensor) and isinstance(sample, Tensor) else given
+    if optional or not isinstance(sample, Tensor):
+        return None
+    zeros = torch.zeros_like(sample)
+    return zeros[:1] if sample.dim() and len(sample) == batch else zeros
+
+
+def _boundary(link: Link, sample: Any, learns: bool, batch: int | None, context: Context) -> Boundary | None:
+    """What stands on the link; None where no gradient can come back."""
+    if link.boundary is None or not isinstance(sample, Tensor) or not learns:
+        return None
+    if isinstance(link.boundary, Boundary):
+        return link.boundary
+    crossing = Crossing(str(link.source), str(link.source), "", (), tuple(sample.shape), gradient=True)
+    at = batch_dim(tuple(sample.shape), batch if batch is not None else len(sample) if sample.dim() else 1)
+    meta = {"dtype": sample.dtype, "device": sample.device, "batch_dim": at}
+    return Choices(link.head, link.condition, link.boundary).make(crossing, meta, context)
+
+
+def _group(built: Built, agents: Mapping[str, Agent], default: MakeOptimizer) -> None:
+    """Optimisers. A parameter of several agents belongs to the last of them."""
+    owner = {p: name for name, agent in agents.items() for p in agent.module.parameters() if p.requires_grad}
+    taken: set[nn.Parameter] = set()
+    for name, actor in built.actors.items():
+        agent = agents[name]
+        make = agent.optimizer or default
+        own = [p for p in agent.module.parameters() if owner.get(p) == name]
+        actor.group = make_group(name, own, make, agent.clip, taken)
+        for box in actor.outboxes:
+            parameters = [] if box.boundary is None else list(box.boundary.parameters())
+            box.group = make_group(f"the head of {box.link.name}", parameters, make, None, taken)
+        for inbox in actor.inboxes:
+            if isinstance(inbox, Foretold):
+                inbox.group = make_group(
+                    f"the predictor of {inbox.link.name}", list(inbox.predictor.parameters()), make, None, taken
+                )
+
+
+def make_group(
+    name: str, parameters: list[nn.Parameter], make: MakeOptimizer, clip: float | None, taken: set[nn.Parameter]
+) -> Group | None:
+    """Parameters with their optimiser; None where nothing is trained.
+
+    Raises:
+        NetworkError: `make` makes no optimiser.
+    """
+    trained = [p for p in dict.fromkeys(parameters) if p.requires_grad and p not in taken]
+    if not trained:
+        return None
+    taken.update(trained)
+    optimizer = make(trained)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise NetworkError([f"optimizer of {name}: it must return a torch optimiser, not a {type(optimizer).__name__}"])
+    return Group(name, trained, optimizer, None, clip)
+
+
+def deliver(outside: list[tuple[str, Inbox]], tick: Tick) -> None:
+    """Hand the network's inputs to who reads them."""
+    for name, inbox in outside:
+        inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)

@@ -1,0 +1,52 @@
+"""What travels between agents: messages one way, answers the other."""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A value that an agent sent in a tick. It is detached: no graph goes from agent to agent."""
+
+    sent: int  # the tick
+    value: Any
+    wants: bool  # whether the sender waits for an answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one receiver has to say to a message, once: the gradient of all that it did with it."""
+
+    sent: int  # the tick in which the message was sent
+    heard: int  # the tick in which the receiver last learned from it
+    gradient: Tensor | None  # None: it did nothing with it, or did not learn
+
+
+class Channel(Protocol, Generic[T]):
+    """A queue from one agent to another; each puts one packet into it, and takes one out of it, in every tick."""
+
+    def put(self, packet: T) -> None:
+        """Add a packet."""
+
+    def get(self) -> T:
+        """Take the oldest packet."""
+
+
+class Line(Generic[T]):
+    """A channel within one thread: what is taken is there already."""
+
+    def __init__(self) -> None:
+        self._packets: deque[T] = deque()
+
+    def put(self, packet: T) -> None:
+        """Add a packet."""
+        self._packets.append(packet)
+
+    def get(self) -> T:
+        """Take the oldest packet."""
+        return self._packets.popleft()

@@ -1,0 +1,33 @@
+"""When an agent fires: a global clock counts ticks, and each agent takes every so many of them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Fires at the ticks phase, phase + every, phase + 2 * every, ..."""
+
+    every: int = 1
+    phase: int = 0
+
+    def fires(self, tick: int) -> bool:
+        """Whether this tick is one of them."""
+        return tick >= self.phase and (tick - self.phase) % self.every == 0
+
+    def after(self, tick: int) -> int:
+        """The first of them that comes after `tick`."""
+        if tick < self.phase:
+            return self.phase
+        return tick + self.every - (tick - self.phase) % self.every
+
+    def misfits(self) -> list[str]:
+        """What is wrong with it."""
+        wrong = [] if _whole(self.every, 1) else [f"every={self.every!r} (a whole number from 1 on)"]
+        return wrong if _whole(self.phase, 0) else [*wrong, f"phase={self.phase!r} (a whole number from 0 on)"]
+
+    def __str__(self) -> str:
+        return f"every {self.every}" + (f" from {self.phase}" if self.phase else "")
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

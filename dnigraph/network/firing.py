@@ -1,0 +1,79 @@
+"""One firing of one agent, from what it read until it has learned."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnigraph.boundaries import Visit
+from dnigraph.schedule import backward, pairs
+
+from .inbox import Inbox, Reading
+from .outbox import Outbox
+
+
+@dataclass
+class Firing:
+    """What one firing holds until it has learned.
+
+    It learns in one backward pass, from its own loss and from a gradient for each output: the estimates, which are
+    there at once, or for a boundary that waits (an oracle, a warm-up) the answers.
+    """
+
+    tick: int
+    loss: Tensor | None = None
+    readings: list[tuple[Inbox, Reading, Any]] = field(default_factory=list)  # and the leaf that the module saw
+    visits: dict[int, Visit] = field(default_factory=dict)  # by the outbox's number
+    gradients: dict[int, Any] = field(default_factory=dict)
+    boxes: list[Outbox] = field(default_factory=list)
+
+    def visited(self, number: int, visit: Visit) -> None:
+        """An output was sent."""
+        self.visits[number] = visit
+        if visit.now is not None:
+            self.gradients[number] = visit.now
+
+    def answered(self, box: Outbox, gradients: Any) -> None:
+        """What it waited for has come."""
+        self.gradients[self.boxes.index(box)] = gradients
+
+    @property
+    def knows(self) -> bool:
+        """Whether all gradients are there."""
+        return len(self.gradients) == len(self.visits)
+
+    def learn(self) -> None:
+        """The backward pass, and the shares of those whose messages were read."""
+        roots = [pair for i, visit in self.visits.items() for pair in pairs(visit.roots, self.gradients[i])]
+        if self.loss is not None and self.loss.requires_grad:
+            roots.append((self.loss, torch.ones_like(self.loss)))
+        backward(roots)
+        self.done()
+
+    def done(self) -> None:
+        """No graph is needed any more: answer for what was read."""
+        for inbox, reading, leaf in self.readings:
+            gradient = leaf.grad if isinstance(leaf, Tensor) else None
+            inbox.learned(self.tick, reading, gradient)
+        for number in self.visits:
+            self.boxes[number].learned(self.tick)
+        self.visits, self.loss, self.readings = {}, None, []
+
+
+@contextmanager
+def stashed(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Graphs made inside keep the weights as they are now: others may learn before these graphs are gone through.
+
+    Source: Narayanan et al. 2019, PipeDream (weight stashing).
+    """
+    held = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+
+    def keep(value: Tensor) -> Tensor:
+        is_weight = value.layout == torch.strided and value.untyped_storage().data_ptr() in held
+        return value.detach().clone() if is_weight else value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        yield

@@ -1,0 +1,196 @@
+"""The receiver's end of a link: messages come in, are read, and are answered once."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .channel import Answer, Channel, Message
+from .clock import Clock
+from .link import Link, Port
+
+ABSENT = object()  # nothing has arrived yet, and nobody said what to read then
+
+
+@dataclass
+class Entry:
+    """A message that has arrived."""
+
+    message: Message
+    total: Tensor | None = None  # of the gradients of those who read it and have learned
+    last: int = -1  # the tick of the last of them
+    open: int = 0  # readings that have not learned yet
+    closed: bool = False  # nobody will read it any more
+    answered: bool = False
+
+
+@dataclass
+class Reading:
+    """What a firing read from an inbox."""
+
+    value: Any
+    entries: list[Entry] = field(default_factory=list)  # oldest first; none: it read what was there before them
+    stale: int | None = None  # ticks since the oldest of them was sent
+
+
+class Inbox:
+    """Holds what one input of an agent can read.
+
+    A message is answered when nobody will read it any more and all firings that did have learned. When that is, the
+    clocks of both sides tell, as if nobody dropped out; what is read later than that gives no gradient.
+    """
+
+    def __init__(self, link: Link, sink: Port, delay: int, sender: Clock, clock: Clock, ordered: bool):
+        self.link, self.sink, self.delay, self.ordered = link, sink, delay, ordered
+        self.policy, self.sender, self.clock = link.policy, sender, clock
+        self.messages: Channel[Message | None]
+        self.answers: Channel[list[Answer]]
+        self.coming: deque[Message] = deque()
+        self.entries: list[Entry] = []
+        self.ready: list[Answer] = []
+        self.initial: Any = None  # what is read before anything has arrived; None: nothing
+        self.count = 0  # messages that have come
+
+    # ---- what comes in
+
+    def pull(self) -> None:
+        """Take this tick's packet from the sender."""
+        message = self.messages.get()
+        if message is not None:
+            self.take(message)
+
+    def take(self, message: Message) -> None:
+        """A message is on its way to here."""
+        self.coming.append(message)
+
+    def arrive(self, tick: int) -> None:
+        """Let in what has been on its way for long enough; the oldest make room."""
+        while self.coming and self.coming[0].sent + self.delay <= tick:
+            self.entries.append(Entry(self.coming.popleft()))
+            self.count += 1
+            self._make_room()
+
+    def _make_room(self) -> None:
+        if self.policy.keeps is None:
+            self.entries = [e for e in self.entries if not e.closed]
+        while len(self.entries) > (self.policy.keeps or MOST):
+            self._close(self.entries.pop(0))
+
+    # ---- reading
+
+    def read(self, tick: int, batch: int | None) -> Reading:
+        """What there is to read now."""
+        if not self.entries:
+            return Reading(self._first(batch))
+        entries = list(self.entries)
+        for entry in entries:
+            entry.open += 1
+        value = self.policy.joined([entry.message.value for entry in entries])
+        return Reading(value, entries, tick - entries[0].message.sent)
+
+    def learned(self, tick: int, reading: Reading, gradient: Tensor | None) -> None:
+        """A firing has learned, or never will: the messages that it read get their shares of the gradient."""
+        count = len(reading.entries)
+        if not count:
+            return
+        shares = [None] * count if gradient is None else self.policy.shares(gradient, count)
+        for entry, share in zip(reading.entries, shares, strict=True):
+            entry.open -= 1
+            if share is not None:
+                entry.total = share if entry.total is None else entry.total + share
+                entry.last = max(entry.last, tick)
+            entry.closed = entry.closed or self._was_last(entry.message, tick)
+            self._answer(entry)
+
+    def _was_last(self, message: Message, tick: int) -> bool:
+        """Whether, by the clocks, no reading after that of `tick` sees the message."""
+        if self.policy.keeps is None:
+            return True
+        newer = message.sent
+        for _ in range(self.policy.keeps):
+            newer = self.sender.after(newer)
+        return self.clock.after(tick) >= newer + self.delay
+
+    def _first(self, batch: int | None) -> Any:
+        if self.initial is None:
+            return ABSENT
+        first = self.initial
+        if isinstance(first, Tensor) and batch is not None and first.dim() and first.shape[0] == 1:
+            first = first.expand(batch, *first.shape[1:])
+        return self.policy.joined([first])
+
+    # ---- answering
+
+    def _close(self, entry: Entry) -> None:
+        entry.closed = True
+        self._answer(entry)
+
+    def _answer(self, entry: Entry) -> None:
+        if entry.closed and not entry.open and not entry.answered:
+            entry.answered = True
+            if entry.message.wants:
+                self.ready.append(Answer(entry.message.sent, entry.last, entry.total))
+
+    def push(self) -> None:
+        """Send the answers of this tick back; an input of the network wants none."""
+        ready, self.ready = self.ready, []
+        if not self.link.outside:
+            self.answers.put(ready)
+
+    def close(self) -> None:
+        """Nobody reads any more what is here or on its way, or where it does, no gradient comes of it."""
+        for message in self.coming:
+            if message.wants:
+                self.ready.append(Answer(message.sent, -1, None))
+        self.coming = deque(Message(m.sent, m.value, False) for m in self.coming)
+        for entry in self.entries:
+            self._close(entry)
+
+    def forget(self) -> None:
+        """Nothing has come."""
+        self.coming.clear()
+        self.entries, self.ready = [], []
+
+    # ---- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """What lies here between two ticks."""
+        return {
+            "coming": [_plain(m) for m in self.coming],
+            "entries": [
+                {**_plain(e.message), "total": e.total, "last": e.last, "closed": e.closed, "answered": e.answered}
+                for e in self.entries
+            ],
+            "count": self.count,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.coming = deque(Message(**m) for m in state["coming"])
+        self.entries = []
+        for e in state["entries"]:
+            message = Message(e["sent"], e["value"], e["wants"])
+            self.entries.append(Entry(message, e["total"], e["last"], 0, e["closed"], e["answered"]))
+        self.count = state["count"]
+
+
+MOST = 64  # messages that wait to be averaged; older ones are forgotten
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    return {"sent": message.sent, "value": message.value, "wants": message.wants}
+
+
+def entered(value: Any, learns: bool) -> Any:
+    """The value as a firing sees it: at the end of its graph, and where it can, asking for a gradient."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return value.requires_grad_() if learns and (value.is_floating_point() or value.is_complex()) else value
+
+
+def batch_of(values: Any) -> int | None:
+    """The size of the first tensor that has dimensions."""
+    return next((len(v) for v in values if isinstance(v, torch.Tensor) and v.dim()), None)

@@ -1,0 +1,80 @@
+"""The plain description of agents and links, as the user gives it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from dnigraph.boundaries import Boundary, BoundaryChoice
+from dnigraph.conditions import ConditionChoice
+from dnigraph.heads import HeadChoice
+from dnigraph.updates import MakeOptimizer
+
+from .clock import Clock
+from .policy import Policy
+from .ports import Inputs, inputs_of
+
+AgentLoss: TypeAlias = "Callable[[Any, Any], Any] | str | None"
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named input or output of an agent; no agent: an input of the whole network."""
+
+    agent: str | None
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.agent}.{self.name}" if self.agent else self.name
+
+
+@dataclass
+class Agent:
+    """One module of a network, with all that is its own."""
+
+    name: str
+    module: nn.Module
+    clock: Clock
+    loss: AgentLoss = None  # of (output, target), or the name of the output that is one
+    optimizer: MakeOptimizer | None = None
+    clip: float | None = None
+    p_update: float = 1.0  # how probable it is that a firing learns
+    outputs: tuple[str, ...] | None = None  # names for the entries of a tuple, or for a single value
+    present: bool = True  # False: it has dropped out
+    inputs: Inputs = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inputs = inputs_of(self.module)
+
+    def trains(self) -> bool:
+        """Whether there is anything in it that could learn."""
+        return any(p.requires_grad for p in self.module.parameters())
+
+
+@dataclass
+class Link:
+    """From one output to one input or several, with what stands on it."""
+
+    source: Port
+    sinks: tuple[Port, ...]
+    delay: int | None  # ticks from sending to arriving; None: as few as can be
+    policy: Policy
+    boundary: "BoundaryChoice | Boundary | None"  # None: no gradient goes back
+    head: HeadChoice
+    condition: ConditionChoice
+    synthetic: Any  # False, True, names of the network's inputs, or a factory: see `connect`
+    initial: Any  # what is read before anything has arrived
+
+    @property
+    def name(self) -> str:
+        """The output's own: it is what stands in tables and logs."""
+        return f"{self.source} → {', '.join(map(str, self.sinks))}"
+
+    @property
+    def outside(self) -> bool:
+        """Whether it begins at an input of the network."""
+        return self.source.agent is None
+
+
+Given: TypeAlias = Mapping[str, Any]

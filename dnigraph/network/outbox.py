@@ -1,0 +1,148 @@
+"""The sender's end of a link: what stands on it, and the messages that have not been answered yet."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dnigraph.boundaries import Boundary, Visit, sum_in_order
+from dnigraph.schedule import backward, pairs
+from dnigraph.updates import Group
+
+from .channel import Answer, Channel, Message
+from .link import Link
+
+if TYPE_CHECKING:
+    from .firing import Firing
+
+
+@dataclass
+class Sent:
+    """A message whose answers have not all come."""
+
+    value: Tensor  # detached
+    label: Any
+    visit: Visit | None  # None: the boundary looks again when the answer comes
+    firing: "Firing | None"  # who waits for the answer; None: it has learned
+    answers: dict[int, Answer] = field(default_factory=dict)  # by the receiver's number
+
+    def target(self) -> Tensor | None:
+        """The gradient of the message: the sum over its receivers."""
+        return sum_in_order([self.answers[i].gradient for i in sorted(self.answers)])
+
+
+class Outbox:
+    """Sends an output's values, gives the sender a gradient at once, and lets the head learn when answers come.
+
+        value ─► boundary ─► estimate (at once)        answers of all receivers ─► target ─► the head learns
+          └────► message to each receiver
+
+    An answer belongs to the message of one tick, however late it comes: the head then looks again at that very value
+    and label.
+    """
+
+    def __init__(self, link: Link, boundary: Boundary | None, ordered: tuple[bool, ...]):
+        self.link, self.boundary = link, boundary
+        self.ordered = ordered  # of each receiver: whether its answers come within the tick
+        self.messages: list[Channel[Message | None]] = []
+        self.answers: list[Channel[list[Answer]]] = []
+        self.group: Group | None = None
+        self.sent: dict[int, Sent] = {}
+        self.settled: list[tuple[int, bool]] = []  # messages that were answered in this tick, and whether with a target
+        self._now: Message | None = None
+        self._learned = False
+
+    @property
+    def port(self) -> str:
+        """The name of the output."""
+        return self.link.source.name
+
+    def send(self, tick: int, value: Any, label: Any, firing: "Firing") -> Visit | None:
+        """Have the value ready for `push`. Returns the visit of its boundary, if one learns from it."""
+        boundary = self.boundary
+        if boundary is None or not isinstance(value, Tensor) or not boundary.learns(value):
+            self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
+            return None
+        with boundary.context.conditioned(label):
+            visit = boundary.meet(value)
+        self.sent[tick] = Sent(value.detach(), label, visit, firing)
+        self._now = Message(tick, value.detach(), True)
+        return visit
+
+    def push(self) -> None:
+        """Send this tick's message, or that there is none."""
+        message, self._now = self._now, None
+        for channel in self.messages:
+            channel.put(message)
+
+    def hear(self, within_tick: bool) -> None:
+        """Take the answers of receivers that answer within the tick, or of the others."""
+        for number, (channel, ordered) in enumerate(zip(self.answers, self.ordered, strict=True)):
+            if ordered == within_tick:
+                for answer in channel.get():
+                    self._note(number, answer)
+
+    def learned(self, tick: int) -> None:
+        """The firing of that tick has learned, or never will: its graph must go."""
+        if (sent := self.sent.get(tick)) is not None:
+            sent.firing = None
+            if sent.visit is not None:
+                sent.visit = Visit((sent.value, *sent.visit.roots[1:]), sent.visit.now, sent.visit.settle)
+
+    def forget_graphs(self) -> None:
+        """End of a tick: what is still unanswered keeps its value and label only, and no graph of the head."""
+        for sent in self.sent.values():
+            if sent.firing is None:
+                sent.visit = None
+
+    def step(self) -> None:
+        """Update the head, if answers came."""
+        if self._learned and self.group is not None:
+            self.group.update()
+        self._learned = False
+
+    def _note(self, number: int, answer: Answer) -> None:
+        sent = self.sent.get(answer.sent)
+        if sent is None:
+            return
+        sent.answers[number] = answer
+        if len(sent.answers) == len(self.messages):
+            del self.sent[answer.sent]
+            target = sent.target()
+            self.settled.append((answer.sent, target is not None))
+            self._settle(sent, target)
+
+    def _settle(self, sent: Sent, target: Tensor | None) -> None:
+        if sent.firing is not None and sent.visit is not None and sent.visit.now is None:
+            sent.firing.answered(self, sent.visit.gradients(target))
+            self._learned = True
+        elif target is not None and self.boundary is not None:
+            visit = sent.visit or self._again(self.boundary, sent)
+            roots = pairs(visit.roots[1:], visit.settle(target)[1:])
+            backward(roots)
+            self._learned = self._learned or bool(roots)
+
+    def _again(self, boundary: Boundary, sent: Sent) -> Visit:
+        with torch.enable_grad(), boundary.context.conditioned(sent.label):
+            return boundary.meet(sent.value.detach().requires_grad_(), again=True)
+
+    # ---- checkpoints
+
+    def state(self) -> dict[int, Any]:
+        """What is unanswered between two ticks."""
+        return {
+            tick: {
+                "value": sent.value,
+                "label": sent.label,
+                "answers": {i: (a.sent, a.heard, a.gradient) for i, a in sent.answers.items()},
+            }
+            for tick, sent in self.sent.items()
+        }
+
+    def load(self, state: dict[int, Any]) -> None:
+        """Go on from there."""
+        self.sent = {
+            tick: Sent(s["value"], s["label"], None, None, {i: Answer(*a) for i, a in s["answers"].items()})
+            for tick, s in state.items()
+        }

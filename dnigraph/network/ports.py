@@ -1,0 +1,56 @@
+"""The names under which a module takes and gives values."""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+OUTPUT = "output"  # the name of an output that has none
+
+_FREE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The arguments of a module's forward method."""
+
+    names: tuple[str, ...]
+    optional: frozenset[str]  # those with a default
+    open: bool  # it takes any other name, too
+
+    def takes(self, name: str) -> bool:
+        """Whether there is such an argument."""
+        return name in self.names or self.open
+
+
+def inputs_of(module: nn.Module) -> Inputs:
+    """The arguments that `module(...)` can be given by name."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = [p for p in parameters if p.kind not in (*_FREE, inspect.Parameter.POSITIONAL_ONLY)]
+    optional = frozenset(p.name for p in named if p.default is not inspect.Parameter.empty)
+    return Inputs(
+        tuple(p.name for p in named), optional, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    )
+
+
+def outputs_of(made: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a module returned, by name.
+
+        a dict                   its keys
+        a dataclass, named tuple its fields
+        a tuple or list          "0", "1", ...
+        anything else            "output"
+
+    Args:
+        names: the names that the user gave, in order; they replace those of tuples and of single values.
+    """
+    if isinstance(made, Mapping):
+        return {str(key): value for key, value in made.items()}
+    if dataclasses.is_dataclass(made) and not isinstance(made, type):
+        return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+    if isinstance(made, tuple | list):
+        known = names or getattr(made, "_fields", None) or [str(i) for i in range(len(made))]
+        return dict(zip(known, made, strict=False))
+    return {(names or [OUTPUT])[0]: made}

@@ -1,0 +1,130 @@
+"""The runner with one thread for each agent: the same numbers, bit for bit, and nobody in the middle.
+
+    thread a   begin ─ end ─ close │ begin ─ ...       each phase waits only for packets of its own links;
+                 ↓ message  ↑ answer                   a queue is full after `capacity` packets, and its sender
+    thread b       begin ─ end ─ close │ begin ─ ...   waits: nobody runs ahead by more than that
+
+An agent does in each tick what it does in `Network.tick`, and what it waits for depends on no clock but the network's
+own. So the order in which threads run cannot change a number.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+
+from .actor import Actor, Tick
+from .building import deliver
+from .channel import Line
+from .errors import NetworkError
+from .inbox import Inbox
+
+if TYPE_CHECKING:
+    from .network import Network, TickResult
+
+T = TypeVar("T")
+PATIENCE = 0.1  # seconds between looks at whether the run is over
+
+
+class Stopped(Exception):
+    """Another thread has failed."""
+
+
+class BoundedQueue(Generic[T]):
+    """A channel between threads that holds so many packets."""
+
+    def __init__(self, capacity: int, stop: threading.Event):
+        self._queue: queue.Queue[T] = queue.Queue(capacity)
+        self._stop = stop
+
+    def put(self, packet: T) -> None:
+        """Add a packet, when there is room."""
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(packet, timeout=PATIENCE)
+            except queue.Full:
+                continue
+        raise Stopped
+
+    def get(self) -> T:
+        """Take the oldest packet, when there is one."""
+        while not self._stop.is_set():
+            try:
+                return self._queue.get(timeout=PATIENCE)
+            except queue.Empty:
+                continue
+        raise Stopped
+
+
+def run_threads(
+    net: "Network", given: Iterable[tuple[Any, ...]], make: Callable[..., Tick], result: Callable[[Tick], "TickResult"],
+    capacity: int,
+) -> "list[TickResult]":  # fmt: skip
+    """Run so many ticks as there are in `given`, one thread for each agent.
+
+    Raises:
+        NetworkError: two agents own one parameter, which two threads would write at once.
+    """
+    built = net._built
+    assert built is not None, "the network has been built"
+    _refuse_shared(net)
+    ticks = [make(net.ticks + i, *one) for i, one in enumerate(given)]
+    stop, failures = threading.Event(), list[BaseException]()
+    built.connect(lambda: BoundedQueue(capacity, stop))
+    try:
+        outside = lambda: _feed(built.outside, ticks)  # noqa: E731  # the work of one more thread
+        works: list[Callable[[], None]] = [outside, *(_work(actor, ticks) for actor in built.actors.values())]
+        threads = [threading.Thread(target=_guarded(work, stop, failures), daemon=True) for work in works]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        built.connect(Line)
+    if failures:
+        raise failures[0]
+    net.ticks += len(ticks)
+    return [result(tick) for tick in ticks]
+
+
+def _feed(outside: list[tuple[str, Inbox]], ticks: list[Tick]) -> None:
+    for tick in ticks:
+        deliver(outside, tick)
+
+
+def _work(actor: Actor, ticks: list[Tick]) -> Callable[[], None]:
+    def work() -> None:
+        for tick in ticks:
+            actor.begin(tick)
+            actor.end(tick)
+            actor.close(tick)
+
+    return work
+
+
+def _guarded(work: Callable[[], None], stop: threading.Event, failures: list[BaseException]) -> Callable[[], None]:
+    """The work of a thread; its failure ends the others, and is kept for the caller."""
+    learning = torch.is_grad_enabled()
+
+    def run() -> None:
+        try:
+            with torch.set_grad_enabled(learning):
+                work()
+        except Stopped:
+            pass
+        except BaseException as error:
+            failures.append(error)
+            stop.set()
+
+    return run
+
+
+def _refuse_shared(net: "Network") -> None:
+    first: dict[torch.nn.Parameter, str] = {}
+    owned = [(p, name) for name, agent in net.agents.items() for p in agent.module.parameters()]
+    others = {(first.setdefault(p, name), name) for p, name in owned}
+    wrong = [f"{a} and {b} share a parameter, which two threads would write at once" for a, b in others if a != b]
+    if wrong:
+        raise NetworkError(sorted(wrong), "the network cannot run on threads")
