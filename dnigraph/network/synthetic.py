@@ -39,8 +39,8 @@ class Predictor(nn.Module):
         self.hidden = Hidden(nn.Linear(width, hidden, bias=False))
         self.output = nn.Linear(hidden, self.shape.numel())
         with torch.no_grad():
-            self.output.weight /= GAIN
-            self.output.bias /= GAIN
+            self.output.weight.div_(GAIN)
+            self.output.bias.div_(GAIN)
 
     def forward(self, *seen: Tensor) -> Tensor:
         rows = torch.cat([v.flatten(1).to(self.output.weight.dtype) for v in seen], 1)
