@@ -10,8 +10,8 @@ not connected       no gradient from B to A: the control
 DNI, cDNI           A updates every T ticks, from its own loss and a head's estimate; B's answer comes up to 12 ticks
                     later. cDNI's head sees how many threes there were among the T digits of the message.
 
-Accuracy on test digits, the mean of four evaluations at 85, 90, 95 and 100% of the rounds (of T*T ticks); curves against
-data and time in `two_clocks.svg`. Rows are kept as they come, and runs in the middle at every tenth.
+Accuracy on test digits, the mean of four evaluations at 85, 90, 95 and 100% of the rounds (of T*T ticks); curves
+against data and time in `two_clocks.svg`. Rows are kept as they come, and runs in the middle at every tenth.
 
     python -m benchmarks.two_clocks                  until it is done
     python -m benchmarks.two_clocks --minutes 20     so long, and the next time further

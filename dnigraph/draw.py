@@ -9,7 +9,7 @@ from .passes.plan import Plan
 
 
 def draw(what: DecoupledModule | Network | Plan, path: str | os.PathLike[str]) -> None:
-    """Write the drawing of the cut graph, or of the network; the suffix says how: .svg, .html, .png, .dot, .mmd or .json.
+    """Write the drawing of a cut graph or a network; the suffix says how: .svg, .html, .png, .dot, .mmd or .json.
 
     Raises:
         DrawError: there is no such format, or it needs an extra.

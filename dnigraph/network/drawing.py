@@ -56,7 +56,7 @@ def _crossing(net: "Network", number: int, link: Link, names: dict[str, str]) ->
     return Crossing(
         _words(net, number, link), str(link.source), names[link.source.agent or ""], consumers,
         None if boundary is None else boundary.spec.shape, gradient=link.boundary is not None,
-        boundary=boundary.kind if boundary is not None else None if callable(link.boundary) else link.boundary,
+        boundary=boundary.kind if boundary is not None else link.boundary if isinstance(link.boundary, str) else None,
         head=head, head_parameters=0 if boundary is None else boundary.head_parameters,
     )  # fmt: skip
 
