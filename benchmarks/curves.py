@@ -13,9 +13,13 @@ SHOWN = {"copy": (2, "symbols solved"), "repeat": (2, "symbols solved"), "recall
 def draw(suite: str, rows: list[dict[str, Any]], file: Path) -> None:
     """Two panels, a line for every job, a colour for every arm; written to `file`."""
     column, said = SHOWN[suite]
-    arms = list(dict.fromkeys(_arm(row) for row in rows))
-    lines = [(_arm(row), [point for point in row["curve"] if len(point) > column]) for row in rows]
-    panels = [_panel(lines, arms, at, column, i) for i, at in enumerate((0, 1))]
+    lines([(_arm(row), [point for point in row["curve"] if len(point) > column]) for row in rows], column, said, file)
+
+
+def lines(found: list[tuple[str, list[Any]]], column: int, said: str, file: Path) -> None:
+    """Two panels of curves, each with its arm's name: points begin with iterations and seconds."""
+    arms = list(dict.fromkeys(arm for arm, _ in found))
+    panels = [_panel(found, arms, at, column, i) for i, at in enumerate((0, 1))]
     names = "".join(
         f'<text x="{2 * WIDTH + 12}" y="{30 + 18 * i}" fill="{COLOURS[i % len(COLOURS)]}">{escape(arm)}</text>'
         for i, arm in enumerate(arms)

@@ -1,14 +1,15 @@
-"""Draw a decoupled model, or a plan."""
+"""Draw a decoupled model, a network, or a plan."""
 
 import os
 
 from .module import DecoupledModule
+from .network import Network
 from .passes.draw import draw as draw_plan
 from .passes.plan import Plan
 
 
-def draw(what: DecoupledModule | Plan, path: str | os.PathLike[str]) -> None:
-    """Write the drawing of the cut graph; the suffix says how: .svg, .html, .png, .dot, .mmd or .json.
+def draw(what: DecoupledModule | Network | Plan, path: str | os.PathLike[str]) -> None:
+    """Write the drawing of a cut graph or a network; the suffix says how: .svg, .html, .png, .dot, .mmd or .json.
 
     Raises:
         DrawError: there is no such format, or it needs an extra.

@@ -17,7 +17,8 @@ def blocks(language):
 
 
 @pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
-def test_every_python_block_runs_after_the_ones_before(capsys):
+def test_every_python_block_runs_after_the_ones_before(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write files
     names = {}
 
     for block in blocks("python"):

@@ -15,12 +15,14 @@ from dnigraph.choices import warn_unconditioned
 from dnigraph.conditions import ConditionChoice, Context
 from dnigraph.heads import HeadChoice
 from dnigraph.passes.errors import nearest
+from dnigraph.passes.plan import Plan
 from dnigraph.updates import MakeOptimizer
 
 from . import saving, table
 from .actor import Tick
 from .building import Built, build, deliver
 from .clock import Clock
+from .drawing import plan_of
 from .errors import NetworkError
 from .inbox import batch_of
 from .link import Agent, AgentLoss, Link, Port
@@ -177,7 +179,7 @@ class Network:
         """
         wiring = Wiring(self.agents, self.links)
         wrong = list(problems(self.agents, self.links, wiring))
-        if inputs is None or wiring.circles:
+        if inputs is None:
             if wrong:
                 raise NetworkError(wrong)
             return
@@ -334,6 +336,25 @@ class Network:
     def graph(self) -> Graph:
         """The network as a `networkx.MultiDiGraph`."""
         return graph_of(self.agents, self.links, self._wiring().delays)
+
+    @property
+    def order(self) -> list[str]:
+        """The agents, so that whoever reads without delay comes after who sends."""
+        return list(self._wiring().order)
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of what `tick` is given: sources without an agent, and "agent.input" that no link feeds."""
+        return self._outside()
+
+    @property
+    def plan(self) -> Plan:
+        """The network as a plan, for `dg.draw`."""
+        return plan_of(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """The wiring as plain data: agents with their clocks, links with their delays and policies."""
+        return saving.structure(self)
 
     def delay_of(self, number: int) -> int:
         """The ticks that the messages of a link take."""

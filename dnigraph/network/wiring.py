@@ -32,9 +32,8 @@ class Wiring:
         self.circles: list[list[str]] = []  # of links that the user wants without delay
         for number in sorted(range(len(links)), key=lambda i: links[i].delay is None):
             self._decide(number, links[number])
-        self.order: list[str] = [] if self.circles else list(nx.lexicographical_topological_sort(
-            self._order, key={name: i for i, name in enumerate(agents)}.__getitem__
-        ))  # fmt: skip
+        rank = {name: i for i, name in enumerate(agents)}
+        self.order: list[str] = list(nx.lexicographical_topological_sort(self._order, key=rank.__getitem__))
 
     def waits(self, number: int) -> bool:
         """Whether the receivers of a link read in the tick what is sent in it."""
@@ -54,7 +53,9 @@ class Wiring:
             if self._closes(a, b):
                 back = [a] if a == b else nx.shortest_path(self._order, b, a)
                 self.circles.append([str(a), *map(str, back)])
-            self._order.add_edge(a, b)
+                self.delays[number] = 1  # so that all other problems are found, too
+            else:
+                self._order.add_edge(a, b)
 
     def _closes(self, a: str | None, b: str | None) -> bool:
         return a == b or bool(nx.has_path(self._order, b, a))
