@@ -3,7 +3,9 @@
 Two recurrent networks and one stream of MNIST digits (Fashion-MNIST where MNIST cannot be had: classes 1, 3, 5, ... are
 then the odd ones). A sees each digit, and every T=4 ticks says how many of the last T were odd and sends B a message. B
 hears of A alone, and every T*T ticks says how many of the last T*T digits were threes. A: Linear 128, BatchNorm, ReLU
-per digit, LSTM 128 over the window; B: LSTM 128 over T messages. 64 streams, Adam 1e-3, the same digits for every arm.
+per digit, LSTM 128 over the window, a message of 128 numbers within [-1, 1]; B: LSTM 128 over T messages. 64 streams,
+Adam 1e-3, the same digits for every arm. (A message without bounds runs away from a head that learns a quarter as often
+as A does: on a seed of its own, cDNI's B then came to 60% where it comes to 90% with them.)
 
 end to end          A waits for B: one update of A for every T*T ticks, with the sum of all losses
 not connected       no gradient from B to A: the control
@@ -35,7 +37,7 @@ from . import curves
 from .asynchrony import load
 from .timing import RESULTS, machine, report
 
-T, STREAMS, ROUNDS, WIDTH = 4, 64, 2000, 128
+T, STREAMS, ROUNDS, WIDTH = 4, 64, 3000, 128
 MARKS = (0.85, 0.9, 0.95, 1.0)
 KEPT = Path(__file__).parent.parent / "out" / "two_clocks"
 FILE = RESULTS / "two_clocks.json"
@@ -60,7 +62,7 @@ class Fast(nn.Module):
     def forward(self, digits: Tensor) -> dict[str, Tensor]:
         seen = self.see(digits.flatten(0, 1)).unflatten(0, digits.shape[:2])
         last = self.lstm(seen)[0][:, -1]
-        return {"odd": self.odd(last), "message": self.say(last)}
+        return {"odd": self.odd(last), "message": self.say(last).tanh()}
 
 
 class Slow(nn.Module):
