@@ -57,11 +57,15 @@ class Task:
 
 
 class Bits(Task):
-    """Tasks on symbols of four bits: an LSTM of 64 units, and the bits read from it."""
+    """Tasks on symbols of four bits: an LSTM, and the bits read from it."""
+
+    width, side_by_side, forget = WIDTH, BATCH, 0.0
 
     def net(self) -> dict[str, Any]:
-        core = nn.LSTM(BITS + 2, WIDTH)
-        return {"step": core, "readout": nn.Linear(WIDTH, BITS), "loss": F.binary_cross_entropy_with_logits}
+        core = nn.LSTM(BITS + 2, self.width)
+        with torch.no_grad():  # gates: input, forget, cell, output
+            core.bias_hh_l0[self.width : 2 * self.width] += self.forget
+        return {"step": core, "readout": nn.Linear(self.width, BITS), "loss": F.binary_cross_entropy_with_logits}
 
 
 class Recall(Bits):
@@ -88,19 +92,24 @@ class Copy(Bits):
         out           - a b c                                   - a b c a b c
 
     It grows by one symbol (with repeats: in turns by a symbol and by a repeat) whenever it is solved.
+
+    An untrained LSTM whose forget gates stand half open keeps 3% of a symbol for five steps; with the customary bias of
+    1 it is 20%, and there is something that a head can see.
     """
+
+    width, side_by_side, forget = 128, 64, 1.0
 
     def __init__(self, repeated: bool = False) -> None:
         self.repeated, self.length, self.repeats = repeated, 1, 1
 
     def batch(self, horizon: int) -> Batch:
-        symbols = torch.randint(2, (self.length, BATCH, BITS)).float()
+        symbols = torch.randint(2, (self.length, self.side_by_side, BITS)).float()
         answer = symbols.repeat(self.repeats, 1, 1)
         asked = self.length + 1
-        x = torch.zeros(asked + len(answer), BATCH, BITS + 2)
+        x = torch.zeros(asked + len(answer), self.side_by_side, BITS + 2)
         x[: self.length, :, :BITS], x[: self.length, :, BITS] = symbols, 1
         x[self.length, :, BITS + 1] = self.repeats / 10 if self.repeated else 1
-        target = torch.cat((torch.zeros(asked, BATCH, BITS), answer))
+        target = torch.cat((torch.zeros(asked, self.side_by_side, BITS), answer))
         return Batch(x, target, torch.arange(len(x)) >= asked)
 
     def harder(self) -> bool:
