@@ -1,7 +1,6 @@
 """An agent at work: what it does in a tick, and when its parameters move."""
 
 import zlib
-from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnigraph.conditions import ConditionError
 from dnigraph.module import DecoupledModule
 from dnigraph.updates import Group
 
@@ -33,6 +33,7 @@ class Tick:
     labels: Mapping[str, Any]  # by agent
     batch: int | None
     learning: bool = True
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)  # by agent: arguments under names of the user's
     losses: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
 
@@ -52,12 +53,20 @@ class Actor:
         self.group: Group | None = None
         self.waiting: list[Firing] = []
         self.fired = 0
-        self._chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
+        self.chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
         self._learned = False
         fed = {inbox.sink.name for inbox in inboxes}
         self._free = {f"{agent.name}.{name}": name for name in agent.inputs.names if name not in fed}
+        self._needed = [port for port, name in self._free.items() if name not in agent.inputs.optional]
         waits = any(box.boundary is not None and box.boundary.waits for box in outboxes)
         self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if waits else []
+
+    def misses(self, tick: Tick) -> list[str]:
+        """What it needs of the network's inputs in this tick and is not given."""
+        if not (self.agent.present and self.agent.clock.fires(tick.number)):
+            return []
+        lacking = [port for port in self._needed if port not in tick.inputs]
+        return [f"{port} is needed in tick {tick.number}: tick({{{port!r}: ...}})" for port in lacking]
 
     # ---- the phases
 
@@ -114,7 +123,22 @@ class Actor:
         """The forward pass; the firing, if there is anything to learn."""
         updates = tick.learning and self._draw()
         firing = Firing(tick.number, boxes=self.outboxes)
+        try:
+            self._run(firing, tick, updates)
+        except BaseException as error:
+            error.add_note(f"in agent {self.agent.name!r}, tick {tick.number}{_read_by(firing)}")
+            firing.done()
+            raise
+        self.fired += 1
+        if updates:
+            return firing
+        firing.done()
+        return None
+
+    def _run(self, firing: Firing, tick: Tick, updates: bool) -> None:
         arguments = self._read(firing, tick, updates)
+        if self.log is not None:
+            self.log.fired(tick.number, self.agent.name, firing.readings, updates)
         label = tick.labels.get(self.agent.name)
         with torch.set_grad_enabled(updates), stashed(self._stash) if self._stash and updates else nullcontext():
             made = self._call(arguments, label)
@@ -124,20 +148,13 @@ class Actor:
         if not tick.learning:
             self._pass_on(firing, tick, outputs)
         loss = self._loss(made, outputs, tick, updates)
+        firing.loss = loss if updates else None
         tick.outputs[self.agent.name] = {k: v.detach() if isinstance(v, Tensor) else v for k, v in outputs.items()}
-        self.fired += 1
-        if self.log is not None:
-            self.log.fired(tick.number, self.agent.name, firing.readings, updates)
-        if updates:
-            firing.loss = loss
-            return firing
-        firing.done()
-        return None
 
     def _draw(self) -> bool:
         """Whether this firing learns."""
         p = self.agent.p_update
-        return p >= 1 or float(torch.rand((), generator=self._chance)) < p
+        return p >= 1 or float(torch.rand((), generator=self.chance)) < p
 
     def _read(self, firing: Firing, tick: Tick, learns: bool) -> dict[str, Any]:
         arguments = {}
@@ -153,16 +170,8 @@ class Actor:
             leaf = entered(reading.value, learns and not inbox.link.outside)
             arguments[inbox.sink.name] = leaf
             firing.readings.append((inbox, reading, leaf))
-        return arguments | self._given(tick)
-
-    def _given(self, tick: Tick) -> dict[str, Any]:
-        """The inputs that no link feeds."""
-        known = {port: name for port, name in self._free.items() if port in tick.inputs}
-        needed = [port for port, name in self._free.items() if name not in self.agent.inputs.optional]
-        if missing := [port for port in needed if port not in known]:
-            words = [f"{port} is needed in tick {tick.number}: tick({{{port!r}: ...}})" for port in missing]
-            raise NetworkError(words, "the tick does not fit")
-        return {name: tick.inputs[port] for port, name in known.items()}
+        given = {name: tick.inputs[port] for port, name in self._free.items() if port in tick.inputs}
+        return arguments | given | tick.others.get(self.agent.name, {})
 
     def _call(self, arguments: Mapping[str, Any], label: Any) -> Any:
         module = self.agent.module
@@ -178,10 +187,19 @@ class Actor:
             value = outputs[box.port]
             if not updates and isinstance(value, Tensor) and value.is_floating_point():
                 value = value.detach().requires_grad_()  # nobody learns from the estimate, but the head from the answer
-            with torch.enable_grad():
-                visit = box.send(tick.number, value, label, firing)
+            try:
+                with torch.enable_grad():
+                    visit = box.send(tick.number, value, label, firing)
+            except ConditionError as error:
+                if label is not None:
+                    raise
+                words = f"{box.link.name} looks at the label, and in tick {tick.number} there is none for "
+                words += f"{self.agent.name}: give tick(...) its target, or label={{{self.agent.name!r}: ...}}"
+                raise NetworkError([words], "the tick does not fit") from error
             if visit is not None:
                 firing.visited(number, visit)
+            if self.log is not None:
+                self.log.sent(tick.number, box.link)
 
     def _pass_on(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any]) -> None:
         with torch.no_grad():
@@ -207,14 +225,13 @@ class Actor:
 
     def _learn(self) -> None:
         """Let all firings learn that know enough."""
-        still = []
-        for firing in self.waiting:
-            if not firing.knows:
-                still.append(firing)
-                continue
+        ready = [firing for firing in self.waiting if firing.knows]
+        if not ready:
+            return
+        self.waiting = [firing for firing in self.waiting if not firing.knows]
+        self._learned = True
+        for firing in ready:
             firing.learn()
-            self._learned = True
-        self.waiting = still
 
     def settle(self, tick: int) -> bool:
         """Hear and learn what can be, without a step; whether anything happened."""
@@ -227,6 +244,22 @@ class Actor:
             self._note_answers(box, tick)
         return self._open() != before
 
+    def give_up(self, tick: int) -> bool:
+        """Learn without the answers that will never come; whether there were such."""
+        lost = [box for box in self.outboxes if box.give_up()]
+        self._learn()
+        for box in lost:
+            self._note_answers(box, tick)
+        return bool(lost)
+
+    def drop(self) -> None:
+        """A tick broke off: let go of half-made gradients, and hear what was on its way."""
+        if self.group is not None:
+            self.group.forget()
+        self._learned = False
+        for box in self.outboxes:
+            box.drop()
+
     def _open(self) -> int:
         return len(self.waiting) + sum(len(box.sent) for box in self.outboxes)
 
@@ -238,61 +271,19 @@ class Actor:
         for box in self.outboxes:
             box.sent.clear()
 
-    def set_aside(self) -> list[Any]:
-        """All that waits and lies here, to be put back; what follows begins with nothing."""
-        inboxes = [(i.coming, i.entries, i.ready, i.count) for i in self.inboxes]
-        held = [self.waiting, inboxes, [box.sent for box in self.outboxes], self.fired]
-        self.waiting = []
-        for inbox in self.inboxes:
-            inbox.coming, inbox.entries, inbox.ready = deque(), [], []
-        for box in self.outboxes:
-            box.sent = {}
-        return held
-
-    def take_back(self, held: list[Any]) -> None:
-        """Go on with what was set aside."""
-        self.waiting, inboxes, sent, self.fired = held
-        for inbox, (coming, entries, ready, count) in zip(self.inboxes, inboxes, strict=True):
-            inbox.coming, inbox.entries, inbox.ready, inbox.count = coming, entries, ready, count
-        for box, own in zip(self.outboxes, sent, strict=True):
-            box.sent = own
-
     def _note_answers(self, box: Outbox, tick: int) -> None:
         if self.log is not None:
             for sent, used in box.settled:
                 self.log.answered(tick, self.agent.name, box.port, sent, used)
         box.settled.clear()
 
-    # ---- checkpoints
 
-    def state(self) -> dict[str, Any]:
-        """All that is its own between two ticks, without the module."""
-        return {
-            "chance": self._chance.get_state(),
-            "fired": self.fired,
-            "present": self.agent.present,
-            "inboxes": [inbox.state() for inbox in self.inboxes],
-            "outboxes": [box.state() for box in self.outboxes],
-            "optimizer": _state_of(self.group),
-            "heads": [_state_of(box.group) for box in self.outboxes],
-            "predictors": [_state_of(i.group) if isinstance(i, Foretold) else None for i in self.inboxes],
-        }
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self._chance.set_state(state["chance"])
-        self.fired, self.agent.present = state["fired"], state["present"]
-        for inbox, found in zip(self.inboxes, state["inboxes"], strict=True):
-            inbox.load(found)
-        for box, found in zip(self.outboxes, state["outboxes"], strict=True):
-            box.load(found)
-        groups = [self.group, *(b.group for b in self.outboxes)]
-        groups += [i.group if isinstance(i, Foretold) else None for i in self.inboxes]
-        states = [state["optimizer"], *state["heads"], *state["predictors"]]
-        for group, found in zip(groups, states, strict=True):
-            if group is not None:
-                group.optimizer.load_state_dict(found)
-
-
-def _state_of(group: Group | None) -> dict[str, Any] | None:
-    return None if group is None else group.optimizer.state_dict()
+def _read_by(firing: Firing) -> str:
+    """What a firing had read, for an error that came of it."""
+    read = [
+        f"{inbox.sink.name} {list(leaf.shape)} from {inbox.link.source}"
+        + (f", sent {reading.stale} ticks before" if reading.stale else "")
+        for inbox, reading, leaf in firing.readings
+        if isinstance(leaf, Tensor)
+    ]
+    return f"; it read {'; '.join(read)}" if read else ""

@@ -23,7 +23,8 @@ from .inbox import Inbox, batch_of
 from .link import Agent, Link
 from .log import EventLog
 from .outbox import Outbox
-from .rehearsal import Rehearsal, first
+from .rehearsal import Rehearsal
+from .stage import first
 from .synthetic import Foretold, make_predictor
 from .wiring import Wiring
 
@@ -57,6 +58,15 @@ class Built:
             if number in self.outboxes:
                 self.outboxes[number].messages.append(inbox.messages)
                 self.outboxes[number].answers.append(inbox.answers)
+
+    def mend(self) -> None:
+        """After ticks that broke off: whatever is still between two agents arrives, and nothing half done is left."""
+        for inbox in self.inboxes.values():
+            for message in inbox.messages.rest():
+                if message is not None:
+                    inbox.take(message)
+        for actor in self.actors.values():
+            actor.drop()
 
 
 def build(

@@ -36,6 +36,9 @@ class Channel(Protocol, Generic[T]):
     def get(self) -> T:
         """Take the oldest packet."""
 
+    def rest(self) -> list[T]:
+        """Take all packets that lie there."""
+
 
 class Line(Generic[T]):
     """A channel within one thread: what is taken is there already."""
@@ -50,3 +53,9 @@ class Line(Generic[T]):
     def get(self) -> T:
         """Take the oldest packet."""
         return self._packets.popleft()
+
+    def rest(self) -> list[T]:
+        """Take all packets that lie there."""
+        found = list(self._packets)
+        self._packets.clear()
+        return found

@@ -24,6 +24,7 @@ class Entry:
     open: int = 0  # readings that have not learned yet
     closed: bool = False  # nobody will read it any more
     answered: bool = False
+    read: bool = False  # by a firing
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Inbox:
         self.ready: list[Answer] = []
         self.initial: Any = None  # what is read before anything has arrived; None: nothing
         self.count = 0  # messages that have come
+        self.most = max(MOST, -(-clock.every // sender.every) + 1)  # that wait to be averaged
 
     # ---- what comes in
 
@@ -73,9 +75,11 @@ class Inbox:
             self._make_room()
 
     def _make_room(self) -> None:
-        if self.policy.keeps is None:
-            self.entries = [e for e in self.entries if not e.closed]
-        while len(self.entries) > (self.policy.keeps or MOST):
+        if self.policy.keeps is None:  # what was read before gives way to what is new
+            for entry in [e for e in self.entries if e.read]:
+                self._close(entry)
+            self.entries = [e for e in self.entries if not e.read]
+        while len(self.entries) > (self.policy.keeps or self.most):
             self._close(self.entries.pop(0))
 
     # ---- reading
@@ -87,6 +91,7 @@ class Inbox:
         entries = list(self.entries)
         for entry in entries:
             entry.open += 1
+            entry.read = True
         value = self.policy.joined([entry.message.value for entry in entries])
         return Reading(value, entries, tick - entries[0].message.sent)
 
@@ -101,15 +106,17 @@ class Inbox:
             if share is not None:
                 entry.total = share if entry.total is None else entry.total + share
                 entry.last = max(entry.last, tick)
-            entry.closed = entry.closed or self._was_last(entry.message, tick)
+            until = entry if self.policy.keeps is not None else reading.entries[-1]
+            entry.closed = entry.closed or self._was_last(until.message, tick)
             self._answer(entry)
 
     def _was_last(self, message: Message, tick: int) -> bool:
-        """Whether, by the clocks, no reading after that of `tick` sees the message."""
-        if self.policy.keeps is None:
-            return True
+        """Whether, by the clocks, no reading after that of `tick` sees the message.
+
+        Of those that were averaged, the newest: all of them give way to the next one.
+        """
         newer = message.sent
-        for _ in range(self.policy.keeps):
+        for _ in range(self.policy.keeps or 1):
             newer = self.sender.after(newer)
         return self.clock.after(tick) >= newer + self.delay
 
@@ -159,10 +166,7 @@ class Inbox:
         """What lies here between two ticks."""
         return {
             "coming": [_plain(m) for m in self.coming],
-            "entries": [
-                {**_plain(e.message), "total": e.total, "last": e.last, "closed": e.closed, "answered": e.answered}
-                for e in self.entries
-            ],
+            "entries": [{**_plain(e.message), **{name: getattr(e, name) for name in KEPT}} for e in self.entries],
             "count": self.count,
         }
 
@@ -172,11 +176,12 @@ class Inbox:
         self.entries = []
         for e in state["entries"]:
             message = Message(e["sent"], e["value"], e["wants"])
-            self.entries.append(Entry(message, e["total"], e["last"], 0, e["closed"], e["answered"]))
+            self.entries.append(Entry(message, **{name: e[name] for name in KEPT if name in e}))
         self.count = state["count"]
 
 
-MOST = 64  # messages that wait to be averaged; older ones are forgotten
+MOST = 64  # messages that wait for a reader that has dropped out; older ones are forgotten
+KEPT = ("total", "last", "closed", "answered", "read")  # of an entry, in a checkpoint
 
 
 def _plain(message: Message) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from dnigraph.passes.capture.untouched import untouched
 from dnigraph.passes.errors import nearest
 
-from .inbox import batch_of, entered
+from .inbox import entered
 from .link import Agent, Link, Port
 from .ports import outputs_of
+from .stage import Stage
 from .wiring import Wiring
 
 MISSING = object()
@@ -35,89 +36,82 @@ class Rehearsal:
 
 def rehearse(agents: Mapping[str, Agent], wiring: Wiring, inputs: Mapping[str, Any]) -> Rehearsal:
     """Run every agent once on the example, and those that hear of later agents once more, leaving no trace."""
-    found, batch = Rehearsal(), batch_of(inputs.values())
-    feeds = {sink: (number, link) for number, link in enumerate(wiring.links) for sink in link.sinks}
+    found, stage = Rehearsal(), Stage(agents, wiring.links, inputs)
     everything = nn.ModuleList([agent.module for agent in agents.values()])
     with untouched(everything), torch.enable_grad():
         failed: set[str] = set()
         for _ in range(2):
             for name in wiring.order:
-                arguments = _arguments(agents[name], feeds, found, inputs, batch)
-                if (
-                    isinstance(arguments, dict)
-                    and name not in failed
-                    and not _runs(agents[name], arguments, feeds, found)
-                ):
-                    failed.add(name)
+                arguments = _arguments(agents[name], stage, found)
+                if isinstance(arguments, dict) and name not in failed:
+                    stage.tried.add(name)
+                    if not _runs(agents[name], arguments, stage, found):
+                        failed.add(name)
         for name in wiring.order:
-            unknown = _arguments(agents[name], feeds, found, inputs, batch)
+            unknown = _arguments(agents[name], stage, found)
             found.problems += unknown if isinstance(unknown, list) else []
-    found.problems += _wrong_first(wiring.links, found, batch)
+    found.problems += _wrong_first(wiring.links, stage, found)
     return found
 
 
-def _arguments(
-    agent: Agent, feeds: Mapping[Port, tuple[int, Link]], found: Rehearsal, inputs: Mapping[str, Any], batch: int | None
-) -> "dict[str, Any] | list[str]":
+def _arguments(agent: Agent, stage: Stage, found: Rehearsal) -> "dict[str, Any] | list[str]":
     """What the agent reads in the trial, or what it cannot read, in words."""
     arguments, unknown = {}, []
-    names = dict.fromkeys((*agent.inputs.names, *(s.name for s in feeds if s.agent == agent.name)))
-    for name in names:
+    for name in dict.fromkeys((*agent.inputs.names, *stage.fed[agent.name], *stage.others.get(agent.name, ()))):
         port = Port(agent.name, name)
-        value = _sample(port, feeds, found, inputs, batch)
+        value = _sample(port, stage, found)
         if value is not MISSING:
-            arguments[name] = entered(value, port in feeds)
+            arguments[name] = entered(value, port in stage.feeds)
         elif name not in agent.inputs.optional and agent.inputs.takes(name):
-            if words := _unread(port, feeds, found, inputs):
+            if words := _unread(port, stage):
                 unknown.append(words)
             else:
                 return []
     return unknown or arguments
 
 
-def _sample(
-    port: Port, feeds: Mapping[Port, tuple[int, Link]], found: Rehearsal, inputs: Mapping[str, Any], batch: int | None
-) -> Any:
-    if port not in feeds:
-        return inputs.get(str(port), MISSING)
-    _, link = feeds[port]
-    known: Any = inputs.get(link.source.name, MISSING) if link.outside else found.samples.get(str(link.source), MISSING)
+def _sample(port: Port, stage: Stage, found: Rehearsal) -> Any:
+    if port not in stage.feeds:
+        return stage.inputs.get(str(port), MISSING)
+    link = stage.feeds[port]
+    known: Any = stage.inputs if link.outside else found.samples
+    known = known.get(str(link.source), MISSING)
     if known is MISSING and link.initial is not None:
-        known = first(link.initial, batch)
+        known = stage.first(link)
     return known if known is MISSING else link.policy.joined([known])
 
 
-def _unread(
-    port: Port, feeds: Mapping[Port, tuple[int, Link]], found: Rehearsal, inputs: Mapping[str, Any]
-) -> str | None:
-    if port not in feeds:
-        near = nearest(str(port), inputs)
+def _unread(port: Port, stage: Stage) -> str | None:
+    if port not in stage.feeds:
+        near = nearest(str(port), stage.inputs)
         return f"{port} is fed by no link and not given: tick({{'{port}': ...}}){near}"
-    _, link = feeds[port]
+    link = stage.feeds[port]
     if link.outside:
-        return f"{port}: the network is not given its input {link.source.name!r}{nearest(link.source.name, inputs)}"
-    if any(p.startswith(f"{link.source.agent}.") for p in found.samples):
-        return None  # the sender ran: its outputs are the problem, and that has been said
+        return (
+            f"{port}: the network is not given its input {link.source.name!r}{nearest(link.source.name, stage.inputs)}"
+        )
+    if not stage.in_circle(port):
+        return None  # something before it is the problem, and that is said there
     return (
         f"{port} is read before {link.source} can have come, in a circle: connect it with initial=(features, ...), or "
         f"give the argument {port.name!r} a default"
     )
 
 
-def _runs(agent: Agent, arguments: dict[str, Any], feeds: Mapping[Port, tuple[int, Link]], found: Rehearsal) -> bool:
+def _runs(agent: Agent, arguments: dict[str, Any], stage: Stage, found: Rehearsal) -> bool:
     try:
         made = agent.module(**arguments)
     except Exception as error:
         said = ", ".join(
             f"{name} {_shape(value)}"
-            + (f" from {feeds[port][1].source}" if (port := Port(agent.name, name)) in feeds else "")
+            + (f" from {stage.feeds[port].source}" if (port := Port(agent.name, name)) in stage.feeds else "")
             for name, value in arguments.items()
         )
         why = (str(error).splitlines() or [""])[0]
         found.problems.append(f"{agent.name} cannot take what it is given ({said}): {type(error).__name__}: {why}")
         return False
     outputs = outputs_of(made, agent.outputs)
-    _missing_outputs(agent, outputs, feeds, found)
+    _missing_outputs(agent, outputs, stage, found)
     for name, value in outputs.items():
         key = f"{agent.name}.{name}"
         if isinstance(value, Tensor) and value.requires_grad:
@@ -126,40 +120,29 @@ def _runs(agent: Agent, arguments: dict[str, Any], feeds: Mapping[Port, tuple[in
     return True
 
 
-def _missing_outputs(
-    agent: Agent, outputs: Mapping[str, Any], feeds: Mapping[Port, tuple[int, Link]], found: Rehearsal
-) -> None:
-    wanted = {link.source for _, link in feeds.values() if link.source.agent == agent.name}
-    wanted |= {Port(agent.name, agent.loss)} if isinstance(agent.loss, str) else set()
-    for port in sorted(wanted, key=str):
-        if port.name not in outputs and (agent.outputs is None or port.name in agent.outputs):
+def _missing_outputs(agent: Agent, outputs: Mapping[str, Any], stage: Stage, found: Rehearsal) -> None:
+    wanted = stage.sent[agent.name] | ({agent.loss} if isinstance(agent.loss, str) else set())
+    for name in sorted(wanted):
+        port = Port(agent.name, name)
+        if name not in outputs and (agent.outputs is None or name in agent.outputs):
             known = ", ".join(outputs) or "none"
-            words = f"{port}: there is no output {port.name!r}{nearest(port.name, outputs)}; outputs: {known}"
+            words = f"{port}: there is no output {name!r}{nearest(name, outputs)}; outputs: {known}"
             found.problems += [words] if words not in found.problems else []
-        elif isinstance(outputs.get(port.name), tuple | list | dict):
-            words = f"{port} is no tensor but a {type(outputs[port.name]).__name__}: return its tensors under names"
+        elif isinstance(outputs.get(name), tuple | list | dict):
+            words = f"{port} is no tensor but a {type(outputs[name]).__name__}: return its tensors under names"
             found.problems += [words] if words not in found.problems else []
 
 
-def _wrong_first(links: Sequence[Link], found: Rehearsal, batch: int | None) -> list[str]:
+def _wrong_first(links: Sequence[Link], stage: Stage, found: Rehearsal) -> list[str]:
     wrong = []
     for link in links:
         real = found.samples.get(str(link.source))
         if link.initial is None or not isinstance(real, Tensor):
             continue
-        given = first(link.initial, batch)
+        given = stage.first(link)
         if isinstance(given, Tensor) and given.shape[1:] != real.shape[1:]:
             wrong.append(f"{link.name}: initial is {_shape(given)}, the messages are {_shape(real)}")
     return wrong
-
-
-def first(initial: Any, batch: int | None) -> Any:
-    """What is read before anything has come: a tensor as it is, zeros for the sizes of one sample, or what it makes."""
-    if callable(initial):
-        return initial(batch)
-    if isinstance(initial, tuple | list | torch.Size):
-        return torch.zeros(batch or 1, *initial)
-    return initial
 
 
 def _shape(value: Any) -> str:
