@@ -23,18 +23,14 @@ def networks() -> str:
 
 def _asynchrony(rows: list[Row]) -> str:
     """Test errors by arm and p; below, what the arms reach on the data they learn from."""
-    data = ", ".join(dict.fromkeys(row["data"] for row in rows))
-    heads = (
-        f"4 layers, every layer cut, {data}: test error %, mean (least-most), seeds",
-        *(f"p = {p:g}" for p in RATES),
-    )
+    data, rates = ", ".join(dict.fromkeys(row["data"] for row in rows)), [f"p = {p:g}" for p in RATES]
     lines, losses = [], []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         some = [[row for row in rows if (row["arm"], row["p"]) == (arm, p)] for p in RATES]
         lines.append(_line((arm, *(_over_seeds(found, "test error %", ".2f") for found in some))))
         losses.append(_line((arm, *(_over_seeds(found, "train loss", ".3f") for found in some))))
-    others = ("the same runs: train loss", *(f"p = {p:g}" for p in RATES))
-    return f"{_table(heads, lines)}\n{_table(others, losses)}"
+    errors = f"4 layers, every layer cut, {data}: test error %, mean (least-most), seeds"
+    return f"{_table((errors, *rates), lines)}\n{_table(('the same runs: train loss', *rates), losses)}"
 
 
 def _two_clocks(rows: list[Row]) -> str:

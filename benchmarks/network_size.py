@@ -10,11 +10,17 @@ time on one thread, medians over the rounds, in each of which all sizes take tur
 """
 
 import random
+import warnings
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import dnigraph as dg
+
+from .compile_time import timed
+from .timing import report
 
 WIDTH, BATCH = 4, 2
 SIZES = (100, 300, 1000, 3000)

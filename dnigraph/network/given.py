@@ -59,7 +59,8 @@ class Given:
             labels = dict.fromkeys(self.agents, label)
         if wrong:
             raise NetworkError(wrong, "the tick does not fit")
-        tick = Tick(number, given, by_agent, labels, batch_of(given.values()), learning)
+        batch = batch_of([*given.values(), *by_agent.values()])  # a network may have no inputs at all
+        tick = Tick(number, given, by_agent, labels, batch, learning)
         for port in given.keys() - self._known:
             agent, _, name = port.partition(".")
             tick.others.setdefault(agent, {})[name] = given[port]
