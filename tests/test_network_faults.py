@@ -245,17 +245,13 @@ def test_aside_leaves_what_the_user_froze_in_eval_mode():
 
 
 def test_the_label_of_one_agent_is_not_anothers_because_it_came_alone():
-    torch.manual_seed(0)
-    seen = []
     net = dg.Network(condition=dg.one_hot(3))
     net.add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 3), loss=F.cross_entropy)
     net.add("c", nn.Linear(6, 3), every=2, loss=F.cross_entropy)
     net.connect("a.output", ["b.input", "c.input"])
-    y = torch.tensor([0, 1])
 
     with pytest.raises(dg.NetworkError, match="there is none for a"):
-        net.tick(torch.ones(2, 6), {"b": y})
-    assert not seen
+        net.tick(torch.ones(2, 6), {"b": torch.tensor([0, 1])})
 
 
 def test_modules_that_take_any_name_and_compiled_ones_are_given_their_inputs():
@@ -271,7 +267,8 @@ def test_modules_that_take_any_name_and_compiled_ones_are_given_their_inputs():
     net.add("c", torch.compile(nn.Linear(6, 3), backend="eager"), loss=F.mse_loss)
     x = torch.ones(2, 6)
 
-    out = net.tick({"s.one": x, "s.two": x, "c.input": x}, {"s": torch.ones(2, 3)}).outputs
+    net.tick({"s.one": x, "s.two": x, "c.input": x}, {"s": torch.ones(2, 3)})
+    out = net.eval().tick({"s.one": x, "s.two": x, "c.input": x}).outputs
 
     assert torch.equal(out["s"]["output"], net.agents["s"].module.layer(2 * x))
     assert net.inputs == ["c.input"]
