@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class Actor:
         fed = {inbox.sink.name for inbox in inboxes}
         self._free = {f"{agent.name}.{name}": name for name in agent.inputs.names if name not in fed}
         self._needed = [port for port, name in self._free.items() if name not in agent.inputs.optional]
+        self._decoupled = [m for m in agent.module.modules() if isinstance(m, DecoupledModule)]
         waits = any(box.boundary is not None and box.boundary.waits for box in outboxes)
         self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if waits else []
 
@@ -174,11 +175,10 @@ class Actor:
         return arguments | given | tick.others.get(self.agent.name, {})
 
     def _call(self, arguments: Mapping[str, Any], label: Any) -> Any:
-        module = self.agent.module
-        if label is not None and isinstance(module, DecoupledModule):
-            with module.conditioned(label):
-                return module(**arguments)
-        return module(**arguments)
+        with ExitStack() as stack:
+            for model in self._decoupled if label is not None else ():
+                stack.enter_context(model.conditioned(label))
+            return self.agent.module(**arguments)
 
     def _send(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any], label: Any, updates: bool) -> None:
         for number, box in enumerate(self.outboxes):
