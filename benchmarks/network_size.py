@@ -5,8 +5,9 @@ next two), a random graph with circles, and a star (one feeds all others with on
 ring, and the last one feeds the first). Every link from agent to agent has a linear head; batches of 2, plain SGD.
 
 Timed are wiring (add, connect), the start (validate: the wiring, a trial run, heads and optimisers), and a tick. Linear
-means that the microseconds per link stay the same; ratios are to the network of 100 agents. Seconds are of processor
-time on one thread, medians over the rounds, in each of which all sizes take turns.
+means that the microseconds per link stay the same; ratios are to the network of 100 agents. Python's garbage collector,
+which now and then looks through all objects that there are, is part of it. Seconds are of processor time on one thread,
+medians over the rounds, in each of which all sizes take turns.
 """
 
 import random

@@ -46,16 +46,17 @@ class Wiring:
     def _decide(self, number: int, link: Link) -> None:
         pairs = [(str(link.source.agent), str(sink.agent)) for sink in link.sinks]
         known = [(a, b) for a, b in pairs if a in self.agents and b in self.agents]
-        delay = link.delay or 0
-        if link.delay is None and not link.synthetic and any(self._order.way(b, a) for a, b in known):
-            delay = 1
-        self.delays[number] = delay
+        self.delays[number] = delay = link.delay or 0
         if link.outside or delay or (self.predicting and link.synthetic):
             return
-        for a, b in known:
-            if back := self._order.way(b, a):
+        ways = [self._order.way(b, a) for a, b in known]
+        if any(ways):
+            self.delays[number] = 1  # also where it is wrong, so that all other problems are found, too
+        if any(ways) and link.delay is None and not link.synthetic:
+            return
+        for (a, b), back in zip(known, ways, strict=True):
+            if back:
                 self.circles.append([a, *back])
-                self.delays[number] = 1  # so that all other problems are found, too
             else:
                 self._order.add(a, b)
 
