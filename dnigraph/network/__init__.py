@@ -2,7 +2,8 @@
 
 from .errors import NetworkError
 from .log import EventLog
-from .network import Network, TickResult
+from .network import Network
 from .policy import stack
+from .tick import TickResult
 
 __all__ = ["EventLog", "Network", "NetworkError", "TickResult", "stack"]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dnigraph.boundaries import Visit
 from dnigraph.schedule import backward, pairs
 
-from .inbox import Inbox, Reading
+from .entry import Reading
+from .inbox import Inbox
 from .outbox import Outbox
 
 

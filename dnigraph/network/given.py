@@ -5,10 +5,10 @@ from typing import Any
 
 from dnigraph.passes.errors import nearest
 
-from .actor import Tick
+from .entry import batch_of
 from .errors import NetworkError
-from .inbox import batch_of
 from .link import Agent, Link, Port
+from .tick import Tick
 
 
 class Given:

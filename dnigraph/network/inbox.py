@@ -1,39 +1,14 @@
 """The receiver's end of a link: messages come in, are read, and are answered once."""
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .channel import Answer, Channel, Message
 from .clock import Clock
+from .entry import ABSENT, KEPT, Entry, Reading, plain
 from .link import Link, Port
-
-ABSENT = object()  # nothing has arrived yet, and nobody said what to read then
-
-
-@dataclass
-class Entry:
-    """A message that has arrived."""
-
-    message: Message
-    total: Tensor | None = None  # of the gradients of those who read it and have learned
-    last: int = -1  # the tick of the last of them
-    open: int = 0  # readings that have not learned yet
-    closed: bool = False  # nobody will read it any more
-    answered: bool = False
-    read: bool = False  # by a firing
-
-
-@dataclass
-class Reading:
-    """What a firing read from an inbox."""
-
-    value: Any
-    entries: list[Entry] = field(default_factory=list)  # oldest first; none: it read what was there before them
-    stale: int | None = None  # ticks since the oldest of them was sent
 
 
 class Inbox:
@@ -165,8 +140,8 @@ class Inbox:
     def state(self) -> dict[str, Any]:
         """What lies here between two ticks."""
         return {
-            "coming": [_plain(m) for m in self.coming],
-            "entries": [{**_plain(e.message), **{name: getattr(e, name) for name in KEPT}} for e in self.entries],
+            "coming": [plain(m) for m in self.coming],
+            "entries": [{**plain(e.message), **{name: getattr(e, name) for name in KEPT}} for e in self.entries],
             "count": self.count,
         }
 
@@ -181,21 +156,3 @@ class Inbox:
 
 
 MOST = 64  # messages that wait for a reader that has dropped out; older ones are forgotten
-KEPT = ("total", "last", "closed", "answered", "read")  # of an entry, in a checkpoint
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    return {"sent": message.sent, "value": message.value, "wants": message.wants}
-
-
-def entered(value: Any, learns: bool) -> Any:
-    """The value as a firing sees it: at the end of its graph, and where it can, asking for a gradient."""
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach()
-    return value.requires_grad_() if learns and (value.is_floating_point() or value.is_complex()) else value
-
-
-def batch_of(values: Any) -> int | None:
-    """The size of the first tensor that has dimensions."""
-    return next((len(v) for v in values if isinstance(v, torch.Tensor) and v.dim()), None)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .inbox import Inbox, Reading
+    from .entry import Reading
+    from .inbox import Inbox
     from .link import Link
 
 TICK = 1000  # microseconds that a tick takes in a trace

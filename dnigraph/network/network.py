@@ -3,33 +3,16 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Self
 
-from torch import Tensor
-
 from . import saving
-from .actor import Tick
-from .building import deliver
+from .built import deliver
 from .errors import NetworkError
 from .keeping import set_aside, take_back
 from .log import EventLog
 from .threads import refuse_shared, run_threads
+from .tick import Tick, TickResult
 from .wired import Wired
-
-
-@dataclass(frozen=True)
-class TickResult:
-    """What one tick gives back."""
-
-    tick: int
-    losses: dict[str, Tensor]  # by agent; one number each, detached; of those that fired and had a target
-    outputs: dict[str, dict[str, Any]]  # by agent and output, detached; of those that fired
-
-    @property
-    def fired(self) -> list[str]:
-        """The agents that fired, in the order in which they did."""
-        return list(self.outputs)
 
 
 class Network(Wired):

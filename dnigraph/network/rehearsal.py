@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dnigraph.passes.capture.untouched import untouched
 from dnigraph.passes.errors import nearest
 
-from .inbox import entered
+from .entry import entered
 from .link import Agent, Link, Port
 from .ports import outputs_of
 from .stage import Stage

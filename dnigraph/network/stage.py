@@ -7,7 +7,7 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from .inbox import batch_of
+from .entry import batch_of
 from .link import Agent, Link, Port
 
 

@@ -12,8 +12,9 @@ from dnigraph.passes.errors import nearest
 from dnigraph.updates import Group
 
 from .channel import Answer, Message
+from .entry import Entry, Reading
 from .errors import NetworkError
-from .inbox import Entry, Inbox, Reading
+from .inbox import Inbox
 
 PredictorFactory: TypeAlias = Callable[[list[Tensor], Tensor], nn.Module]  # of examples of what it sees and says
 SyntheticChoice: TypeAlias = "bool | str | tuple[str, ...] | list[str] | PredictorFactory"

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from .actor import Actor, Tick
-from .building import deliver
+from .actor import Actor
+from .built import deliver
 from .channel import Line
 from .errors import NetworkError
 from .inbox import Inbox
+from .tick import Tick
 
 if TYPE_CHECKING:
     from .network import Network

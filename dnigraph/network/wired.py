@@ -17,7 +17,8 @@ from dnigraph.passes.plan import Plan
 from dnigraph.updates import MakeOptimizer
 
 from . import saving, table
-from .building import Built, build
+from .building import build
+from .built import Built
 from .describing import make_agent, make_link
 from .drawing import plan_of
 from .errors import NetworkError
