@@ -328,3 +328,24 @@ def test_the_trace_is_what_perfetto_reads(tmp_path):
         assert event["tid"] in named and isinstance(event["ts"], int)
         if event["ph"] in "sf":  # an arrow hangs on the slices that are there at its ends
             assert any(row == event["tid"] and begin <= event["ts"] <= end for row, begin, end in slices)
+
+
+def test_a_decoupled_model_inside_an_agent_sees_the_agents_label():
+    class Around(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return 2 * self.model(x)
+
+    inner = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+    (x, y), *_ = batches(1)
+    dm = dg.decouple(inner, "1", (x,), condition=dg.one_hot(3))
+    net = dg.Network().add("a", Around(dm), loss=F.cross_entropy)
+    before = weights(next(iter(dm.boundaries.values())).head)
+
+    net.tick(x, y)
+    net.tick(x, y)
+
+    assert not same(before, weights(next(iter(dm.boundaries.values())).head))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.network.checks.order import Order
 
 WIDTH, BATCH, TICKS = 3, 4, 9
 
@@ -186,3 +187,24 @@ def test_a_wrong_head_is_felt_below_it_and_by_nobody_above(wrong):
 
     felt = [not torch.allclose(a, b) for a, b in zip(true, lied_to, strict=True)]
     assert felt == [i <= wrong for i in range(4) for _ in ("weight", "bias")]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_order_that_grows_link_by_link_knows_every_way_back(seed):
+    chance, names = random.Random(seed), [str(i) for i in range(30)]
+    order, graph = Order(names), nx.DiGraph()
+    graph.add_nodes_from(names)
+
+    for _ in range(120):
+        a, b = chance.choice(names), chance.choice(names)
+        way = order.way(b, a)
+        assert bool(way) == nx.has_path(graph, b, a)
+        if way:
+            assert len(way) == len(nx.shortest_path(graph, b, a))
+            assert nx.is_path(graph, way)
+        else:
+            order.add(a, b)
+            graph.add_edge(a, b)
+
+    assert all(order.rank[a] < order.rank[b] for a, b in graph.edges)
+    assert sorted(order.rank.values()) == list(range(30))

@@ -12,8 +12,8 @@ from dnigraph.passes.split import Value
 from dnigraph.updates import MakeOptimizer, check_names, chosen
 from dnigraph.variant import Variant
 
+from .description.ports import outputs_of
 from .network import Network
-from .ports import outputs_of
 
 RESULT = "result"  # the agent that puts the model's output together where several parts make it
 

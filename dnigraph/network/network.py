@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from . import saving
-from .built import deliver
 from .errors import NetworkError
-from .keeping import set_aside, take_back
-from .log import EventLog
-from .threads import refuse_shared, run_threads
-from .tick import Tick, TickResult
+from .running.built import deliver
+from .running.keeping import set_aside, take_back
+from .running.threads import refuse_shared, run_threads
+from .running.tick import Tick, TickResult
+from .showing.log import EventLog
 from .wired import Wired
 
 

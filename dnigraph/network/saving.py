@@ -9,7 +9,7 @@ from torch import Tensor
 from dnigraph.checkpoint import load_checkpoint, restore_random, save_checkpoint
 
 from .errors import NetworkError
-from .keeping import groups_of, state_of, take_up
+from .running.keeping import groups_of, state_of, take_up
 
 if TYPE_CHECKING:
     from .wired import Wired

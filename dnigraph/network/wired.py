@@ -16,19 +16,20 @@ from dnigraph.passes.errors import nearest
 from dnigraph.passes.plan import Plan
 from dnigraph.updates import MakeOptimizer
 
-from . import saving, table
-from .building import build
-from .built import Built
-from .describing import make_agent, make_link
-from .drawing import plan_of
+from . import saving
+from .checks.rehearsal import Rehearsal, rehearse
+from .checks.wiring import Graph, Wiring, graph_of, problems
+from .description.describing import make_agent, make_link
+from .description.link import Agent, AgentLoss, Link
+from .description.policy import PolicyChoice
 from .errors import NetworkError
-from .given import Given
-from .link import Agent, AgentLoss, Link
-from .log import EventLog
-from .policy import PolicyChoice
-from .rehearsal import Rehearsal, rehearse
-from .synthetic import SyntheticChoice
-from .wiring import Graph, Wiring, graph_of, problems
+from .running.building import build
+from .running.built import Built
+from .running.given import Given
+from .running.synthetic import SyntheticChoice
+from .showing import table
+from .showing.drawing import plan_of
+from .showing.log import EventLog
 
 
 class Wired:

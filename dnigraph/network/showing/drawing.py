@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from dnigraph.passes.plan import Crossing, Part, Plan
 
-from .link import Agent, Link
+from ..description.link import Agent, Link
 
 if TYPE_CHECKING:
-    from .wired import Wired
+    from ..wired import Wired
 
 
 def plan_of(net: "Wired") -> Plan:

@@ -10,8 +10,8 @@ from dnigraph.boundaries import Boundary, Visit, sum_in_order
 from dnigraph.schedule import backward, pairs
 from dnigraph.updates import Group
 
+from ..description.link import Link
 from .channel import Answer, Channel, Message
-from .link import Link
 
 if TYPE_CHECKING:
     from .firing import Firing

@@ -12,8 +12,8 @@ from rich.text import Text
 from dnigraph.passes.table import UNKNOWN, WIDTH, amount, counted, some
 
 if TYPE_CHECKING:
-    from .link import Agent, Link
-    from .wired import Wired
+    from ..description.link import Agent, Link
+    from ..wired import Wired
 
 AGENTS = ("agent", "module", "fires", "learns", "parameters", "loss", "reads", "sends")
 LINKS = ("from → to", "delay", "policy", "boundary", "head", "parameters", "synthetic")

@@ -14,19 +14,19 @@ from dnigraph.passes.errors import DniGraphError
 from dnigraph.passes.plan import Crossing
 from dnigraph.updates import Group, MakeOptimizer
 
+from ..checks.rehearsal import Rehearsal
+from ..checks.stage import first
+from ..checks.wiring import Wiring
+from ..description.clock import Clock
+from ..description.link import Agent, Link
+from ..errors import NetworkError
+from ..showing.log import EventLog
 from .actor import Actor
 from .built import Built
-from .clock import Clock
 from .entry import batch_of
-from .errors import NetworkError
 from .inbox import Inbox
-from .link import Agent, Link
-from .log import EventLog
 from .outbox import Outbox
-from .rehearsal import Rehearsal
-from .stage import first
 from .synthetic import Foretold, make_predictor
-from .wiring import Wiring
 
 OUTSIDE = Clock()  # an input of the network may come in any tick
 

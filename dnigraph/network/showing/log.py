@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .entry import Reading
-    from .inbox import Inbox
-    from .link import Link
+    from ..description.link import Link
+    from ..running.entry import Reading
+    from ..running.inbox import Inbox
 
 TICK = 1000  # microseconds that a tick takes in a trace
 

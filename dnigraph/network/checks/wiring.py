@@ -7,7 +7,7 @@ import networkx as nx
 
 from dnigraph.passes.errors import nearest
 
-from .link import Agent, Link
+from ..description.link import Agent, Link
 from .order import Order
 
 Graph = Any  # nx.DiGraph: networkx is untyped

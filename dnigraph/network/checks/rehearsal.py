@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from dnigraph.passes.capture.untouched import untouched
 from dnigraph.passes.errors import nearest
 
-from .entry import entered
-from .link import Agent, Link, Port
-from .ports import outputs_of
+from ..description.link import Agent, Link, Port
+from ..description.ports import outputs_of
+from ..running.entry import entered
 from .stage import Stage
 from .wiring import Wiring
 

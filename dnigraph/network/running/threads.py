@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
+from ..errors import NetworkError
 from .actor import Actor
 from .built import deliver
 from .channel import Line
-from .errors import NetworkError
 from .inbox import Inbox
 from .tick import Tick
 
 if TYPE_CHECKING:
-    from .network import Network
+    from ..network import Network
 
 T = TypeVar("T")
 PATIENCE = 0.1  # seconds between looks at whether the run is over

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..description.clock import Clock
+from ..description.link import Link, Port
 from .channel import Answer, Channel, Message
-from .clock import Clock
 from .entry import ABSENT, KEPT, Entry, Reading, plain
-from .link import Link, Port
 
 
 class Inbox:

@@ -7,12 +7,12 @@ from torch import nn
 
 from dnigraph.boundaries import Boundary
 
+from ..checks.wiring import Wiring
 from .actor import Actor
 from .channel import Line, Message
 from .inbox import Inbox
 from .outbox import Outbox
 from .tick import Tick
-from .wiring import Wiring
 
 
 @dataclass

@@ -10,11 +10,11 @@ from dnigraph.conditions import ConditionChoice
 from dnigraph.heads import HeadChoice
 from dnigraph.updates import MakeOptimizer
 
+from ..errors import NetworkError
+from ..running.synthetic import SyntheticChoice
 from .clock import Clock
-from .errors import NetworkError
 from .link import Agent, AgentLoss, Link, Port
 from .policy import LATEST, PolicyChoice, make_policy
-from .synthetic import SyntheticChoice
 
 
 def make_agent(

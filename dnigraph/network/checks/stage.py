@@ -7,8 +7,8 @@ import networkx as nx
 import torch
 from torch import Tensor
 
-from .entry import batch_of
-from .link import Agent, Link, Port
+from ..description.link import Agent, Link, Port
+from ..running.entry import batch_of
 
 
 class Stage:

@@ -5,9 +5,9 @@ from typing import Any
 
 from dnigraph.passes.errors import nearest
 
+from ..description.link import Agent, Link, Port
+from ..errors import NetworkError
 from .entry import batch_of
-from .errors import NetworkError
-from .link import Agent, Link, Port
 from .tick import Tick
 
 

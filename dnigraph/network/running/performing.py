@@ -12,14 +12,14 @@ from dnigraph.conditions import ConditionError
 from dnigraph.module import DecoupledModule
 from dnigraph.updates import Group
 
+from ..description.link import Agent
+from ..description.ports import outputs_of
+from ..errors import NetworkError
+from ..showing.log import EventLog
 from .entry import ABSENT, entered
-from .errors import NetworkError
 from .firing import Firing, stashed
 from .inbox import Inbox
-from .link import Agent
-from .log import EventLog
 from .outbox import Outbox
-from .ports import outputs_of
 from .synthetic import Foretold
 from .tick import Tick
 

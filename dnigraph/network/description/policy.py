@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dnigraph.passes.errors import nearest
 
-from .errors import NetworkError
+from ..errors import NetworkError
 
 
 class Policy(ABC):

@@ -11,9 +11,9 @@ from dnigraph.heads.layers import GAIN, Hidden
 from dnigraph.passes.errors import nearest
 from dnigraph.updates import Group
 
+from ..errors import NetworkError
 from .channel import Answer, Message
 from .entry import Entry, Reading
-from .errors import NetworkError
 from .inbox import Inbox
 
 PredictorFactory: TypeAlias = Callable[[list[Tensor], Tensor], nn.Module]  # of examples of what it sees and says
