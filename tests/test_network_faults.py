@@ -92,6 +92,56 @@ def test_a_checkpoint_with_other_sizes_or_optimisers_is_refused_before_a_weight_
     assert same(before, weights(other.agents["a"].module))
 
 
+def unlocked():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 3))
+    options = {"condition": dg.one_hot(3), "boundary": dg.dni(replay=2, blend=0.0), "unlock": "forward"}
+    dm = dg.decouple(model, ["2", "3"], (torch.randn(4, 6),), **options)
+    return dm.network(loss=F.cross_entropy, optimizer=adam, p_update=0.5, log=True)
+
+
+def predicting():
+    torch.manual_seed(0)
+    net = dg.Network(optimizer=adam, log=True, condition=dg.one_hot(3))
+    net.add("a", nn.Linear(6, 6), p_update=0.7).add("b", nn.Linear(6, 6), every=2)
+    net.add("c", nn.Linear(6, 3), every=3, loss=F.cross_entropy)
+    net.connect("x", "a.input")
+    net.connect("a.output", "b.input", synthetic=True, delay=1)
+    net.connect("b.output", "c.input", policy="mean", delay=2)
+    return net
+
+
+def recurrent():
+    torch.manual_seed(0)
+    core = nn.LSTM(6, 5)
+    rnn = dg.Recurrent(core, horizon=8, readout=nn.Linear(5, 3), loss=F.cross_entropy, optimizer=adam, warm_up=3)
+    return rnn.network(torch.randn(8, 2, 6), log=True)
+
+
+@pytest.mark.parametrize("make", [unlocked, predicting, recurrent])
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_whatever_it_is_made_of_a_resumed_network_goes_on_bitwise(make, at, tmp_path):
+    data = list(batches(12))
+    if make is recurrent:
+        data = [(x.view(8, 1, 6).expand(8, 2, 6), y.view(8, 1).expand(8, 2)) for x, y in data]
+    whole, first = make(), make()
+    whole.validate(data[0][0])
+    first.validate(data[0][0])
+    torch.manual_seed(5)  # for dropout
+    whole.run(data)
+    torch.manual_seed(5)
+    first.run(data[:at])
+    first.save(tmp_path / "run.pt")
+
+    torch.manual_seed(99)
+    second = make()
+    second.load(tmp_path / "run.pt", data[0][0])
+    second.run(data[at:])
+
+    assert same(everything(whole), everything(second))
+    assert whole.log.sorted() == second.log.sorted()
+
+
 # ---- fails in the middle
 
 

@@ -45,7 +45,7 @@ class Network(Wired):
             targets: by agent; a single value where just one agent has a loss. An agent without a target in this tick
                 learns from its links alone.
             label: what heads look at where they have a condition: one for all, or by agent. None: the target, where
-                there is one; else each agent's own.
+                just one agent has a loss; else each agent's own.
             ends: nobody will read what has been sent: all that waits learns, and the next tick begins anew.
 
         Raises:

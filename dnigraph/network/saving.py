@@ -1,10 +1,11 @@
 """What a checkpoint of a network holds, and its structure as plain data."""
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnigraph.checkpoint import load_checkpoint, restore_random, save_checkpoint
 
@@ -77,8 +78,7 @@ def load(net: "Wired", path: str | os.PathLike[str], inputs: Any) -> None:
     wrong += _differences("optimizer", _optimizers(net), state.get("optimizers", _optimizers(net)))
     if wrong:
         raise NetworkError(wrong, "the checkpoint belongs to another network")
-    for name, module in net.modules().items():
-        module.load_state_dict(state["modules"][name])
+    _load_all(net.modules(), state["modules"])
     for name, actor in net._actors().items():
         take_up(actor, state["actors"][name])
     net.ticks = state["ticks"]
@@ -96,13 +96,30 @@ def _optimizers(net: "Wired") -> dict[str, list[str | None]]:
 
 
 def _other_weights(net: "Wired", saved: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Weights that are of another shape here, before any of them is loaded."""
+    """Weights that are of another shape here, before any of them is loaded.
+
+    Other keys are left to the modules: some hold buffers that come and go.
+    """
     for name, module in net.modules().items():
-        here, there = (
-            {key: list(v.shape) for key, v in state.items() if isinstance(v, Tensor)}
-            for state in (module.state_dict(), saved[name])
-        )
+        here = {key: list(p.shape) for key, p in module.named_parameters()}
+        there = {key: list(v.shape) for key, v in saved[name].items() if key in here and isinstance(v, Tensor)}
         yield from _differences(name, here, there)
+
+
+def _load_all(modules: Mapping[str, nn.Module], saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Load every module, or none of them.
+
+    Raises:
+        NetworkError: one of them does not take its state.
+    """
+    before = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
+    for name, module in modules.items():
+        try:
+            module.load_state_dict(saved[name])
+        except Exception as error:
+            for other, state in before.items():
+                modules[other].load_state_dict(state)
+            raise NetworkError([f"{name}: {error}"], "the checkpoint belongs to another network") from error
 
 
 def _differences(where: str, here: Any, there: Any) -> Iterator[str]:

@@ -38,6 +38,8 @@ def make_agent(
         wrong.append(f"{name}: p_update={p_update!r} (a number from 0 to 1)")
     if not (loss is None or isinstance(loss, str) or callable(loss)):
         wrong.append(f"{name}: loss is a {type(loss).__name__}, not a function or the name of an output")
+    if not (optimizer is None or callable(optimizer)):
+        wrong.append(f"{name}: optimizer is a {type(optimizer).__name__}, not a function of a list of parameters")
     if wrong:
         raise NetworkError(wrong, "the agent does not fit")
     named = None if outputs is None else tuple(outputs)

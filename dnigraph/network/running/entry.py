@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .channel import Message
 
@@ -50,3 +51,8 @@ def entered(value: Any, learns: bool) -> Any:
 def batch_of(values: Any) -> int | None:
     """The size of the first tensor that has dimensions."""
     return next((len(v) for v in values if isinstance(v, torch.Tensor) and v.dim()), None)
+
+
+def moved(state: Any, device: torch.device | None) -> Any:
+    """The state with its tensors on a device; None: where they are."""
+    return state if device is None else pytree.tree_map_only(Tensor, lambda t: t.to(device), state)

@@ -3,12 +3,13 @@
 from collections import deque
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..description.clock import Clock
 from ..description.link import Link, Port
 from .channel import Answer, Channel, Message
-from .entry import ABSENT, KEPT, Entry, Reading, plain
+from .entry import ABSENT, KEPT, Entry, Reading, moved, plain
 
 
 class Inbox:
@@ -27,6 +28,7 @@ class Inbox:
         self.entries: list[Entry] = []
         self.ready: list[Answer] = []
         self.initial: Any = None  # what is read before anything has arrived; None: nothing
+        self.device: torch.device | None = None  # where its messages lie, for a checkpoint that comes from elsewhere
         self.count = 0  # messages that have come
         self.most = max(MOST, -(-clock.every // sender.every) + 1)  # that wait to be averaged
 
@@ -147,6 +149,7 @@ class Inbox:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""
+        state = moved(state, self.device)
         self.coming = deque(Message(**m) for m in state["coming"])
         self.entries = []
         for e in state["entries"]:

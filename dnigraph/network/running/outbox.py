@@ -12,6 +12,7 @@ from dnigraph.updates import Group
 
 from ..description.link import Link
 from .channel import Answer, Channel, Message
+from .entry import moved
 
 if TYPE_CHECKING:
     from .firing import Firing
@@ -161,6 +162,7 @@ class Outbox:
 
     def load(self, state: dict[int, Any]) -> None:
         """Go on from there."""
+        state = state if self.boundary is None else moved(state, self.boundary.spec.device)
         self.sent = {
             tick: Sent(s["value"], s["label"], None, None, {i: Answer(*a) for i, a in s["answers"].items()})
             for tick, s in state.items()
