@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -343,6 +344,21 @@ def test_threads_agree_with_the_scheduler_when_agents_drop_out_between_runs():
 
     assert same(runs[0][0], runs[1][0])
     assert runs[0][1:] == runs[1][1:]
+
+
+@pytest.mark.parametrize("options", [{"synthetic": True}, {"delay": 1}, {"delay": 2, "boundary": "oracle"}])
+def test_in_which_order_agents_fire_and_learn_within_a_tick_changes_no_number(options):
+    one, other = (chain(p_update=0.5, seed=3, condition=dg.one_hot(3), log=True, **options)[0] for _ in range(2))
+    chance = random.Random(0)
+
+    for x, y in batches(25):
+        one.tick({"f0.input": x}, y)
+        if other._built is not None:
+            chance.shuffle(other._wirings[True].order)
+        other.tick({"f0.input": x}, y)
+
+    assert same(everything(one), everything(other))
+    assert one.log.sorted() == other.log.sorted()
 
 
 def test_the_log_goes_on_over_episodes_and_knows_what_was_sent(tmp_path):

@@ -60,7 +60,8 @@ class Wired:
 
         Its inputs are called as the arguments of the module's forward method, its outputs as the keys of the dict,
         or the fields of the dataclass or named tuple, that it returns; entries of a tuple are "0", "1", ..., and a
-        single value is "output", unless `outputs` names them. Inputs that no link feeds are given to `tick`.
+        single value is "output", unless `outputs` names them. Inputs that no link feeds are given to `tick`, under any
+        names where forward takes **names.
 
         Args:
             every, phase: it fires in the ticks phase, phase + every, ... None: every - 1, so that an agent that
@@ -127,7 +128,7 @@ class Wired:
         given, strange = self._given().named(inputs)
         wrong += strange if self.agents else []
         known = [link for link in self.links if _both_ends(link, self.agents)]
-        found = rehearse(self.agents, Wiring(self.agents, known), given)
+        found = rehearse(self.agents, wiring if len(known) == len(self.links) else Wiring(self.agents, known), given)
         wrong += dict.fromkeys(found.problems) if given or not strange else []
         if wrong:
             raise NetworkError(wrong)
@@ -214,6 +215,8 @@ class Wired:
 
     def _unpredicted(self, wiring: Wiring) -> Wiring:
         """The wiring in eval mode, where real messages are waited for; as in training where they go in circles."""
+        if not any(link.synthetic for link in self.links):
+            return wiring
         plain = Wiring(self.agents, self.links, predicting=False)
         return wiring if plain.circles or plain.delays != wiring.delays else plain
 

@@ -42,7 +42,7 @@ class Event:
 
 
 class EventLog:
-    """The events of a run, in the order of ticks and agents."""
+    """The events of a run, as they happened; `sorted` does not depend on which thread was first."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
