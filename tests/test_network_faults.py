@@ -1,5 +1,6 @@
 """Networks in trouble: what is asked wrongly, what fails in the middle, what is killed."""
 
+import copy
 import json
 import os
 import random
@@ -323,6 +324,68 @@ def test_modules_that_take_any_name_and_compiled_ones_are_given_their_inputs():
 
     assert torch.equal(out["s"]["output"], net.agents["s"].module.layer(2 * x))
     assert net.inputs == ["c.input"]
+
+
+class Writing(nn.Module):
+    """Writes to what it is given, as many residual nets do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.layer(x.add_(1).relu_())
+
+
+@pytest.mark.parametrize("p_update", [1.0, 1e-9])
+def test_who_writes_to_an_input_spoils_it_for_nobody(p_update):
+    torch.manual_seed(0)
+    a, b, c = nn.Linear(6, 6), Writing(), nn.Linear(6, 3)
+    plain = copy.deepcopy(nn.ModuleList([a, b, c]))
+    net = dg.Network(optimizer=sgd).add("a", a).add("b", b, loss=F.mse_loss, p_update=p_update)
+    net.add("c", c, loss=F.mse_loss, p_update=p_update)
+    net.connect("a.output", ["b.x", "c.input"], boundary="oracle")
+    x = torch.randn(2, 6)
+    kept, y = x.clone(), torch.ones(2, 3)
+
+    out = net.tick(x, {"b": y, "c": y}).outputs
+
+    said = plain[0](x)
+    assert torch.equal(out["b"]["output"], plain[1](said.clone()))
+    assert torch.equal(out["c"]["output"], plain[2](said))
+    assert torch.equal(x, kept)
+
+
+def test_a_message_that_lies_in_the_senders_memory_is_sent_as_it_was():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(2, 6))
+
+        def forward(self, x):
+            self.count += 1
+            return {"count": self.count, "view": self.count[:, :3]}
+
+    seen = []
+    net = dg.Network().add("a", Counter()).add("b", nn.Linear(6, 3), loss=F.mse_loss)
+    net.connect("a.count", "b.input", delay=2)
+    net.agents["b"].module.register_forward_pre_hook(lambda m, a, k: seen.append(k["input"]), with_kwargs=True)
+
+    for _ in range(5):
+        net.tick(torch.ones(2, 6), torch.ones(2, 3))
+
+    assert [float(s.detach().mean()) for s in seen[-3:]] == [1.0, 2.0, 3.0]
+
+
+def test_a_message_that_somebody_has_written_to_is_refused():
+    net = dg.Network().add("b", nn.Linear(6, 3), loss=F.mse_loss)
+    net.connect("x", "b.input", delay=1)
+    x = torch.ones(2, 6)
+    net.tick(x, torch.ones(2, 3))
+    x.add_(1)
+
+    with pytest.raises(dg.NetworkError, match=r"b.input: what x sent in tick 0 has been written to since: send a copy"):
+        net.tick(x, torch.ones(2, 3))
 
 
 # ---- threads, log

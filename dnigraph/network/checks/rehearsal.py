@@ -26,11 +26,13 @@ class Rehearsal:
     Attributes:
         samples: what each output that is sent looks like, detached.
         learns: outputs that carry a gradient.
+        writes: inputs to which their agent writes.
         problems: what does not fit.
     """
 
     samples: dict[str, Any] = field(default_factory=dict)
     learns: set[str] = field(default_factory=set)
+    writes: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
 
@@ -99,8 +101,10 @@ def _unread(port: Port, stage: Stage) -> str | None:
 
 
 def _runs(agent: Agent, arguments: dict[str, Any], stage: Stage, found: Rehearsal) -> bool:
+    given = {name: v.clone() if isinstance(v, Tensor) else v for name, v in arguments.items()}
+    before = {name: v._version for name, v in given.items() if isinstance(v, Tensor)}
     try:
-        made = agent.module(**arguments)
+        made = agent.module(**given)
     except Exception as error:
         said = ", ".join(
             f"{name} {_shape(value)}"
@@ -110,6 +114,7 @@ def _runs(agent: Agent, arguments: dict[str, Any], stage: Stage, found: Rehearsa
         why = (str(error).splitlines() or [""])[0]
         found.problems.append(f"{agent.name} cannot take what it is given ({said}): {type(error).__name__}: {why}")
         return False
+    found.writes |= {f"{agent.name}.{name}" for name, version in before.items() if given[name]._version != version}
     outputs = outputs_of(made, agent.outputs)
     _missing_outputs(agent, outputs, stage, found)
     for name, value in outputs.items():

@@ -75,6 +75,7 @@ def _lay(
         kind = Foretold if link.synthetic else Inbox
         inbox = kind(link, sink, wiring.delays[number], sender, agents[sink.agent or ""].clock, False)
         inbox.initial = _first(link, sample, batch, sink.name in agents[sink.agent or ""].inputs.optional)
+        inbox.writes = str(sink) in found.writes
         inbox.device = sample.device if isinstance(sample, Tensor) else None
         if isinstance(inbox, Foretold):
             if not isinstance(sample, Tensor):

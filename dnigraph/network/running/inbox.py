@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..description.clock import Clock
 from ..description.link import Link, Port
+from ..errors import NetworkError
 from .channel import Answer, Channel, Message
 from .entry import ABSENT, KEPT, Entry, Reading, moved, plain
 
@@ -29,6 +30,7 @@ class Inbox:
         self.ready: list[Answer] = []
         self.initial: Any = None  # what is read before anything has arrived; None: nothing
         self.device: torch.device | None = None  # where its messages lie, for a checkpoint that comes from elsewhere
+        self.writes = False  # whether its reader writes to what it is given, and so needs a copy
         self.count = 0  # messages that have come
         self.most = max(MOST, -(-clock.every // sender.every) + 1)  # that wait to be averaged
 
@@ -67,6 +69,9 @@ class Inbox:
             return Reading(self._first(batch))
         entries = list(self.entries)
         for entry in entries:
+            if entry.message.spoilt:
+                words = f"what {self.link.source} sent in tick {entry.message.sent} has been written to since: "
+                raise NetworkError([f"{self.sink}: {words}send a copy, tensor.clone()"], "a message is not what it was")
             entry.open += 1
             entry.read = True
         value = self.policy.joined([entry.message.value for entry in entries])

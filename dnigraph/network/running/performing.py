@@ -97,7 +97,7 @@ class Performer:
                     continue
                 raise NetworkError([f"{inbox.sink} is read in tick {tick.number}, and nothing has come there yet"])
             leaf = entered(reading.value, learns and not inbox.link.outside)
-            arguments[inbox.sink.name] = leaf
+            arguments[inbox.sink.name] = leaf.clone() if inbox.writes and isinstance(leaf, Tensor) else leaf
             firing.readings.append((inbox, reading, leaf))
         given = {name: tick.inputs[port] for port, name in self._free.items() if port in tick.inputs}
         return arguments | given | tick.others.get(self.agent.name, {})
@@ -112,7 +112,7 @@ class Performer:
         for number, box in enumerate(self.outboxes):
             if box.port not in outputs:
                 continue  # it says nothing this time
-            value = outputs[box.port]
+            value = self._own(outputs[box.port])
             if not updates and isinstance(value, Tensor) and value.is_floating_point():
                 value = value.detach().requires_grad_()  # nobody learns from the estimate, but the head from the answer
             try:
@@ -133,7 +133,15 @@ class Performer:
         with torch.no_grad():
             for box in self.outboxes:
                 if box.port in outputs:
-                    box.send(tick.number, outputs[box.port], None, firing)
+                    box.send(tick.number, self._own(outputs[box.port]), None, firing)
+
+    def _own(self, value: Any) -> Any:
+        """The value in memory of its own, where it lies in that of the module's weights or buffers: those will move."""
+        if not isinstance(value, Tensor) or not (value.is_leaf or value._is_view()) or value.layout != torch.strided:
+            return value
+        module, at = self.agent.module, value.untyped_storage().data_ptr()
+        held = (*module.parameters(), *module.buffers())
+        return value.clone() if any(at == t.untyped_storage().data_ptr() for t in held) else value
 
     def _loss(self, made: Any, outputs: Mapping[str, Any], tick: Tick, updates: bool) -> Tensor | None:
         agent = self.agent
