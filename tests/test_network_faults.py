@@ -409,6 +409,18 @@ def test_threads_agree_with_the_scheduler_when_agents_drop_out_between_runs():
     assert runs[0][1:] == runs[1][1:]
 
 
+def test_threads_compute_in_the_precision_of_who_starts_them():
+    runs = []
+    for threads in (False, True):
+        net = circle()
+        with torch.autocast("cpu", torch.bfloat16):
+            results = net.run(given(6), threads=threads)
+        runs.append((everything(net), [r.outputs["a"]["guess"] for r in results]))
+
+    assert runs[0][1][0].dtype == torch.bfloat16
+    assert same(runs[0][0], runs[1][0]) and same(runs[0][1], runs[1][1])
+
+
 @pytest.mark.parametrize("options", [{"synthetic": True}, {"delay": 1}, {"delay": 2, "boundary": "oracle"}])
 def test_in_which_order_agents_fire_and_learn_within_a_tick_changes_no_number(options):
     one, other = (chain(p_update=0.5, seed=3, condition=dg.one_hot(3), log=True, **options)[0] for _ in range(2))

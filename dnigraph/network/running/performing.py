@@ -69,6 +69,7 @@ class Performer:
         if self.log is not None:
             self.log.fired(tick.number, self.agent.name, firing.readings, updates)
         label = tick.labels.get(self.agent.name)
+        torch.clear_autocast_cache()  # it holds weights as they were before they learned, as long as autocast lasts
         with torch.set_grad_enabled(updates), stashed(self._stash) if self._stash and updates else nullcontext():
             made = self._call(arguments, label)
             outputs = outputs_of(made, self.agent.outputs)

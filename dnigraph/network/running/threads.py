@@ -11,6 +11,7 @@ own. So the order in which threads run cannot change a number.
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -109,10 +110,14 @@ def _work(actor: Actor, ticks: Sequence[Tick]) -> Callable[[], None]:
 def _guarded(work: Callable[[], None], stop: threading.Event, failures: list[BaseException]) -> Callable[[], None]:
     """The work of a thread; its failure ends the others, and is kept for the caller."""
     learning = torch.is_grad_enabled()
+    casts = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
 
     def run() -> None:
         try:
-            with torch.set_grad_enabled(learning):
+            with ExitStack() as stack:  # torch keeps these for each thread
+                stack.enter_context(torch.set_grad_enabled(learning))
+                for device, dtype in casts:
+                    stack.enter_context(torch.autocast(device, dtype))
                 work()
         except Stopped:
             pass
