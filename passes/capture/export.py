@@ -16,7 +16,7 @@ from .inputs import input_names, one_more_row
 from .recording import Recording
 from .symbols import guard
 from .transforms import as_function, stretches
-from .trees import HOLE, Tree, flatten
+from .trees import HOLE, Tree, flatten, unflatten
 from .trial import Trial
 from .untouched import fresh_copies, untouched
 
@@ -46,7 +46,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
 
 
 def _exported(model: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> ExportedProgram:
-    args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), spec)
+    args, kwargs = unflatten(fresh_copies(leaves), spec)
     reasons = []
     for shapes in (_batch_dynamic(args), _batch_dynamic(kwargs)), None:
         named = None if shapes is None else _by_name(model, args, *shapes)
@@ -220,6 +220,6 @@ def _in_order(ours: list[Any], spec: pytree.TreeSpec, theirs: pytree.TreeSpec) -
     """The leaves in the order of the export, which sorts keyword arguments as the signature has them."""
     if spec == theirs:
         return ours
-    args, kwargs = pytree.tree_unflatten(ours, spec)
+    args, kwargs = unflatten(ours, spec)
     order = theirs.child(1).context
     return pytree.tree_leaves((args, {name: kwargs[name] for name in order}))

@@ -1,6 +1,7 @@
 """All that hangs on a model: every object, container and tensor that can be reached from it, each noted once."""
 
 import collections
+import random
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import nn
 _DEPTH = 6  # how far plain objects are followed; submodules do not count
 _ATOMS = {bool, int, float, str, bytes, type(None)}
 _CONTAINERS = (list, dict, set, collections.deque)
+_GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
 _CLOSED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, torch.jit.ScriptFunction, str, bytes)
 
 
@@ -24,6 +26,7 @@ class Holdings:
     containers: dict[int, Any] = field(default_factory=dict)
     tensors: dict[int, torch.Tensor] = field(default_factory=dict)
     arrays: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
+    generators: dict[int, Any] = field(default_factory=dict)  # of random numbers, the model's own
 
     @classmethod
     def of(cls, model: nn.Module) -> "Holdings":
@@ -37,11 +40,17 @@ class Holdings:
             self.tensors[id(value)] = value
         elif isinstance(value, np.ndarray):
             self.arrays[id(value)] = value
+        elif isinstance(value, _GENERATORS):
+            self._note_generator(value)
         elif depth and isinstance(value, (*_CONTAINERS, tuple)):
             self._open_container(value, depth)
         elif depth and hasattr(value, "__dict__") and not isinstance(value, _CLOSED) and id(value) not in self.objects:
             self.objects[id(value)] = value
             self._visit_all(_held(value), _DEPTH if isinstance(value, nn.Module) else depth - 1)
+
+    def _note_generator(self, value: Any) -> None:
+        if value is not torch.default_generator and not isinstance(value, random.SystemRandom):
+            self.generators[id(value)] = value
 
     def _open_container(self, value: Any, depth: int) -> None:
         if id(value) in self.containers:
