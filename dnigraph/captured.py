@@ -23,7 +23,7 @@ from .passes.errors import CaptureError, DniGraphError, GuardMiss
 from .passes.guards import Trust
 from .passes.plan import Plan
 from .passes.split import Value, boundary_key
-from .settings import Settings, warn_changed
+from .settings import Settings, looked_into, warn_changed
 from .variant import Cutting, Variant, assemble, cut, sizes
 
 if TYPE_CHECKING:
@@ -244,10 +244,16 @@ class CapturedModule(DecoupledModule):
         if not found:
             self._make_room(found)
         recording = capture(self.original, args, kwargs, self._settings[1])
-        if recording.sets - self._beside.ignored:
-            self._beside.ignore(recording.sets)
+        if self._learned(recording):
             found = self._known(args, kwargs)[0]
         return self._install(recording, found, inputs, strict=not self._primary)
+
+    def _learned(self, recording: Recording) -> bool:
+        """Know better now which plain values of the model count. True where that is news."""
+        known = (self._beside.ignored, self._beside.opened)
+        self._beside.ignore(recording.sets)
+        self._beside.open(looked_into(recording.graph))
+        return known != (self._beside.ignored, self._beside.opened)
 
     def _install(
         self, recording: Recording, found: list[Variant], inputs: list[Any], strict: bool, notes: Sequence[str] = ()
@@ -271,7 +277,7 @@ class CapturedModule(DecoupledModule):
         Args:
             notes: what the plan should say besides.
         """
-        self._beside.ignore(recording.sets)
+        self._learned(recording)
         found, inputs = self._known(args, kwargs)
         return self._install(recording, found, inputs, True, notes)
 
@@ -341,6 +347,7 @@ class CapturedModule(DecoupledModule):
         held = made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
         made.context = copy.deepcopy(self.context, memo)
         made._beside.ignore(self._beside.ignored)
+        made._beside.open(self._beside.opened)
         made.unlock = self.unlock
         made._variants = {k: [assemble(v.cutting, model, held) for v in found] for k, found in self._variants.items()}
         places = {id(v): (k, i) for k, found in self._variants.items() for i, v in enumerate(found)}

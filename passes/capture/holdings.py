@@ -35,6 +35,13 @@ class Holdings:
         found._visit(model, _DEPTH)
         return found
 
+    def places(self, tensors: Iterable[torch.Tensor]) -> list[tuple[Any, Any, Any]]:
+        """Where dicts, lists and attributes hold some tensors, themselves or in a tuple: holder, key, and the value."""
+        wanted = {id(t) for t in tensors}
+        tables = [c for c in self.containers.values() if isinstance(c, dict | list)]
+        tables += [vars(o) for o in self.objects.values()]
+        return [(c, k, v) for c in tables if c for k, v in _pairs(c) if _holds(v, wanted)] if wanted else []
+
     def _visit(self, value: Any, depth: int) -> None:
         if isinstance(value, torch.Tensor):
             self.tensors[id(value)] = value
@@ -75,3 +82,11 @@ def _held(value: Any) -> Iterator[Any]:
     if isinstance(value, torch.jit.ScriptModule):  # its tensors live in C++
         yield from value.parameters()
         yield from value.buffers()
+
+
+def _pairs(table: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(list(table.items() if isinstance(table, dict) else enumerate(table)))
+
+
+def _holds(value: Any, wanted: set[int]) -> bool:
+    return id(value) in wanted or (type(value) is tuple and any(_holds(v, wanted) for v in value))
