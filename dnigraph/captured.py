@@ -17,7 +17,7 @@ from .passes.capture.ladder import capture
 from .passes.capture.luck import random_state, set_random_state
 from .passes.capture.recording import Recording, lookup
 from .passes.capture.trees import flatten
-from .passes.capture.untouched import Held
+from .passes.capture.untouched import Held, one_at_a_time
 from .passes.cuts import Cuts
 from .passes.errors import CaptureError, DniGraphError, GuardMiss
 from .passes.guards import Trust
@@ -154,7 +154,8 @@ class CapturedModule(DecoupledModule):
             variant.proven.add(sizes(inputs))
             return variant.recording.outputs.build(values)
         try:
-            variant = self._record(found, args, kwargs, inputs)
+            with one_at_a_time:
+                variant = self._record(found, args, kwargs, inputs)
         except CaptureError:
             if self.training:
                 raise

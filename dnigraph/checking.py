@@ -13,7 +13,7 @@ from .conditions import Context
 from .module import DecoupledModule, in_mode
 from .passes.capture.symbols import equal_tensors
 from .passes.capture.trees import flatten, unflatten
-from .passes.capture.untouched import fresh_copies, tensor_names, untouched
+from .passes.capture.untouched import fresh_copies, one_at_a_time, tensor_names, untouched
 from .passes.errors import DniGraphError, bullets
 
 
@@ -81,7 +81,7 @@ def check(dm: DecoupledModule, *args: Any, **kwargs: Any) -> Report:
     """
     findings: list[Finding] = []
     for mode in ("train", "eval"):
-        with in_mode(dm, training=mode == "train"), torch.enable_grad():
+        with one_at_a_time, in_mode(dm, training=mode == "train"), torch.enable_grad():
             findings += _compare(dm, mode, args, kwargs)
     report = Report(dm.plan.model, tuple(findings))
     if not report.right:

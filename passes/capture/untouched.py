@@ -1,6 +1,7 @@
 """Leave no trace: run a model, and put everything back as it was."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import nn
 
 from .holdings import Holdings
 from .luck import mark, random_state, set_random_state, set_state, state_of
+
+# Captures and checks set the random state of the process and put it back: one at a time, however many threads call.
+one_at_a_time = threading.RLock()
 
 
 class Snapshot:
@@ -120,11 +124,12 @@ def _same_memory(tensor: torch.Tensor, data: torch.Tensor) -> bool:
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[Snapshot]:
     """Run the block, then put the model and all random states back, also after an error."""
-    snapshot = Snapshot(model)
-    try:
-        yield snapshot
-    finally:
-        snapshot.restore()
+    with one_at_a_time:
+        snapshot = Snapshot(model)
+        try:
+            yield snapshot
+        finally:
+            snapshot.restore()
 
 
 def fresh_copies(leaves: list[Any]) -> list[Any]:
