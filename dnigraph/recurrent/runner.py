@@ -13,7 +13,7 @@ from dnigraph.checkpoint import load_checkpoint, restore_random, save_checkpoint
 from dnigraph.conditions import ConditionChoice
 from dnigraph.heads import HeadChoice
 from dnigraph.local import StepResult
-from dnigraph.passes.capture.untouched import random_state
+from dnigraph.passes.capture.luck import random_state
 from dnigraph.updates import MakeOptimizer, MakeScheduler
 
 from .core import Initial, make_core
