@@ -92,7 +92,7 @@ def problems(agents: Mapping[str, Agent], links: Sequence[Link], wiring: Wiring)
         else:
             yield (
                 f"{name} can never learn: it has no loss, and no gradient comes back to it from an agent that has one; "
-                "give it loss=, or connect its outputs to an agent that learns"
+                "give it loss=, connect its outputs to an agent that learns, or freeze it: requires_grad_(False)"
             )
 
 
