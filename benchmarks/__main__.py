@@ -3,7 +3,8 @@
 import importlib
 import sys
 
-NAMES = ("step_time", "memory", "compile_time", "fashion", "window_time")  # and by itself, for hours: recurrent
+# And by themselves, for hours: recurrent, asynchrony, two_clocks.
+NAMES = ("step_time", "memory", "compile_time", "fashion", "window_time", "network_size")
 
 for name in sys.argv[1:] or NAMES:
     importlib.import_module(f"benchmarks.{name}").main()

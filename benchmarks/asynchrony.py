@@ -32,13 +32,14 @@ TICKS, BATCH, MARKS = 3000, 256, (0.85, 0.9, 0.95, 1.0)
 KEPT = Path(__file__).parent.parent / "out" / "asynchrony"
 FILE = RESULTS / "asynchrony.json"
 LABEL = dg.one_hot(10)
+FROZEN = "no backprop"  # only the last layer learns; a layer that nothing ever reaches would be refused
 ARMS: dict[str, dict[str, Any]] = {
     "cDNI": {"condition": LABEL},
     "backprop": {"boundary": "oracle"},
     "DNI": {},
     "cDNI, forward unlocked": {"condition": LABEL, "unlock": "forward"},
     "local loss": {"boundary": "local-loss", "condition": LABEL},
-    "no backprop": {"boundary": dg.silent()},
+    FROZEN: {"boundary": dg.silent()},
     "backprop for 500 ticks, then freeze": {"boundary": dg.silent(warm_up=500)},
     "backprop in every 8th tick, nothing between": {"boundary": dg.silent(refresh=8)},
     "DNI, forward unlocked": {"unlock": "forward"},
@@ -74,6 +75,8 @@ class Job:
         torch.manual_seed(self.seed)
         model = net()
         dm = dg.decouple(model, ["0", "1", "2"], (self.x[:BATCH],), check=False, **ARMS[self.arm])
+        if self.arm == FROZEN:
+            model[:-1].requires_grad_(False)
         agents = dm.network(loss=F.cross_entropy, p_update=self.p, seed=self.seed)
         if self.file.exists():
             agents.load(self.file, self.x[:BATCH])

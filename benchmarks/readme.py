@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import through_time
+from . import between_models, through_time
 from .timing import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -13,7 +13,8 @@ README = Path(__file__).parent.parent / "README.md"
 def main() -> None:
     """Replace what stands between the marks."""
     text = README.read_text()
-    for name, made in (("costs", costs()), ("zoo", zoo()), ("recurrent", through_time.tables())):
+    blocks = {"costs": costs(), "zoo": zoo(), "recurrent": through_time.tables(), "networks": between_models.networks()}
+    for name, made in blocks.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, rest = text.split(begin)
         text = before + begin + made + end + rest.split(end)[1]

@@ -63,7 +63,7 @@ def jobs(suite: str, text: str = "king-james") -> list[list[dict[str, Any]]]:
         return [[_job("characters", arm, seed, t, 25_000, 1000, text=text) for arm in arms] for seed, t, arms in groups]
     task = {"copy": "copy", "repeat": "repeat copy"}[suite]
     seeds = FRESH[:3]
-    three = [[_job(task, arm, s, 3, 30_000, 500) for s in seeds for arm in arms] for arms in (same[:3], same[3:])]
+    three = [[_job(task, arm, s, 3, 40_000, 500) for s in seeds for arm in arms] for arms in (same[:3], same[3:])]
     others = [[_job(task, arm, s, t, 20_000, 500) for s in seeds for arm in same[:3]] for t in (2, 4, 5)]
     longer = [[_job(task, "truncated", s, t, 20_000, 500) for s in seeds] for t in (10, 20)]
     return three + others + longer

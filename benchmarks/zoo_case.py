@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import dnigraph as dg
 from dnigraph.passes.capture.inputs import one_more_row, varied
-from dnigraph.passes.capture.trees import flatten
-from dnigraph.passes.capture.untouched import fresh_copies, seed_all, untouched
+from dnigraph.passes.capture.luck import seed_all
+from dnigraph.passes.capture.trees import flatten, unflatten
+from dnigraph.passes.capture.untouched import fresh_copies, untouched
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 PARTS = 3
@@ -118,7 +118,7 @@ class Case:
         changed = change(leaves) if self.batchable else None
         if changed is None:
             return False
-        call = pytree.tree_unflatten(changed, spec)
+        call = unflatten(changed, spec)
         if not self._runs(call):
             return False
         self._compare(call)
@@ -207,7 +207,7 @@ def _mode(dm: dg.DecoupledModule, model: nn.Module, training: bool) -> Iterator[
 
 def _copied(call: Call) -> Call:
     leaves, spec = flatten(call)
-    args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), spec)
+    args, kwargs = unflatten(fresh_copies(leaves), spec)
     return args, kwargs
 
 

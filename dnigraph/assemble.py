@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from .passes.capture.holdings import Holdings
 from .passes.capture.shelter import SHELTER, sheltered
 
 
@@ -79,6 +80,7 @@ class Assembly:
     def __init__(self, model: nn.Module, constants: Mapping[str, torch.Tensor]):
         self.model, self.constants = model, Constants(constants)
         self._views: list[View] = []
+        self._places = Holdings.of(model).places(constants.values())  # plain tensors may be replaced by others
 
     def module(self, graph: fx.Graph, name: str) -> fx.GraphModule:
         """The graph as a module whose submodules are the model's own and whose tensors are views of the model's."""
@@ -98,7 +100,7 @@ class Assembly:
 
     def follow(self) -> bool:
         """Show the tensors that the model holds now; False where one of them is of another kind than before."""
-        return all(view.follow() for view in self._views)
+        return all(view.follow() for view in self._views) and all(_still_holds(*place) for place in self._places)
 
     def _attach(self, made: nn.Module, path: str, whole: bool) -> None:
         *parents, last = path.split(".")
@@ -129,6 +131,13 @@ class Assembly:
         view.show(name)
         if name in view.__dict__:
             made.__dict__[name] = view.__dict__[name]
+
+
+def _still_holds(table: Any, key: Any, value: Any) -> bool:
+    try:
+        return table[key] is value
+    except (KeyError, IndexError):
+        return False
 
 
 def parameters_of(part: nn.Module) -> list[nn.Parameter]:

@@ -14,20 +14,22 @@ from .boundaries import Boundary
 from .module import DecoupledModule, MakeBoundary, canonical, described, warn_late
 from .passes.capture.call import Mode
 from .passes.capture.ladder import capture
-from .passes.capture.recording import Recording
+from .passes.capture.luck import random_state, set_random_state
+from .passes.capture.recording import Recording, lookup
 from .passes.capture.trees import flatten
-from .passes.capture.untouched import random_state, set_random_state
+from .passes.capture.untouched import Held, one_at_a_time
 from .passes.cuts import Cuts
 from .passes.errors import CaptureError, DniGraphError, GuardMiss
 from .passes.guards import Trust
 from .passes.plan import Plan
 from .passes.split import Value, boundary_key
-from .settings import Settings, warn_changed
+from .settings import Settings, looked_into, warn_changed
 from .variant import Cutting, Variant, assemble, cut, sizes
 
 if TYPE_CHECKING:
     from .network import Network
 
+_ABSENT = object()
 PATHS = 12  # more ways through a model than this: its structure is decided anew in every step
 
 
@@ -106,7 +108,7 @@ class CapturedModule(DecoupledModule):
         for variant in found:
             if self._trusted(variant, inputs):
                 return variant, inputs
-            with self._way_back(always=True), torch.no_grad():
+            with self._way_back(variant, inputs, always=True), torch.no_grad():
                 try:
                     variant.run(inputs)
                 except GuardMiss:
@@ -145,14 +147,15 @@ class CapturedModule(DecoupledModule):
             if self._trusted(variant, inputs):
                 return variant.recording.outputs.build(variant.run(inputs))
             try:
-                with self._way_back():
+                with self._way_back(variant, inputs):
                     values = variant.run(inputs)
             except GuardMiss:
                 continue
             variant.proven.add(sizes(inputs))
             return variant.recording.outputs.build(values)
         try:
-            variant = self._record(found, args, kwargs, inputs)
+            with one_at_a_time:
+                variant = self._record(found, args, kwargs, inputs)
         except CaptureError:
             if self.training:
                 raise
@@ -166,7 +169,7 @@ class CapturedModule(DecoupledModule):
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
             return self._current((self._mode(),)), list(bound.arguments.values())
-        args, kwargs = canonical(self._signature, args, kwargs)
+        args, kwargs = canonical(self.original, self._signature, args, kwargs)
         if not kwargs and all(type(arg) is torch.Tensor for arg in args):  # most calls; no tree to take apart
             plain = (self._mode(), None, tuple(map(_signature_of, args)))
             return self._current(plain), list(args)
@@ -209,9 +212,15 @@ class CapturedModule(DecoupledModule):
         return how is Trust.ALWAYS or (how is Trust.SAME_SIZES and sizes(inputs) in variant.proven)
 
     @contextmanager
-    def _way_back(self, always: bool = False) -> Iterator[None]:
-        """Take random numbers and buffers back when a guard misses."""
-        state, buffers = random_state(), [(b, b.detach().clone()) for b in self.original.buffers()]
+    def _way_back(self, variant: Variant, inputs: list[Any], always: bool = False) -> Iterator[None]:
+        """Take back all that a run of a graph does to the model and to its inputs, when a guard misses or always."""
+        recording, held = variant.recording, variant.assembly.constants._buffers
+        written = [held[n] if n in held else lookup(self.original, {}, n) for n in recording.writes]
+        tensors = [*self.original.buffers(), *written, *(inputs[i] for i in recording.spoils)]
+        kept, state = [Held(t) for t in tensors], random_state()
+        modules = [(self.original.get_submodule(path), name) for path, name in recording.sets]
+        places: list[tuple[dict[str, Any], str]] = [(t, name) for m, name in modules for t in (vars(m), m._buffers)]
+        attributes = [(place, name, place.get(name, _ABSENT)) for place, name in places]
         done = False
         try:
             yield
@@ -219,9 +228,10 @@ class CapturedModule(DecoupledModule):
         finally:
             if not done:
                 set_random_state(state)
-                with torch.no_grad():
-                    for buffer, held in buffers:
-                        buffer.copy_(held)
+                for one in kept:
+                    one.restore()
+                for place, name, value in attributes:
+                    place.pop(name, None) if value is _ABSENT else place.update({name: value})
 
     def _record(self, found: list[Variant], args: Any, kwargs: Any, inputs: list[Any]) -> Variant:
         if len(found) >= PATHS:
@@ -231,14 +241,20 @@ class CapturedModule(DecoupledModule):
                     "step; decouple it with capture='hooks'"
                 ]
             )
-        args, kwargs = canonical(self._signature, args, kwargs)
+        args, kwargs = canonical(self.original, self._signature, args, kwargs)
         if not found:
             self._make_room(found)
         recording = capture(self.original, args, kwargs, self._settings[1])
-        if recording.sets - self._beside.ignored:
-            self._beside.ignore(recording.sets)
+        if self._learned(recording):
             found = self._known(args, kwargs)[0]
         return self._install(recording, found, inputs, strict=not self._primary)
+
+    def _learned(self, recording: Recording) -> bool:
+        """Know better now which plain values of the model count. True where that is news."""
+        known = (self._beside.ignored, self._beside.opened)
+        self._beside.ignore(recording.sets)
+        self._beside.open(looked_into(recording.graph))
+        return known != (self._beside.ignored, self._beside.opened)
 
     def _install(
         self, recording: Recording, found: list[Variant], inputs: list[Any], strict: bool, notes: Sequence[str] = ()
@@ -262,7 +278,7 @@ class CapturedModule(DecoupledModule):
         Args:
             notes: what the plan should say besides.
         """
-        self._beside.ignore(recording.sets)
+        self._learned(recording)
         found, inputs = self._known(args, kwargs)
         return self._install(recording, found, inputs, True, notes)
 
@@ -332,6 +348,7 @@ class CapturedModule(DecoupledModule):
         held = made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
         made.context = copy.deepcopy(self.context, memo)
         made._beside.ignore(self._beside.ignored)
+        made._beside.open(self._beside.opened)
         made.unlock = self.unlock
         made._variants = {k: [assemble(v.cutting, model, held) for v in found] for k, found in self._variants.items()}
         places = {id(v): (k, i) for k, found in self._variants.items() for i, v in enumerate(found)}

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from .boundaries import Boundary, CrossingSpec, Visit
 from .conditions import Context
 from .module import DecoupledModule, in_mode
 from .passes.capture.symbols import equal_tensors
-from .passes.capture.trees import flatten
-from .passes.capture.untouched import fresh_copies, untouched
+from .passes.capture.trees import flatten, unflatten
+from .passes.capture.untouched import fresh_copies, one_at_a_time, tensor_names, untouched
 from .passes.errors import DniGraphError, bullets
 
 
@@ -82,7 +81,7 @@ def check(dm: DecoupledModule, *args: Any, **kwargs: Any) -> Report:
     """
     findings: list[Finding] = []
     for mode in ("train", "eval"):
-        with in_mode(dm, training=mode == "train"), torch.enable_grad():
+        with one_at_a_time, in_mode(dm, training=mode == "train"), torch.enable_grad():
             findings += _compare(dm, mode, args, kwargs)
     report = Report(dm.plan.model, tuple(findings))
     if not report.right:
@@ -94,8 +93,11 @@ def _compare(dm: DecoupledModule, mode: str, args: Any, kwargs: Any) -> Iterator
     leaves, spec = flatten((args, kwargs))
 
     def trace(run: nn.Module, sends: Sends = _all) -> _Trace:
-        with untouched(dm.original):
-            return _trace(run, dm.original, fresh_copies(leaves), spec, sends)
+        with untouched(dm.original) as before:
+            found, names = _trace(run, dm.original, fresh_copies(leaves), spec, sends), tensor_names(dm.original)
+            written = {names[id(t)]: t.detach().clone() for t in before.changed() if id(t) in names}
+            found.buffers.update(written)  # a forward may write to weights and plain tensors, too
+            return found
 
     plain, sends = _plain(lambda chosen: trace(dm.original, chosen))
     dm.prepare(*args, **kwargs)
@@ -160,7 +162,7 @@ def _plain(trace: Callable[[Sends], _Trace]) -> tuple[_Trace, Sends]:
 
 
 def _trace(run: nn.Module, model: nn.Module, leaves: list[Any], spec: Any, sends: Sends) -> _Trace:
-    args, kwargs = pytree.tree_unflatten(leaves, spec)
+    args, kwargs = unflatten(leaves, spec)
     kept = {p: p.grad for p in model.parameters()}
     try:
         for p in kept:
@@ -215,7 +217,8 @@ def _outputs(mode: str, plain: _Trace, ours: _Trace, first: str | None) -> Findi
 
 
 def _buffers(mode: str, plain: _Trace, ours: _Trace) -> Finding:
-    wrong = [name for name, b in plain.buffers.items() if not _same(b, ours.buffers.get(name))]
+    names = dict.fromkeys((*plain.buffers, *ours.buffers))
+    wrong = [name for name in names if not _same(plain.buffers.get(name), ours.buffers.get(name))]
     said = f"{len(plain.buffers)} bitwise equal" if not wrong else f"differ after the run: {', '.join(wrong[:5])}"
     return Finding(mode, "buffers", not wrong, said)
 
@@ -277,7 +280,7 @@ def _first_difference(dm: DecoupledModule, args: Any, kwargs: Any) -> str:
         handles = [m.register_forward_hook(note) for m in watched if not any(m.children())]
         try:
             with untouched(dm.original), torch.no_grad():
-                call_args, call_kwargs = pytree.tree_unflatten(fresh_copies(leaves), spec)
+                call_args, call_kwargs = unflatten(fresh_copies(leaves), spec)
                 run(*call_args, **call_kwargs)
         finally:
             for handle in handles:

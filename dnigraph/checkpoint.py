@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .passes.capture.untouched import random_state, set_random_state
+from .passes.capture.luck import random_state, set_random_state
 from .passes.errors import DniGraphError
 
 FORMAT = 1

@@ -20,6 +20,7 @@ from .passes.capture.ladder import capture as run_capture
 from .passes.capture.ladder import rungs
 from .passes.capture.restless import Restless, Unready
 from .passes.capture.trees import flatten
+from .passes.capture.untouched import one_at_a_time
 from .passes.cuts import Cuts
 from .passes.errors import CaptureError, CutError, DniGraphError
 from .passes.plan import Plan
@@ -41,8 +42,8 @@ class Climb:
 
     def first(self, make: Callable[[str], T]) -> T:
         """What is made on the first rung on which it can be made, and passes the check."""
-        with in_mode(self.model, training=True), torch.enable_grad():
-            restless = False
+        with one_at_a_time, in_mode(self.model, training=True), torch.enable_grad():
+            restless, misfit = False, None
             for how in rungs(self.how):
                 if restless and how != HOOKS:
                     continue
@@ -53,6 +54,11 @@ class Climb:
                     restless |= isinstance(error, Restless)
                     if isinstance(error, Unready):
                         break
+                except CutError as error:
+                    if self.how != "auto" or how == HOOKS or not self.refused:
+                        raise misfit or error from None
+                    misfit = error  # a lower rung may see modules that a higher one does not
+                    self.refused.append(f"{how}: {'; '.join(error.misfits)}")
                 except CheckError as error:
                     if self.how != "auto" or how == HOOKS:
                         raise

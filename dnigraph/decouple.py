@@ -75,7 +75,7 @@ def decouple(
         dm.unlock = unlock
         return dm
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts  # several rungs may read them
-    climb = Climb(model, *canonical(inspect.signature(model.forward), args, kwargs), cuts, capture)
+    climb = Climb(model, *canonical(model, inspect.signature(model.forward), args, kwargs), cuts, capture)
     dm = climb.first(lambda how: climb.decoupled(how, choices, check))
     if unlock == "forward" and not isinstance(dm, CapturedModule):
         raise DniGraphError("unlock='forward': the model runs whole, on hooks, so no part can run before another")
@@ -102,7 +102,7 @@ def plan(
     args, kwargs = _example(example_args, example_kwargs)
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts
     if args is not None:
-        args, kwargs = canonical(inspect.signature(model.forward), args, kwargs)
+        args, kwargs = canonical(model, inspect.signature(model.forward), args, kwargs)
     climb = Climb(model, args, kwargs, cuts, capture)
     return climb.first(climb.plan)
 

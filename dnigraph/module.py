@@ -200,12 +200,15 @@ def _choosing(signature: inspect.Signature | None) -> Callable[..., Any]:
 
 
 def canonical(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call however its arguments were passed."""
+    """The same call however its arguments were passed, where no hook looks at how they were."""
     if not kwargs:
         return args, kwargs
     bound = signature.bind(*args, **kwargs)
+    if model._forward_hooks_with_kwargs or model._forward_pre_hooks_with_kwargs:
+        order = [*(name for name in signature.parameters if name in kwargs), *kwargs]
+        return args, {name: kwargs[name] for name in dict.fromkeys(order)}
     return bound.args, bound.kwargs
 
 

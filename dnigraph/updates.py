@@ -54,7 +54,7 @@ class Updates:
         self.groups: dict[str, Group] = {}
         self._boundaries = 0  # how many have their groups
         owners = _owners(dm)
-        _check_names([c for c in self._choices if isinstance(c, Mapping)], [*owners, HEADS, *_boundary_groups(dm)])
+        check_names([c for c in self._choices if isinstance(c, Mapping)], [*owners, HEADS, *_boundary_groups(dm)])
         for name, parameters in owners.items():
             self._add(name, parameters)
         self._add_boundaries()
@@ -134,7 +134,7 @@ class Updates:
         trained = [p for p in parameters if p.requires_grad]
         if not trained:
             return
-        make, schedule, clip = (_chosen(choice, name) for choice in self._choices)
+        make, schedule, clip = (chosen(choice, name) for choice in self._choices)
         if make is None:
             raise DniGraphError(f"no optimiser is named for {name}; add an entry '*' for the rest")
         optimizer = make(trained)
@@ -178,7 +178,8 @@ def _boundary_groups(dm: DecoupledModule) -> list[str]:
     return [f"dni.{name}" for name in dm.boundaries]
 
 
-def _chosen(choice: Any, name: str) -> Any:
+def chosen(choice: Any, name: str) -> Any:
+    """What a user chose for a group of this name: the choice itself, or the entry of a dict that fits."""
     if not isinstance(choice, Mapping):
         return choice
     names = [name, HEADS] if name.startswith("dni.") else [name]
@@ -188,7 +189,12 @@ def _chosen(choice: Any, name: str) -> Any:
     return next((v for pattern, v in choice.items() if any(fnmatchcase(n, pattern) for n in names)), None)
 
 
-def _check_names(choices: list[Mapping[str, Any]], names: list[str]) -> None:
+def check_names(choices: list[Mapping[str, Any]], names: list[str]) -> None:
+    """Look whether every entry of such dicts speaks of something.
+
+    Raises:
+        DniGraphError: some do not; all of them are listed.
+    """
     strange = [k for choice in choices for k in choice if not any(fnmatchcase(name, k) for name in names)]
     if strange:
         said = ", ".join(f"{key!r}{nearest(key, names)}" for key in strange)

@@ -520,3 +520,18 @@ def test_what_the_model_calls_its_own_things_is_its_own_matter(name, kind):
     assert dm.plan.capture == "record"
     assert torch.equal(copy.deepcopy(dm)(x), model(x))
     assert set(model.state_dict()) <= set(dm.state_dict())
+
+
+@pytest.mark.parametrize("capture", ["record", "hooks"])
+def test_a_hook_that_looks_at_keywords_finds_them(capture):
+    class Scaled(Chain):
+        def forward(self, x, scale=None, shift=None):
+            return super().forward(x)
+
+    model = Scaled()
+    model.register_forward_hook(lambda m, args, kwargs, y: y * kwargs["scale"] + kwargs["shift"], with_kwargs=True)
+    x, scale, shift = torch.randn(4, 6), torch.tensor(2.0), torch.tensor(1.0)
+
+    dm = dg.decouple(model, "bn", (x,), {"shift": shift, "scale": scale}, boundary="oracle", capture=capture)
+
+    assert torch.equal(dm(x, scale=scale, shift=shift + 1), model(x, shift=shift + 1, scale=scale))

@@ -5,6 +5,7 @@ import torch
 from replaying import Doing, judge
 from torch import nn
 
+import dnigraph as dg
 from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.cuts import resolve
@@ -143,3 +144,18 @@ def test_layers_of_torch_are_exported():
     verdict = judge(model, X, how="export")
 
     assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
+
+
+@pytest.mark.parametrize("capture", ["record", "export", "hooks", "symbolic"])
+def test_a_mark_is_seen_on_every_rung_and_names_its_crossing(capture):
+    class Marked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.b(dg.cut(self.a(x).relu(), name="middle"))
+
+    plan = dg.plan(Marked(), None, (torch.randn(3, 4),), capture=capture)
+
+    assert [c.name for c in plan.crossings if c.gradient] == ["middle"]

@@ -33,8 +33,9 @@ def test_without_guards_a_graph_always_holds():
         lambda m, x: m.inner(x) * [0, 1, 2, 3][len(x)],
         lambda m, x: m.inner(x) * (2 if m.inner(x).numel() * 2 > 7 else 3),
         lambda m, x: m.inner(x) * (2 if m.inner(x)[:, 1:].is_contiguous() else 3) if x.shape[0] > 2 else x,
+        lambda m, x: m.inner(x) if x.stride(0) > 1 else m.outer(x),
     ],
-    ids=["branch", "iteration", "squeeze", "index", "arithmetic", "layout"],
+    ids=["branch", "iteration", "squeeze", "index", "arithmetic", "layout", "layout by strides"],
 )
 def test_guards_on_sizes_hold_again_for_the_same_sizes(function, request):
     expected = Trust.NEVER if "layout" in request.node.name else Trust.SAME_SIZES  # strides are the caller's choice

@@ -575,3 +575,26 @@ def test_behind_a_convolution_along_a_line_the_length_may_be_another():
             dm(torch.randn(4, 2, length)).sum().backward()
 
     assert dm.boundaries["1"].spec.kind == "maps"
+
+
+def test_where_an_export_hides_a_module_the_cut_is_made_on_hooks():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):  # both calls of b share its weights in half precision
+                h = self.b(self.b(self.a(x)).relu())
+            return self.c(h.float())
+
+    torch.manual_seed(0)
+    dm = dg.decouple(Half(), "b", (X,), boundary="oracle")
+
+    assert dm.plan.capture == "hooks"
+    assert any("is a module that did not run" in note for note in dm.plan.notes)
+
+
+def test_a_cut_that_fits_no_rung_is_refused_as_the_first_of_them_puts_it():
+    with pytest.raises(dg.CutError, match="nowhere"):
+        dg.decouple(Moody(), "nowhere", (X,))

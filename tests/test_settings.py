@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,23 +17,30 @@ X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 class Plain:
     """A configuration."""
 
-    def __init__(self):
-        self.scale = 2.0
+    def __init__(self, deep=None, inner=None):
+        self.scale, self.deep, self.inner = 2.0, deep, inner
 
 
 class Block(nn.Module):
-    """Reads plain values, a tensor of its own, and modules."""
+    """Reads plain values, functions, tensors of its own, and modules."""
+
+    factor = 1.0
 
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
         self.own, self.temperature, self.bent = nn.Parameter(torch.ones(4)), 1.0, True
         self.register_buffer("shift", torch.ones(4))
-        self.config, self.options, self.last = Plain(), {"power": 1}, 0
+        self.config, self.options, self.last = Plain(inner=Plain([1.0])), {"power": 1}, 0
+        self.bounds, self.weights, self.act, self.tables = (-9.0, 9.0), [1.0, 1.0], torch.sin, {"t": torch.ones(4)}
+        self.limit = nn.Hardtanh()
 
     def forward(self, x):
         self.last = x.shape[0]
-        h = self.a(x) / self.temperature * self.config.scale
+        h = self.a(x) / self.temperature * self.config.scale * self.tables["t"] * self.factor
+        h = self.act(h).clamp(*self.bounds) * self.weights[0] / self.config.inner.deep[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            h = self.limit(h)
         h = (h.relu() if self.bent else h) ** self.options["power"]
         return self.b(h) * self.own + self.shift
 
@@ -59,6 +67,18 @@ CHANGES = {
     "a number": lambda m: setattr(m.block, "temperature", 3.0),
     "a flag": lambda m: setattr(m.block, "bent", False),
     "a configuration": lambda m: setattr(m.block.config, "scale", 5.0),
+    "an entry of a list": lambda m: m.block.weights.__setitem__(0, 3.0),
+    "a list": lambda m: setattr(m.block, "weights", [3.0]),
+    "a tuple": lambda m: setattr(m.block, "bounds", (-0.1, 0.1)),
+    "a function": lambda m: setattr(m.block, "act", torch.tanh),
+    "a number of numpy": lambda m: setattr(m.block, "temperature", np.float32(3.0)),
+    "a configuration inside another": lambda m: m.block.config.inner.deep.__setitem__(0, 2.0),
+    "another configuration": lambda m: (
+        setattr(m.block, "config", Plain([4.0])) or setattr(m.block.config, "inner", Plain([2.0]))
+    ),
+    "a number on the class": lambda m: setattr(type(m.block), "factor", 3.0),
+    "a tensor in a dict": lambda m: m.block.tables.update(t=torch.full((4,), 2.0)),
+    "a layer that is not called as it is": lambda m: setattr(m.block.limit, "max_val", 0.1),
     "an entry of a dict": lambda m: m.block.options.update(power=2),
     "a parameter": lambda m: setattr(m.block, "own", nn.Parameter(torch.full((4,), 7.0))),
     "a buffer": lambda m: setattr(m.block, "shift", torch.full((4,), 7.0)),
@@ -74,7 +94,8 @@ CHANGES = {
 
 @pytest.mark.filterwarnings("ignore::dnigraph.settings.SettingsWarning")
 @pytest.mark.parametrize("what", CHANGES)
-def test_what_the_user_changes_on_the_model_counts_in_the_next_call(what):
+def test_what_the_user_changes_on_the_model_counts_in_the_next_call(what, monkeypatch):
+    monkeypatch.setattr(Block, "factor", 1.0)  # and back afterwards
     dm = decoupled()
     before = dm(X)
 

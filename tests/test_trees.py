@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from models import CLASSES, Chain
 
-from dnigraph.passes.capture.trees import HOLE, flatten, take_apart
+import dnigraph as dg
+from dnigraph.passes.capture.trees import HOLE, flatten, take_apart, unflatten
 
 T = torch.arange(3.0)
 
@@ -157,3 +159,26 @@ def test_two_objects_of_one_class_have_one_structure():
     _, other = flatten(Whole(T + 1))
 
     assert one == other
+
+
+def test_sizes_among_the_results_come_back_as_sizes():
+    leaves, spec = flatten({"h": T, "shape": T.shape, "none": torch.Size([])})
+
+    again = unflatten(leaves, spec)
+
+    assert again["shape"] == T.shape
+    assert [type(v) for v in again.values()] == [torch.Tensor, torch.Size, torch.Size]
+
+
+@pytest.mark.parametrize("capture", ["record", "export"])
+def test_a_model_may_return_sizes_and_distributions(capture):
+    class Sized(Chain):
+        def forward(self, x):
+            y = super().forward(x)
+            return y, y.shape, torch.distributions.Normal(y, y.exp(), validate_args=False)
+
+    dm = dg.decouple(Sized(), "bn", (torch.randn(4, 6),), boundary="oracle", capture=capture)
+
+    _, shape, law = dm(torch.randn(5, 6))
+    assert type(shape) is type(law.batch_shape) is torch.Size
+    assert shape == law.batch_shape == (5, CLASSES)

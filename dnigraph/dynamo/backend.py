@@ -12,7 +12,7 @@ from ..boundaries import Boundary, BoundaryChoice
 from ..choices import Choices
 from ..conditions import ConditionChoice, Context
 from ..module import in_mode
-from ..passes.capture.trees import flatten
+from ..passes.capture.trees import flatten, unflatten
 from ..passes.capture.untouched import fresh_copies, untouched
 from ..passes.cuts import Cuts
 from ..passes.errors import DniGraphError, nearest
@@ -90,7 +90,7 @@ class Backend:
             DniGraphError: Dynamo captured nothing, or a head or boundary is chosen for a crossing that there is not.
         """
         leaves, spec = flatten((args, kwargs))
-        args, kwargs = torch.utils._pytree.tree_unflatten(fresh_copies(leaves), spec)
+        args, kwargs = unflatten(fresh_copies(leaves), spec)
         model: nn.Module = plain(compiled) if self._model is None else self._model
         self._preparing = True
         try:

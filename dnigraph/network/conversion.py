@@ -9,11 +9,11 @@ from dnigraph.captured import CapturedModule
 from dnigraph.passes.capture.trees import Tree
 from dnigraph.passes.plan import Part
 from dnigraph.passes.split import Value
-from dnigraph.updates import MakeOptimizer
+from dnigraph.updates import MakeOptimizer, check_names, chosen
 from dnigraph.variant import Variant
 
+from .description.ports import outputs_of
 from .network import Network
-from .ports import outputs_of
 
 RESULT = "result"  # the agent that puts the model's output together where several parts make it
 
@@ -50,14 +50,15 @@ def network_of(
     """
     plan, variant = dm.plan, dm._now()
     synthetic = dm.unlock == "forward"
-    named = optimizer if isinstance(optimizer, Mapping) else {}
-    net = Network(optimizer=named.get("*") if named else optimizer, seed=seed, log=log)  # type: ignore[arg-type]  # no mapping
+    named = optimizer if isinstance(optimizer, Mapping) else {"*": optimizer}
+    check_names([named], [*(part.name for part in plan.parts), RESULT])
+    net = Network(seed=seed, log=log)
     alone = _only_maker(variant)
     build = variant.recording.outputs
     for part in plan.parts:
         own = _loss(loss, build, variant) if part.name == alone else None
         module = PartModule(variant.parts[part.name], part)
-        net.add(part.name, module, loss=own, optimizer=named.get(part.name), p_update=p_update)
+        net.add(part.name, module, loss=own, optimizer=chosen(named, part.name), p_update=p_update)
     for name in plan.inputs:
         if readers := [f"{part.name}.{name}" for part in plan.parts if name in part.inputs]:
             net.connect(name, readers)

@@ -1,18 +1,22 @@
 """What a checkpoint of a network holds, and its structure as plain data."""
 
+import copy
 import os
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor, nn
+
 from dnigraph.checkpoint import load_checkpoint, restore_random, save_checkpoint
 
 from .errors import NetworkError
+from .running.keeping import groups_of, state_of, take_up
 
 if TYPE_CHECKING:
-    from .network import Network
+    from .wired import Wired
 
 
-def structure(net: "Network") -> dict[str, Any]:
+def structure(net: "Wired") -> dict[str, Any]:
     """The wiring as plain data, for JSON: what must be the same where a checkpoint is loaded."""
     agents = {
         name: {
@@ -37,7 +41,7 @@ def structure(net: "Network") -> dict[str, Any]:
     return {"agents": agents, "links": links}
 
 
-def save(net: "Network", path: str | os.PathLike[str]) -> None:
+def save(net: "Wired", path: str | os.PathLike[str]) -> None:
     """Write everything that the next tick depends on."""
     actors = net._actors()
     waiting = [
@@ -50,13 +54,15 @@ def save(net: "Network", path: str | os.PathLike[str]) -> None:
     state = {
         "structure": structure(net),
         "modules": {name: module.state_dict() for name, module in net.modules().items()},
-        "actors": {name: actor.state() for name, actor in actors.items()},
+        "actors": {name: state_of(actor) for name, actor in actors.items()},
+        "optimizers": _optimizers(net),
         "ticks": net.ticks,
+        "log": None if net.log is None else net.log.state(),
     }
     save_checkpoint(path, {"network": state})
 
 
-def load(net: "Network", path: str | os.PathLike[str], inputs: Any) -> None:
+def load(net: "Wired", path: str | os.PathLike[str], inputs: Any) -> None:
     """Take up what `save` wrote."""
     whole = load_checkpoint(path, {"network"})
     state = whole["network"]
@@ -67,14 +73,53 @@ def load(net: "Network", path: str | os.PathLike[str], inputs: Any) -> None:
             ["this network has not run yet, so it has no heads: net.load(path, inputs), with what `tick` is given"],
             "the checkpoint cannot be loaded",
         )
-    if wrong := list(_differences("", structure(net), state["structure"])):
+    wrong = list(_differences("", structure(net), state["structure"]))
+    wrong = wrong or list(_other_weights(net, state["modules"]))
+    wrong += _differences("optimizer", _optimizers(net), state.get("optimizers", _optimizers(net)))
+    if wrong:
         raise NetworkError(wrong, "the checkpoint belongs to another network")
-    for name, module in net.modules().items():
-        module.load_state_dict(state["modules"][name])
+    _load_all(net.modules(), state["modules"])
     for name, actor in net._actors().items():
-        actor.load(state["actors"][name])
+        take_up(actor, state["actors"][name])
     net.ticks = state["ticks"]
+    if net.log is not None and state.get("log") is not None:
+        net.log.load(state["log"])
     restore_random(whole)
+
+
+def _optimizers(net: "Wired") -> dict[str, list[str | None]]:
+    """By agent, what kind of optimiser it has, and those of its heads and predictors."""
+    return {
+        name: [None if group is None else type(group.optimizer).__name__ for group in groups_of(actor)]
+        for name, actor in net._actors().items()
+    }
+
+
+def _other_weights(net: "Wired", saved: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Weights that are of another shape here, before any of them is loaded.
+
+    Other keys are left to the modules: some hold buffers that come and go.
+    """
+    for name, module in net.modules().items():
+        here = {key: list(p.shape) for key, p in module.named_parameters()}
+        there = {key: list(v.shape) for key, v in saved[name].items() if key in here and isinstance(v, Tensor)}
+        yield from _differences(name, here, there)
+
+
+def _load_all(modules: Mapping[str, nn.Module], saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Load every module, or none of them.
+
+    Raises:
+        NetworkError: one of them does not take its state.
+    """
+    before = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
+    for name, module in modules.items():
+        try:
+            module.load_state_dict(saved[name])
+        except Exception as error:
+            for other, state in before.items():
+                modules[other].load_state_dict(state)
+            raise NetworkError([f"{name}: {error}"], "the checkpoint belongs to another network") from error
 
 
 def _differences(where: str, here: Any, there: Any) -> Iterator[str]:

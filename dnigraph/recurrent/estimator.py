@@ -54,7 +54,10 @@ class Estimator(nn.Module):
 
     def attached_view(self, leaves: Sequence[Any]) -> Tensor:
         """The same with the state's graph."""
-        pieces = self.layout.pieces(self.layout.live_leaves(leaves))
+        return self.view_of(self.layout.pieces(self.layout.live_leaves(leaves)))
+
+    def view_of(self, pieces: Sequence[Tensor]) -> Tensor:
+        """What the head sees of a state that comes in pieces, one for each live leaf."""
         bounded = self.bounded or (False,) * len(pieces)
         seen = [p if calm else p.tanh() for p, calm in zip(pieces, bounded, strict=True)]
         return torch.cat(seen, -1).to(self.spec.dtype)
@@ -88,23 +91,30 @@ class Estimator(nn.Module):
             counted: the sequences that have a target; None: all.
             traces: what the error goes back through, in place of the head's own graph.
         """
-        target = target.to(self.spec.dtype)
-        rows = target if counted is None else target[counted]
-        if not len(rows):
+        if counted is not None and not bool(counted.any()):
             return {}
-        inverse = self.scale.update(rows.square().mean() * len(target) ** 2)
         with torch.enable_grad():
             estimate = self.head(view, label)
-        wanted = target * (inverse * len(target) / self.options.gain)
-        error = (estimate.detach() - wanted).nan_to_num_(0.0, 0.0, 0.0)
-        if counted is not None:
-            error = torch.where(counted[:, None], error, 0.0)
-        gradient = error * (2 / (len(rows) * error.shape[1]))
+        gradient, seen = self.regress(estimate.detach(), target, counted)
         if traces is not None:
             traces.learn(gradient)
         elif estimate.requires_grad:
             estimate.backward(gradient)
-        return {"target": rows, "error": error, "wanted": wanted}
+        return seen
+
+    def regress(
+        self, estimate: Tensor, target: Tensor, counted: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The gradient of the regression with respect to the head's estimate; the scale takes the target in."""
+        target = target.to(self.spec.dtype)
+        rows = target if counted is None else target[counted]
+        inverse = self.scale.update(rows.square().mean() * len(target) ** 2)
+        wanted = target * (inverse * len(target) / self.options.gain)
+        error = (estimate - wanted).nan_to_num_(0.0, 0.0, 0.0)
+        if counted is not None:
+            error = torch.where(counted[:, None], error, 0.0)
+        gradient = error * (2 / (len(rows) * error.shape[1]))
+        return gradient, {"target": rows, "error": error, "wanted": wanted}
 
 
 def measure(seen: dict[str, Tensor], batch: int) -> dict[str, float]:

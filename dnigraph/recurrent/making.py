@@ -8,7 +8,8 @@ from torch.utils import _pytree as pytree
 
 from dnigraph.conditions import ConditionChoice
 from dnigraph.heads import HeadChoice
-from dnigraph.passes.capture.untouched import random_state, set_random_state, untouched
+from dnigraph.passes.capture.luck import random_state, set_random_state
+from dnigraph.passes.capture.untouched import untouched
 
 from .auxiliary import Auxiliary
 from .core import Core, Initial, first_state

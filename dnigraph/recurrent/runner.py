@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from dnigraph.checkpoint import load_checkpoint, restore_random, save_checkpoint
 from dnigraph.conditions import ConditionChoice
 from dnigraph.heads import HeadChoice
 from dnigraph.local import StepResult
-from dnigraph.passes.capture.untouched import random_state
+from dnigraph.passes.capture.luck import random_state
 from dnigraph.updates import MakeOptimizer, MakeScheduler
 
 from .core import Initial, make_core
@@ -27,6 +27,9 @@ from .saving import fitting, state_of, take_up
 from .stored import Stored, sweep
 from .stream import make_stream
 from .window import Loss, Window, make_window
+
+if TYPE_CHECKING:
+    from dnigraph.network import Network
 
 
 class Recurrent:
@@ -192,6 +195,24 @@ class Recurrent:
     def reset(self, state: Any = None) -> None:
         """All sequences begin anew with the next window, in the state that is given, else as `initial` says."""
         self._stored, self._place, self._given = [], None, state
+
+    def network(self, x: Any = None, *, label: Any = None, seed: int = 0, log: bool = False) -> "Network":
+        """The same as a `Network`: an agent "core" that sends itself its state, with what stands at a window's end.
+
+        A tick is a window of a stream: `net.tick(x, target)` gives the numbers of `step(x, target)`, with the same
+        module, head and optimisers, and begins anew. `tick(..., ends=True)` is for all sequences; it knows no masks
+        and resets, and no guard against gradients that are not finite.
+
+        Args:
+            x, label: an example of a window, where none has been run.
+            seed, log: as in `Network`.
+
+        Raises:
+            RecurrentError: an option has no counterpart in a network; all of them are listed.
+        """
+        from .conversion import network_of  # it needs this class
+
+        return network_of(self, x, label, seed, log)
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: the module's own, and the head's as soon as a window has shown what it looks at."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dnigraph.passes.capture.untouched import random_state, set_random_state
+from dnigraph.passes.capture.luck import random_state, set_random_state
 
 from .learner import Learned, Learner
 from .options import Strengths

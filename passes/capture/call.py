@@ -92,10 +92,22 @@ def keep(module: nn.Module, name: str, value: Any) -> None:
     setattr(module, name, value)
 
 
+def keep_buffer(module: nn.Module, name: str, persistent: bool, value: Any) -> None:
+    """`module.register_buffer(name, value, persistent)`, as the model does it in its forward.
+
+    A larger one stays: models that keep tables for the longest sequence so far cut them to size.
+    """
+    held = module._buffers.get(name)
+    if held is not None and held.numel() > value.numel():
+        return
+    module._buffers[name] = value
+    module._non_persistent_buffers_set.discard(name) if persistent else module._non_persistent_buffers_set.add(name)
+
+
 def forget(module: nn.Module, name: str) -> None:
     """`del module.name`, as the model does it in its forward."""
     delattr(module, name)
 
 
-for _effect in (set_attribute, set_item, keep, forget):
+for _effect in (set_attribute, set_item, keep, keep_buffer, forget):
     fx.node.has_side_effect(_effect)

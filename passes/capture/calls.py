@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from .call import Mode, forget, keep
+from .call import Mode, forget, keep, keep_buffer
 from .symbols import unwrap
 from .tape import Tape
 
@@ -133,6 +133,17 @@ class Calls:
             self.sets.add(key)
         elif key not in self._kept:
             return
+        self._note(functools.partial(keep, module, name), f"keep_{name}", (value,))
+
+    def buffer_registered(self, module: nn.Module, name: str, value: torch.Tensor) -> None:
+        """For a buffer that the run made: replays make it too."""
+        self.touched.add((self._paths[id(module)], name))
+        persistent = name not in module._non_persistent_buffers_set
+        self._note(functools.partial(keep_buffer, module, name, persistent), f"keep_{name}", (value,))
+
+    def buffer_replaced(self, module: nn.Module, name: str, value: torch.Tensor) -> None:
+        """For a buffer that the run put another in the place of: replays do so too."""
+        self.touched.add((self._paths[id(module)], name))
         self._note(functools.partial(keep, module, name), f"keep_{name}", (value,))
 
     def attribute_deleted(self, module: nn.Module, name: str) -> None:

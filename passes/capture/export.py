@@ -8,19 +8,22 @@ import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument, TensorArgument
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
+from ..marker import cut as marker
 from .call import Call, Mode
 from .inputs import input_names, one_more_row
 from .recording import Recording
 from .symbols import guard
 from .transforms import as_function, stretches
-from .trees import HOLE, Tree, flatten
+from .trees import HOLE, Tree, flatten, unflatten
 from .trial import Trial
 from .untouched import fresh_copies, untouched
 
 _REGIONS: Any = torch.ops.higher_order
+_ALIAS = torch.ops.aten.alias.default
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -37,23 +40,38 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
         trial = Trial(model, spec)
         trial.refuse_state(leaves)
         with untouched(model):
-            program = _exported(model, leaves, spec)
-        recording = _Rebuilt(program, model, leaves, spec, input_names(model, args, kwargs)).recording()
+            program, marks = _exported(model, leaves, spec)
+        recording = _Rebuilt(program, model, leaves, spec, input_names(model, args, kwargs), marks).recording()
         trial.compare(recording, leaves, seed=1)
         if (more := one_more_row(leaves)) is not None and trial.takes(more):
             trial.compare(recording, more, seed=2)
     return recording
 
 
-def _exported(model: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> ExportedProgram:
-    args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), spec)
+class _Marks(TorchFunctionMode):
+    """Writes down the marks that a model carries: each becomes an alias in the exported graph, in this order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str | None] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the call, or what stands for it."""
+        if func is not marker or not isinstance(args[0], torch.Tensor):
+            return func(*args, **(kwargs or {}))
+        self.names.append((kwargs or {}).get("name"))
+        return _ALIAS(args[0])
+
+
+def _exported(model: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> tuple[ExportedProgram, list[str | None]]:
+    args, kwargs = unflatten(fresh_copies(leaves), spec)
     reasons = []
     for shapes in (_batch_dynamic(args), _batch_dynamic(kwargs)), None:
         named = None if shapes is None else _by_name(model, args, *shapes)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _Marks() as marks:
                 warnings.simplefilter("ignore")
-                return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=named)
+                return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=named), marks.names
         except Exception as error:
             reasons.append(f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
     raise CaptureError(reasons[-1:])
@@ -76,9 +94,17 @@ class _Rebuilt:
     """An exported program, node by node, as a graph whose parameters and buffers are the model's own."""
 
     def __init__(
-        self, program: ExportedProgram, model: nn.Module, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]
+        self,
+        program: ExportedProgram,
+        model: nn.Module,
+        leaves: list[Any],
+        spec: pytree.TreeSpec,
+        names: list[str],
+        marks: list[str | None],
     ):
         self.program, self.model = program, model
+        aliases = [n for n in program.graph.nodes if n.target is _ALIAS]
+        self.marks = dict(zip(aliases, marks, strict=True)) if len(aliases) == len(marks) else {}
         self.graph, self.made = fx.Graph(), dict[fx.Node, Any]()
         self.constants: dict[str, torch.Tensor] = {}
         self.entry = Mode.now()
@@ -127,6 +153,9 @@ class _Rebuilt:
             self._mode_region(node)
         elif node.target is torch.ops.aten.copy_.default and _memory(node.args[1]) is node.args[0]:
             return  # `self.n += 1` is written back to itself, which spoils what was saved for the gradients
+        elif node in self.marks:
+            given, named = (self.made[node.args[0]],), {"name": self.marks[node]}  # type: ignore[index]  # a node
+            self.made[node] = self._placed(node, self.graph.call_function(marker, given, named))
         elif str(node.target) in dir(_REGIONS):
             raise CaptureError([f"torch.export: the graph needs {node.target}, which has bodies of its own"])
         else:
@@ -220,6 +249,6 @@ def _in_order(ours: list[Any], spec: pytree.TreeSpec, theirs: pytree.TreeSpec) -
     """The leaves in the order of the export, which sorts keyword arguments as the signature has them."""
     if spec == theirs:
         return ours
-    args, kwargs = pytree.tree_unflatten(ours, spec)
+    args, kwargs = unflatten(ours, spec)
     order = theirs.child(1).context
     return pytree.tree_leaves((args, {name: kwargs[name] for name in order}))

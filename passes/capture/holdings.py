@@ -1,6 +1,7 @@
 """All that hangs on a model: every object, container and tensor that can be reached from it, each noted once."""
 
 import collections
+import random
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import nn
 _DEPTH = 6  # how far plain objects are followed; submodules do not count
 _ATOMS = {bool, int, float, str, bytes, type(None)}
 _CONTAINERS = (list, dict, set, collections.deque)
+_GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
 _CLOSED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, torch.jit.ScriptFunction, str, bytes)
 
 
@@ -24,6 +26,7 @@ class Holdings:
     containers: dict[int, Any] = field(default_factory=dict)
     tensors: dict[int, torch.Tensor] = field(default_factory=dict)
     arrays: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
+    generators: dict[int, Any] = field(default_factory=dict)  # of random numbers, the model's own
 
     @classmethod
     def of(cls, model: nn.Module) -> "Holdings":
@@ -32,16 +35,29 @@ class Holdings:
         found._visit(model, _DEPTH)
         return found
 
+    def places(self, tensors: Iterable[torch.Tensor]) -> list[tuple[Any, Any, Any]]:
+        """Where dicts, lists and attributes hold some tensors, themselves or in a tuple: holder, key, and the value."""
+        wanted = {id(t) for t in tensors}
+        tables = [c for c in self.containers.values() if isinstance(c, dict | list)]
+        tables += [vars(o) for o in self.objects.values()]
+        return [(c, k, v) for c in tables if c for k, v in _pairs(c) if _holds(v, wanted)] if wanted else []
+
     def _visit(self, value: Any, depth: int) -> None:
         if isinstance(value, torch.Tensor):
             self.tensors[id(value)] = value
         elif isinstance(value, np.ndarray):
             self.arrays[id(value)] = value
+        elif isinstance(value, _GENERATORS):
+            self._note_generator(value)
         elif depth and isinstance(value, (*_CONTAINERS, tuple)):
             self._open_container(value, depth)
         elif depth and hasattr(value, "__dict__") and not isinstance(value, _CLOSED) and id(value) not in self.objects:
             self.objects[id(value)] = value
             self._visit_all(_held(value), _DEPTH if isinstance(value, nn.Module) else depth - 1)
+
+    def _note_generator(self, value: Any) -> None:
+        if value is not torch.default_generator and not isinstance(value, random.SystemRandom):
+            self.generators[id(value)] = value
 
     def _open_container(self, value: Any, depth: int) -> None:
         if id(value) in self.containers:
@@ -66,3 +82,11 @@ def _held(value: Any) -> Iterator[Any]:
     if isinstance(value, torch.jit.ScriptModule):  # its tensors live in C++
         yield from value.parameters()
         yield from value.buffers()
+
+
+def _pairs(table: Any) -> Iterator[tuple[Any, Any]]:
+    return iter(list(table.items() if isinstance(table, dict) else enumerate(table)))
+
+
+def _holds(value: Any, wanted: set[int]) -> bool:
+    return id(value) in wanted or (type(value) is tuple and any(_holds(v, wanted) for v in value))

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..marker import cut as marker
 from .annotate import Counter, batch_dim
 from .inputs import input_names
 from .layout import makes_lines
-from .trees import flatten
+from .trees import flatten, unflatten
 from .untouched import fresh_copies, untouched
 from .watch import Site, Watch
 
@@ -85,7 +84,7 @@ class _Run:
     def __call__(self, args: Any, kwargs: Any) -> list[Tensor]:
         """The results that carry a gradient."""
         leaves, spec = flatten((args, kwargs))
-        args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), spec)
+        args, kwargs = unflatten(fresh_copies(leaves), spec)
         self.counted = Counter()  # type: ignore[no-untyped-call]  # torch's
         self.since = (0, time.perf_counter())
         with Watch(self.model, self._note, None, self._enter, self._leave).attached(), self.counted:

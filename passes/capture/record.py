@@ -1,5 +1,6 @@
 """The main rung: record a model, and record it again to see whether the recording can be believed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,13 @@ from ..errors import CaptureError, GuardMiss
 from .compare import difference, same_values
 from .holdings import Holdings
 from .inputs import input_names, one_more_row, varied
+from .luck import Luck, seed_all, standing
 from .recorder import Recorder
 from .recording import Recording
 from .restless import Restless, Unready
 from .symbols import is_live, unwrap
-from .trees import HOLE, Tree, flatten
-from .untouched import Snapshot, fresh_copies, seed_all, tensor_names, untouched
+from .trees import HOLE, Tree, flatten, unflatten
+from .untouched import Snapshot, fresh_copies, tensor_names, untouched
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -40,20 +42,14 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
     with untouched(model) as before:
         session, hooks = _Session(model, args, kwargs, spec, before), _hooks(model)
         held = Holdings.of(model).tensors
-        session.run_plainly(leaves)  # the model's own errors come up here
+        session.first = session.run_plainly(leaves)  # the model's own errors come up here
         _refuse_hooks_for_one_call(model, hooks)
+        gets_ready = before.rearranged()
         session.caches = {key: t for key, t in Holdings.of(model).tensors.items() if key not in held}
-        try:
-            return session.proven(leaves, Snapshot(model), settled=True)
-        except _ReadsCache:  # it may have been made from parameters: write down how, and make it anew in every replay
-            before.restore()
-        try:
-            return session.proven(leaves, before, settled=False)
-        except CaptureError as error:
-            said = (
-                "the first call makes what later calls read, and no graph can make it anew: call the model once before"
-            )
-            raise Restless([*error.reasons, said]) from error
+        recording = session.settled_or_from_the_start(leaves)
+        if gets_ready:
+            session.refuse_what_the_first_call_decides(leaves)
+        return recording
 
 
 class _ReadsCache(Exception):
@@ -61,7 +57,7 @@ class _ReadsCache(Exception):
 
 
 _PLAIN_SEED = 1
-
+_Seed = int | Luck | None
 
 _Flat = tuple[list[Any], pytree.TreeSpec]
 
@@ -89,8 +85,24 @@ class _Session:
     def __init__(self, model: nn.Module, args: Any, kwargs: Any, spec: pytree.TreeSpec, before: Snapshot):
         self.model, self.spec, self.before, self.names = model, spec, before, tensor_names(model)
         self.inputs = input_names(model, args, kwargs)
+        self.lucky = False  # whether the model draws random numbers of Python or numpy
+        self.first: _Run | None = None  # of a plain run of the model as it was found
         self.caches: dict[int, torch.Tensor] = {}  # what the first call made and the model keeps
         self.sets: set[tuple[int, str]] | None = None  # the attributes that calls after the first set
+
+    def settled_or_from_the_start(self, leaves: list[Any]) -> Recording:
+        """The proven recording of a call after the first, or of a first one where those read what it made."""
+        try:
+            return self.proven(leaves, Snapshot(self.model), settled=True)
+        except _ReadsCache:  # it may have been made from parameters: write down how, and make it anew in every replay
+            self.before.restore()
+        try:
+            return self.proven(leaves, self.before, settled=False)
+        except CaptureError as error:
+            said = (
+                "the first call makes what later calls read, and no graph can make it anew: call the model once before"
+            )
+            raise Restless([*error.reasons, said]) from error
 
     def proven(self, leaves: list[Any], state: Snapshot, settled: bool) -> Recording:
         """The recording from a state of the model, where all others agree with it.
@@ -107,17 +119,66 @@ class _Session:
         if settled and any(id(t) in self.caches for t in recording.constants.values()):
             raise _ReadsCache
         state.restore()
+        if self.lucky:
+            self._try_luck(recording, leaves, state, settled)
         self.compare_with_others(recording, leaves)
         plain = self._run_after_others(leaves)
+        if settled and self.first is not None and (what := self.first.difference(plain)):
+            raise Restless(
+                [f"the first call of the model gives other {what} than later ones: call the model once before"]
+            )
         state.restore()
         _agree(recording, self.recorded(leaves, 3, settled)[0], "the same input")
         self.compare_replay(recording, leaves, first, plain)
         return recording
 
-    def run_plainly(self, leaves: list[Any]) -> _Run:
+    def refuse_what_the_first_call_decides(self, leaves: list[Any]) -> None:
+        """See whether a model that makes something in its first call makes the same of any inputs, and any weights.
+
+        Weights are at rest in eval mode.
+
+        Raises:
+            CaptureError: a call gives other results after another than as the first one.
+        """
+        runs = []
+        for other in (None, self._taken(leaves)):
+            self.before.restore()
+            if other is not None:
+                self.run_plainly(other)
+            try:
+                runs.append(self.run_plainly(leaves, other_weights=self.model.training))
+            except Exception:  # with other weights it may fail; after other inputs, see below
+                return
+        if what := runs[0].difference(runs[1]):
+            said = "call the model once before, if that is when it gets ready"
+            raise Restless(
+                [f"what the first call makes of its inputs or weights decides the {what} of later ones: {said}"]
+            )
+
+    def _taken(self, leaves: list[Any]) -> list[Any]:
+        """Other inputs, as far from these as the model takes them."""
+        for other in (one_more_row(leaves), varied(leaves)):
+            try:
+                if other is not None:
+                    self.run_plainly(other)
+                    return other
+            except Exception:
+                continue
+        return leaves
+
+    def _try_luck(self, recording: Recording, leaves: list[Any], state: Snapshot, settled: bool) -> None:
+        """Record with the lowest and the highest numbers that Python and numpy draw: a branch that is rare shows."""
+        for luck in Luck:
+            _agree(recording, self.recorded(leaves, luck, settled)[0], "other random numbers of Python or numpy")
+            state.restore()
+
+    def run_plainly(self, leaves: list[Any], other_weights: bool = False) -> _Run:
         """Run the model as it is."""
         self._start(_PLAIN_SEED)
-        args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), self.spec)
+        if other_weights:
+            for p in self.model.parameters():
+                p.data.mul_(0.875) if p.is_floating_point() else None
+        args, kwargs = unflatten(fresh_copies(leaves), self.spec)
         return self._gave(flatten(self.model(*args, **kwargs))[0])
 
     def _run_after_others(self, leaves: list[Any]) -> _Run:
@@ -128,7 +189,7 @@ class _Session:
             said = f"after a call with other inputs it fails: {type(error).__name__}: {error}"
             raise Restless([f"the model keeps state between calls: {said}"]) from error
 
-    def recorded(self, leaves: list[Any], seed: int | None, settled: bool) -> tuple[Recording, _Run]:
+    def recorded(self, leaves: list[Any], seed: "_Seed", settled: bool) -> tuple[Recording, _Run]:
         """One recording. Where sizes serve as keys the first try dies; in the second they are hashable, and guarded."""
         try:
             return self._record(leaves, seed, settled, hashable=False)
@@ -181,9 +242,9 @@ class _Session:
             raise CaptureError([f"run again, the graph fails: {type(error).__name__}: {error}"]) from error
         return self._gave(flatten(recording.outputs.build(results))[0])
 
-    def _record(self, leaves: list[Any], seed: int | None, settled: bool, hashable: bool) -> tuple[Recording, _Run]:
+    def _record(self, leaves: list[Any], seed: "_Seed", settled: bool, hashable: bool) -> tuple[Recording, _Run]:
         self._start(seed)
-        args, kwargs = pytree.tree_unflatten(fresh_copies(leaves), self.spec)
+        args, kwargs = unflatten(fresh_copies(leaves), self.spec)
         recorder = Recorder(self.model, self.names, hashable)
         recorder.calls.allowed = None if settled else self.sets
         given = flatten((args, kwargs))
@@ -191,6 +252,7 @@ class _Session:
             if isinstance(leaf, torch.Tensor):
                 recorder.tape.placeholder(name, leaf)
         recorder.tape.guard_twins()
+        stood = standing()
         try:
             with recorder.attached():
                 out = self.model(*args, **kwargs)
@@ -198,18 +260,38 @@ class _Session:
                     _refuse_changed_inputs(given, flatten((args, kwargs)), self.inputs)
                     found, out_spec = flatten(out)
                     run = self._gave(found)
+            self.lucky |= standing() != stood
+            if self.before.drew():
+                raise Restless(["the model draws from a random number generator of its own"])
             recorder.finish([v for v in found if is_live(v)], settled)
             if settled:
                 self.sets = recorder.calls.sets
             tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))
-            sets = frozenset(recorder.calls.touched)
-            return Recording(recorder.tape.graph, "record", tree, recorder.tape.constants, sets=sets), run
+            sets, constants = frozenset(recorder.calls.touched), recorder.tape.constants
+            return Recording(
+                recorder.tape.graph,
+                "record",
+                tree,
+                constants,
+                None,
+                sets,
+                self._written(constants),
+                _spoilt(leaves, given),
+            ), run
         finally:
             recorder.tape.release()
 
-    def _start(self, seed: int | None) -> None:
+    def _written(self, constants: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+        """The names of parameters, plain tensors and constants that the run wrote to."""
+        names = self.names | {id(tensor): name for name, tensor in constants.items()}
+        buffers = {id(b) for b in self.model.buffers()}
+        return tuple(names[id(t)] for t in self.before.written() if id(t) in names and id(t) not in buffers)
+
+    def _start(self, seed: "_Seed") -> None:
         self.before.rewind()
-        if seed is not None:
+        if isinstance(seed, Luck):
+            seed.draw()
+        elif seed is not None:
             seed_all(seed)
 
     def _gave(self, found: list[Any]) -> _Run:
@@ -237,6 +319,12 @@ def _refuse_changed_inputs(before: _Flat, after: _Flat, names: list[str]) -> Non
     if changed or not same:
         what = f"'{changed[0]}'" if changed else "one of its inputs"
         raise Restless([f"the model puts something else into {what}, a container that belongs to the caller"])
+
+
+def _spoilt(leaves: list[Any], given: _Flat) -> tuple[int, ...]:
+    """Which of the tensors among the inputs hold other numbers after the run."""
+    pairs = [(x, y) for x, y in zip(leaves, given[0], strict=True) if isinstance(x, torch.Tensor)]
+    return tuple(i for i, (x, y) in enumerate(pairs) if not same_values([x], [y]))
 
 
 def _agree(first: Recording, other: Recording, on: str) -> None:

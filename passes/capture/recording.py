@@ -25,6 +25,8 @@ class Recording:
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
     arguments: tuple[str, ...] | None = None  # the names of the arguments, where the graph takes them whole
     sets: frozenset[tuple[str, str]] = frozenset()  # attributes that a forward sets: path of the module, name
+    writes: tuple[str, ...] = ()  # tensors that a forward writes to in place, buffers aside
+    spoils: tuple[int, ...] = ()  # inputs that it writes to, by their number
 
     def module(self, model: nn.Module) -> fx.GraphModule:
         """The graph as a module on the model's own parts, to run as a whole."""

@@ -22,7 +22,9 @@ class Remains:
 
     def __init__(self, model: nn.Module, tape: Tape, calls: Calls):
         self.tape, self.calls, self.names = tape, calls, _names(model)
-        self.buffers = [(m, key, b) for m in _plain_modules(model) for key, b in m._buffers.items() if b is not None]
+        self.modules = _plain_modules(model)
+        self.buffers = [(m, key, b) for m in self.modules for key, b in m._buffers.items() if b is not None]
+        self.known = {(id(m), key) for m, key, _ in self.buffers}
         held = Holdings.of(model)
         calls.lasting = held.objects
         self.objects = [(o, dict(vars(o))) for o in held.objects.values()]
@@ -30,10 +32,14 @@ class Remains:
         self.constants = [(t, t._version) for t in held.tensors.values() if id(t) not in tape.names]
 
     def write_back(self) -> None:
-        """Write the buffers that were replaced by assignment."""
+        """Write the buffers that were replaced by assignment, and those that the run made."""
         for module, key, old in self.buffers:
             if module._buffers.get(key) is not old:
                 self._write_back(module, key, old)
+        for module in self.modules:
+            for key, new in module._buffers.items():
+                if (id(module), key) not in self.known and new is not None and self.tape.node_of(new) is not None:
+                    self.calls.buffer_registered(module, key, new)
 
     def refuse_state(self) -> None:
         """Look for what the run read of the model and left different for the next run.
@@ -47,7 +53,11 @@ class Remains:
     def _write_back(self, module: nn.Module, key: str, old: torch.Tensor) -> None:
         new = module._buffers.get(key)
         if new is None or new.shape != old.shape or new.dtype != old.dtype:
-            raise CaptureError([f"buffer '{self.tape.names[id(old)]}' is replaced by one of another shape or type"])
+            if new is None or self.tape.node_of(old) is not None or self.tape.node_of(new) is None:
+                said = f"buffer '{self.tape.names[id(old)]}' is replaced by one of another shape or type"
+                raise CaptureError([said])
+            self.calls.buffer_replaced(module, key, new)  # nobody has read the old one
+            return
         self.tape.call(set_attribute, (self.tape.attribute(old), "data", self.tape.arguments(new)))
         module._buffers[key] = old
 

@@ -25,7 +25,7 @@ class Tree:
     def build(self, values: list[Any] | tuple[Any, ...]) -> Any:
         """The nested value with `values` in its holes, in order."""
         feed = iter(values)
-        return pytree.tree_unflatten([next(feed) if c is HOLE else c for c in self.constants], self.spec)
+        return unflatten([next(feed) if c is HOLE else c for c in self.constants], self.spec)
 
 
 class _Hole:
@@ -44,6 +44,23 @@ def flatten(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
             _register(kind, leaf)
         leaves, spec = pytree.tree_flatten(value)
     return leaves, spec
+
+
+def unflatten(leaves: list[Any], spec: pytree.TreeSpec) -> Any:
+    """The nested value again, each container of its own type: torch hands sizes back as tuples."""
+    if not _holds_sizes(spec):
+        return pytree.tree_unflatten(leaves, spec)
+    feed = iter(leaves)
+    made = [unflatten([next(feed) for _ in range(child.num_leaves)], child) for child in spec.children()]
+    return (
+        torch.Size(made)
+        if spec.type is torch.Size
+        else pytree.SUPPORTED_NODES[spec.type].unflatten_fn(made, spec.context)
+    )
+
+
+def _holds_sizes(spec: pytree.TreeSpec) -> bool:
+    return spec.type is torch.Size or any(map(_holds_sizes, spec.children()))
 
 
 def take_apart(value: Any, live: Callable[[Any], bool] = torch.is_tensor) -> tuple[list[Any], Tree]:

@@ -11,10 +11,11 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError, GuardMiss
 from .compare import same_values
 from .holdings import Holdings
+from .luck import seed_all
 from .recording import Recording
 from .symbols import equal_tensors
-from .trees import flatten
-from .untouched import Snapshot, fresh_copies, seed_all, untouched
+from .trees import flatten, unflatten
+from .untouched import Snapshot, fresh_copies, untouched
 
 # Kernels behind another front may add in another order.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
@@ -51,6 +52,8 @@ class Trial:
         names = [n for o, before in objects for n, v in before.items() if _is_other(v, vars(o).get(n))]
         if names:
             raise CaptureError([f"the model sets '{names[0]}' in every call, which an exported graph does not"])
+        if before.drew():
+            raise CaptureError(["the model draws from a random number generator of its own"])
         before.rewind()
         if any(len(c) != n for c, n in sizes):
             raise CaptureError(
@@ -108,7 +111,7 @@ class Trial:
     def _call(self, inputs: list[Any], recording: Recording | None) -> Any:
         if recording is not None:
             return recording.outputs.build(recording.module(self.model).forward(*_tensors(inputs)))
-        args, kwargs = pytree.tree_unflatten(inputs, self.spec)
+        args, kwargs = unflatten(inputs, self.spec)
         return self.model(*args, **kwargs)
 
 
@@ -119,8 +122,13 @@ def _tensors(values: list[Any]) -> list[torch.Tensor]:
 def _send_back(results: list[Any]) -> None:
     roots = [v for v in _tensors(results) if v.requires_grad]
     generator = torch.Generator().manual_seed(7)
-    if roots:
+    if not roots:
+        return
+    try:
         torch.autograd.backward(roots, [torch.randn(v.shape, generator=generator).to(v) for v in roots])
+    except RuntimeError as error:  # it writes to what it returns, or to weights that were read before
+        said = str(error).partition(":")[0]
+        raise CaptureError([f"no gradient can be sent back from all results, to compare it: {said}"]) from error
 
 
 def _is_other(old: Any, new: Any) -> bool:

@@ -1,15 +1,18 @@
 """Leave no trace: run a model, and put everything back as it was."""
 
 import contextlib
-import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from .holdings import Holdings
+from .luck import mark, random_state, set_random_state, set_state, state_of
+
+# Captures and checks set the random state of the process and put it back: one at a time, however many threads call.
+one_at_a_time = threading.RLock()
 
 
 class Snapshot:
@@ -17,12 +20,13 @@ class Snapshot:
 
     def __init__(self, model: nn.Module):
         held = Holdings.of(model)
-        self.tensors = [_Tensor(t) for t in held.tensors.values() if t.grad_fn is None]
+        self.tensors = [Held(t) for t in held.tensors.values() if t.grad_fn is None]
         self.arrays = [(a, a.copy()) for a in held.arrays.values()]
         self.buffers = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
         self.attributes = [(o, dict(vars(o))) for o in held.objects.values()]
         self.contents = [(c, c.copy() if c else ()) for c in held.containers.values()]  # most are empty tables of hooks
         self.random = random_state()
+        self.generators = [(g, state_of(g), mark(state_of(g))) for g in held.generators.values()]
 
     def rewind(self) -> None:
         """Put back numbers: parameters, buffers, random states. Caches that a model made for itself stay."""
@@ -32,6 +36,26 @@ class Snapshot:
         for tensor in self.tensors:
             tensor.restore()
         set_random_state(self.random)
+        for generator, state, _ in self.generators:
+            set_state(generator, state)
+
+    def rearranged(self) -> bool:
+        """Whether attributes or containers hold other things since."""
+        if any(not _same_objects(vars(o), plain) for o, plain in self.attributes):
+            return True
+        return any(not _same_objects(c, copy) for c, copy in self.contents)
+
+    def drew(self) -> bool:
+        """Whether a generator of the model's own was drawn from since."""
+        return any(mark(state_of(g)) != luck for g, _, luck in self.generators)
+
+    def written(self) -> list[torch.Tensor]:
+        """The tensors that were written to since."""
+        return [held.tensor for held in self.tensors if held.written()]
+
+    def changed(self) -> list[torch.Tensor]:
+        """The tensors that hold other numbers now."""
+        return [held.tensor for held in self.tensors if held.changed()]
 
     def restore(self) -> None:
         """Put everything back."""
@@ -49,13 +73,24 @@ class Snapshot:
                 array[...] = copy
 
 
-class _Tensor:
+class Held:
     """A tensor and what it held: values, memory, gradient, whether it asks for one."""
 
     def __init__(self, tensor: torch.Tensor):
         self.tensor, self.data, self.value, self.version = tensor, tensor.data, tensor.detach().clone(), tensor._version
         self.wants, self.grad = tensor.requires_grad, tensor.grad
         self.grad_value = None if self.grad is None else self.grad.detach().clone()
+
+    def written(self) -> bool:
+        """Whether something was written to it since, perhaps the same numbers."""
+        return self.tensor._version != self.version or self.changed()
+
+    def changed(self) -> bool:
+        """Whether it holds other numbers now."""
+        now = self.tensor.data
+        if now.layout != torch.strided:
+            return self.tensor._version != self.version
+        return now.shape != self.value.shape or not torch.equal(now, self.value)
 
     def restore(self) -> None:
         """Put it back, whatever the version counter says: batch norm writes its statistics without counting."""
@@ -89,36 +124,12 @@ def _same_memory(tensor: torch.Tensor, data: torch.Tensor) -> bool:
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[Snapshot]:
     """Run the block, then put the model and all random states back, also after an error."""
-    snapshot = Snapshot(model)
-    try:
-        yield snapshot
-    finally:
-        snapshot.restore()
-
-
-def random_state() -> dict[str, Any]:
-    """The states of all random number generators that a model may draw from."""
-    numpy = np.random.get_state()  # noqa: NPY002  # the one that models draw from
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": numpy}
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` found."""
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002  # the one that models draw from
-    if "cuda" in state:
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def seed_all(seed: int) -> None:
-    """Seed all random number generators that a model may draw from."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  # the one that models draw from
-    torch.manual_seed(seed)
+    with one_at_a_time:
+        snapshot = Snapshot(model)
+        try:
+            yield snapshot
+        finally:
+            snapshot.restore()
 
 
 def fresh_copies(leaves: list[Any]) -> list[Any]:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from dnigraph.passes.plan import Crossing, Part, Plan
 
-from .link import Agent, Link
+from ..description.link import Agent, Link
 
 if TYPE_CHECKING:
-    from .network import Network
+    from ..wired import Wired
 
 
-def plan_of(net: "Network") -> Plan:
+def plan_of(net: "Wired") -> Plan:
     """The plan to draw."""
     order = {name: rank for rank, name in enumerate(net.order)}
     late = {n for n, link in enumerate(net.links) if _goes_back(link, order)}
@@ -49,7 +49,7 @@ def _goes_back(link: Link, order: dict[str, int]) -> bool:
     return not link.outside and any(order[s.agent or ""] <= order[link.source.agent or ""] for s in link.sinks)
 
 
-def _crossing(net: "Network", number: int, link: Link, names: dict[str, str]) -> Crossing:
+def _crossing(net: "Wired", number: int, link: Link, names: dict[str, str]) -> Crossing:
     boundary = net.boundaries.get(link.name)
     consumers = tuple(dict.fromkeys(names[s.agent or ""] for s in link.sinks))
     head = None if boundary is None else boundary.head_name
@@ -61,7 +61,7 @@ def _crossing(net: "Network", number: int, link: Link, names: dict[str, str]) ->
     )  # fmt: skip
 
 
-def _words(net: "Network", number: int, link: Link) -> str:
+def _words(net: "Wired", number: int, link: Link) -> str:
     delay, policy = net.delay_of(number), str(link.policy)
     facts = [f"delay {delay}"] * bool(delay) + [policy] * (policy != "latest") + ["predicted"] * bool(link.synthetic)
     return f"{link.source}" + (f" ({', '.join(facts)})" if facts else "")

@@ -10,19 +10,21 @@ own. So the order in which threads run cannot change a number.
 
 import queue
 import threading
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from .actor import Actor, Tick
-from .building import deliver
+from ..errors import NetworkError
+from .actor import Actor
+from .built import deliver
 from .channel import Line
-from .errors import NetworkError
 from .inbox import Inbox
+from .tick import Tick
 
 if TYPE_CHECKING:
-    from .network import Network, TickResult
+    from ..network import Network
 
 T = TypeVar("T")
 PATIENCE = 0.1  # seconds between looks at whether the run is over
@@ -57,44 +59,45 @@ class BoundedQueue(Generic[T]):
                 continue
         raise Stopped
 
+    def rest(self) -> list[T]:
+        """Take all that is there."""
+        return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
 
-def run_threads(
-    net: "Network", given: Iterable[tuple[Any, ...]], make: Callable[..., Tick], result: Callable[[Tick], "TickResult"],
-    capacity: int,
-) -> "list[TickResult]":  # fmt: skip
-    """Run so many ticks as there are in `given`, one thread for each agent.
 
-    Raises:
-        NetworkError: two agents own one parameter, which two threads would write at once.
-    """
+def run_threads(net: "Network", ticks: Sequence[Tick], capacity: int) -> None:
+    """Run these ticks, one thread for each agent."""
     built = net._built
     assert built is not None, "the network has been built"
-    _refuse_shared(net)
-    ticks = [make(net.ticks + i, *one) for i, one in enumerate(given)]
     stop, failures = threading.Event(), list[BaseException]()
     built.connect(lambda: BoundedQueue(capacity, stop))
+    works: list[Callable[[], None]] = [lambda: _feed(built.outside, ticks)]
+    works += [_work(actor, ticks) for actor in built.actors.values()]
+    threads = [threading.Thread(target=_guarded(work, stop, failures), daemon=True) for work in works]
     try:
-        outside = lambda: _feed(built.outside, ticks)  # noqa: E731  # the work of one more thread
-        works: list[Callable[[], None]] = [outside, *(_work(actor, ticks) for actor in built.actors.values())]
-        threads = [threading.Thread(target=_guarded(work, stop, failures), daemon=True) for work in works]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+    except BaseException:
+        stop.set()  # no thread is left to work on alone
+        for thread in threads:
+            if thread.is_alive():
+                thread.join()
+        raise
     finally:
+        if stop.is_set():
+            built.mend()
         built.connect(Line)
     if failures:
         raise failures[0]
-    net.ticks += len(ticks)
-    return [result(tick) for tick in ticks]
 
 
-def _feed(outside: list[tuple[str, Inbox]], ticks: list[Tick]) -> None:
+def _feed(outside: list[tuple[str, Inbox]], ticks: Sequence[Tick]) -> None:
     for tick in ticks:
         deliver(outside, tick)
 
 
-def _work(actor: Actor, ticks: list[Tick]) -> Callable[[], None]:
+def _work(actor: Actor, ticks: Sequence[Tick]) -> Callable[[], None]:
     def work() -> None:
         for tick in ticks:
             actor.begin(tick)
@@ -107,10 +110,14 @@ def _work(actor: Actor, ticks: list[Tick]) -> Callable[[], None]:
 def _guarded(work: Callable[[], None], stop: threading.Event, failures: list[BaseException]) -> Callable[[], None]:
     """The work of a thread; its failure ends the others, and is kept for the caller."""
     learning = torch.is_grad_enabled()
+    casts = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
 
     def run() -> None:
         try:
-            with torch.set_grad_enabled(learning):
+            with ExitStack() as stack:  # torch keeps these for each thread
+                stack.enter_context(torch.set_grad_enabled(learning))
+                for device, dtype in casts:
+                    stack.enter_context(torch.autocast(device, dtype))
                 work()
         except Stopped:
             pass
@@ -121,7 +128,12 @@ def _guarded(work: Callable[[], None], stop: threading.Event, failures: list[Bas
     return run
 
 
-def _refuse_shared(net: "Network") -> None:
+def refuse_shared(net: "Network") -> None:
+    """Look for what threads cannot do.
+
+    Raises:
+        NetworkError: two agents own one parameter, which two threads would write at once.
+    """
     first: dict[torch.nn.Parameter, str] = {}
     owned = [(p, name) for name, agent in net.agents.items() for p in agent.module.parameters()]
     others = {(first.setdefault(p, name), name) for p, name in owned}

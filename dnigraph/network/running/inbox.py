@@ -1,38 +1,16 @@
 """The receiver's end of a link: messages come in, are read, and are answered once."""
 
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..description.clock import Clock
+from ..description.link import Link, Port
+from ..errors import NetworkError
 from .channel import Answer, Channel, Message
-from .clock import Clock
-from .link import Link, Port
-
-ABSENT = object()  # nothing has arrived yet, and nobody said what to read then
-
-
-@dataclass
-class Entry:
-    """A message that has arrived."""
-
-    message: Message
-    total: Tensor | None = None  # of the gradients of those who read it and have learned
-    last: int = -1  # the tick of the last of them
-    open: int = 0  # readings that have not learned yet
-    closed: bool = False  # nobody will read it any more
-    answered: bool = False
-
-
-@dataclass
-class Reading:
-    """What a firing read from an inbox."""
-
-    value: Any
-    entries: list[Entry] = field(default_factory=list)  # oldest first; none: it read what was there before them
-    stale: int | None = None  # ticks since the oldest of them was sent
+from .entry import ABSENT, KEPT, Entry, Reading, moved, plain
 
 
 class Inbox:
@@ -51,7 +29,10 @@ class Inbox:
         self.entries: list[Entry] = []
         self.ready: list[Answer] = []
         self.initial: Any = None  # what is read before anything has arrived; None: nothing
+        self.device: torch.device | None = None  # where its messages lie, for a checkpoint that comes from elsewhere
+        self.writes = False  # whether its reader writes to what it is given, and so needs a copy
         self.count = 0  # messages that have come
+        self.most = max(MOST, -(-clock.every // sender.every) + 1)  # that wait to be averaged
 
     # ---- what comes in
 
@@ -73,9 +54,11 @@ class Inbox:
             self._make_room()
 
     def _make_room(self) -> None:
-        if self.policy.keeps is None:
-            self.entries = [e for e in self.entries if not e.closed]
-        while len(self.entries) > (self.policy.keeps or MOST):
+        if self.policy.keeps is None:  # what was read before gives way to what is new
+            for entry in [e for e in self.entries if e.read]:
+                self._close(entry)
+            self.entries = [e for e in self.entries if not e.read]
+        while len(self.entries) > (self.policy.keeps or self.most):
             self._close(self.entries.pop(0))
 
     # ---- reading
@@ -86,7 +69,11 @@ class Inbox:
             return Reading(self._first(batch))
         entries = list(self.entries)
         for entry in entries:
+            if entry.message.spoilt:
+                words = f"what {self.link.source} sent in tick {entry.message.sent} has been written to since: "
+                raise NetworkError([f"{self.sink}: {words}send a copy, tensor.clone()"], "a message is not what it was")
             entry.open += 1
+            entry.read = True
         value = self.policy.joined([entry.message.value for entry in entries])
         return Reading(value, entries, tick - entries[0].message.sent)
 
@@ -101,15 +88,17 @@ class Inbox:
             if share is not None:
                 entry.total = share if entry.total is None else entry.total + share
                 entry.last = max(entry.last, tick)
-            entry.closed = entry.closed or self._was_last(entry.message, tick)
+            until = entry if self.policy.keeps is not None else reading.entries[-1]
+            entry.closed = entry.closed or self._was_last(until.message, tick)
             self._answer(entry)
 
     def _was_last(self, message: Message, tick: int) -> bool:
-        """Whether, by the clocks, no reading after that of `tick` sees the message."""
-        if self.policy.keeps is None:
-            return True
+        """Whether, by the clocks, no reading after that of `tick` sees the message.
+
+        Of those that were averaged, the newest: all of them give way to the next one.
+        """
         newer = message.sent
-        for _ in range(self.policy.keeps):
+        for _ in range(self.policy.keeps or 1):
             newer = self.sender.after(newer)
         return self.clock.after(tick) >= newer + self.delay
 
@@ -158,39 +147,20 @@ class Inbox:
     def state(self) -> dict[str, Any]:
         """What lies here between two ticks."""
         return {
-            "coming": [_plain(m) for m in self.coming],
-            "entries": [
-                {**_plain(e.message), "total": e.total, "last": e.last, "closed": e.closed, "answered": e.answered}
-                for e in self.entries
-            ],
+            "coming": [plain(m) for m in self.coming],
+            "entries": [{**plain(e.message), **{name: getattr(e, name) for name in KEPT}} for e in self.entries],
             "count": self.count,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""
+        state = moved(state, self.device)
         self.coming = deque(Message(**m) for m in state["coming"])
         self.entries = []
         for e in state["entries"]:
             message = Message(e["sent"], e["value"], e["wants"])
-            self.entries.append(Entry(message, e["total"], e["last"], 0, e["closed"], e["answered"]))
+            self.entries.append(Entry(message, **{name: e[name] for name in KEPT if name in e}))
         self.count = state["count"]
 
 
-MOST = 64  # messages that wait to be averaged; older ones are forgotten
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    return {"sent": message.sent, "value": message.value, "wants": message.wants}
-
-
-def entered(value: Any, learns: bool) -> Any:
-    """The value as a firing sees it: at the end of its graph, and where it can, asking for a gradient."""
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach()
-    return value.requires_grad_() if learns and (value.is_floating_point() or value.is_complex()) else value
-
-
-def batch_of(values: Any) -> int | None:
-    """The size of the first tensor that has dimensions."""
-    return next((len(v) for v in values if isinstance(v, torch.Tensor) and v.dim()), None)
+MOST = 64  # messages that wait for a reader that has dropped out; older ones are forgotten

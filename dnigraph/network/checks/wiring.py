@@ -7,7 +7,8 @@ import networkx as nx
 
 from dnigraph.passes.errors import nearest
 
-from .link import Agent, Link
+from ..description.link import Agent, Link
+from .order import Order
 
 Graph = Any  # nx.DiGraph: networkx is untyped
 LOSS = ""  # a node that stands for all losses; no agent is called so
@@ -27,13 +28,15 @@ class Wiring:
     def __init__(self, agents: Mapping[str, Agent], links: Sequence[Link], predicting: bool = True):
         self.agents, self.links, self.predicting = agents, links, predicting
         self.delays: dict[int, int] = {}
-        self._order: Graph = nx.DiGraph()
-        self._order.add_nodes_from(agents)
         self.circles: list[list[str]] = []  # of links that the user wants without delay
+        self._order = Order(agents)
         for number in sorted(range(len(links)), key=lambda i: links[i].delay is None):
             self._decide(number, links[number])
+        graph: Graph = nx.DiGraph()
+        graph.add_nodes_from(agents)
+        graph.add_edges_from((a, b) for a, ends in self._order.after.items() for b in ends)
         rank = {name: i for i, name in enumerate(agents)}
-        self.order: list[str] = list(nx.lexicographical_topological_sort(self._order, key=rank.__getitem__))
+        self.order: list[str] = list(nx.lexicographical_topological_sort(graph, key=rank.__getitem__))
 
     def waits(self, number: int) -> bool:
         """Whether the receivers of a link read in the tick what is sent in it."""
@@ -41,24 +44,21 @@ class Wiring:
         return self.delays[number] == 0 and not (self.predicting and link.synthetic)
 
     def _decide(self, number: int, link: Link) -> None:
-        pairs = [(link.source.agent, sink.agent) for sink in link.sinks]
+        pairs = [(str(link.source.agent), str(sink.agent)) for sink in link.sinks]
         known = [(a, b) for a, b in pairs if a in self.agents and b in self.agents]
-        delay = link.delay or 0
-        if link.delay is None and not link.synthetic and any(self._closes(a, b) for a, b in known):
-            delay = 1
-        self.delays[number] = delay
+        self.delays[number] = delay = link.delay or 0
         if link.outside or delay or (self.predicting and link.synthetic):
             return
-        for a, b in known:
-            if self._closes(a, b):
-                back = [a] if a == b else nx.shortest_path(self._order, b, a)
-                self.circles.append([str(a), *map(str, back)])
-                self.delays[number] = 1  # so that all other problems are found, too
+        ways = [self._order.way(b, a) for a, b in known]
+        if any(ways):
+            self.delays[number] = 1  # also where it is wrong, so that all other problems are found, too
+        if any(ways) and link.delay is None and not link.synthetic:
+            return
+        for (a, b), back in zip(known, ways, strict=True):
+            if back:
+                self.circles.append([a, *back])
             else:
-                self._order.add_edge(a, b)
-
-    def _closes(self, a: str | None, b: str | None) -> bool:
-        return a == b or bool(nx.has_path(self._order, b, a))
+                self._order.add(a, b)
 
 
 def graph_of(agents: Mapping[str, Agent], links: Sequence[Link], delays: Mapping[int, int]) -> Graph:
@@ -92,7 +92,7 @@ def problems(agents: Mapping[str, Agent], links: Sequence[Link], wiring: Wiring)
         else:
             yield (
                 f"{name} can never learn: it has no loss, and no gradient comes back to it from an agent that has one; "
-                "give it loss=, or connect its outputs to an agent that learns"
+                "give it loss=, connect its outputs to an agent that learns, or freeze it: requires_grad_(False)"
             )
 
 

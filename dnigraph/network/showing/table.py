@@ -12,14 +12,14 @@ from rich.text import Text
 from dnigraph.passes.table import UNKNOWN, WIDTH, amount, counted, some
 
 if TYPE_CHECKING:
-    from .link import Agent, Link
-    from .network import Network
+    from ..description.link import Agent, Link
+    from ..wired import Wired
 
 AGENTS = ("agent", "module", "fires", "learns", "parameters", "loss", "reads", "sends")
 LINKS = ("from → to", "delay", "policy", "boundary", "head", "parameters", "synthetic")
 
 
-def text(net: "Network") -> str:
+def text(net: "Wired") -> str:
     """The network as a table; the same network gives the same text in every terminal.
 
     Guarantees:
@@ -31,7 +31,7 @@ def text(net: "Network") -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).rstrip()
 
 
-def view(net: "Network") -> RenderableType:
+def view(net: "Wired") -> RenderableType:
     """The network as something that `rich` prints."""
     blocks: list[RenderableType] = [Text(headline(net)), Text(""), _grid(AGENTS, agent_rows(net))]
     if net.links:
@@ -39,15 +39,20 @@ def view(net: "Network") -> RenderableType:
     return Group(*blocks)
 
 
-def headline(net: "Network") -> str:
+def headline(net: "Wired") -> str:
     """How many agents and links, and how far the clock has come."""
     return f"network: {counted(len(net.agents), 'agent')}, {counted(len(net.links), 'link')}, tick {net.ticks}"
 
 
-def agent_rows(net: "Network") -> Iterable[tuple[str, ...]]:
+def agent_rows(net: "Wired") -> Iterable[tuple[str, ...]]:
     """One row per agent, under `AGENTS`."""
+    reads: dict[str | None, list[str]] = {}
+    sends: dict[str | None, list[str]] = {}
+    for link in net.links:
+        sends.setdefault(link.source.agent, []).append(link.source.name)
+        for sink in link.sinks:
+            reads.setdefault(sink.agent, []).append(sink.name)
     for name, agent in net.agents.items():
-        sends = [link.source.name for link in net.links if link.source.agent == name]
         yield (
             name,
             type(agent.module).__name__,
@@ -55,12 +60,12 @@ def agent_rows(net: "Network") -> Iterable[tuple[str, ...]]:
             "always" if agent.p_update >= 1 else f"p = {agent.p_update:g}",
             amount(sum(p.numel() for p in agent.module.parameters())),
             _loss(agent),
-            some([s.name for link in net.links for s in link.sinks if s.agent == name]),
-            some(list(dict.fromkeys(sends))),
+            some(reads.get(name, [])),
+            some(list(dict.fromkeys(sends.get(name, [])))),
         )
 
 
-def link_rows(net: "Network") -> Iterable[tuple[str, ...]]:
+def link_rows(net: "Wired") -> Iterable[tuple[str, ...]]:
     """One row per link, under `LINKS`."""
     for number, link in enumerate(net.links):
         boundary = net.boundaries.get(link.name)

@@ -1,7 +1,6 @@
 """From a checked description to actors: boundaries, predictors, optimisers and channels are made here, once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,48 +14,21 @@ from dnigraph.passes.errors import DniGraphError
 from dnigraph.passes.plan import Crossing
 from dnigraph.updates import Group, MakeOptimizer
 
-from .actor import Actor, Tick
-from .channel import Line, Message
-from .clock import Clock
-from .errors import NetworkError
-from .inbox import Inbox, batch_of
-from .link import Agent, Link
-from .log import EventLog
+from ..checks.rehearsal import Rehearsal
+from ..checks.stage import first
+from ..checks.wiring import Wiring
+from ..description.clock import Clock
+from ..description.link import Agent, Link
+from ..errors import NetworkError
+from ..showing.log import EventLog
+from .actor import Actor
+from .built import Built
+from .entry import batch_of
+from .inbox import Inbox
 from .outbox import Outbox
-from .rehearsal import Rehearsal, first
 from .synthetic import Foretold, make_predictor
-from .wiring import Wiring
 
 OUTSIDE = Clock()  # an input of the network may come in any tick
-
-
-@dataclass
-class Built:
-    """A network that can run."""
-
-    actors: dict[str, Actor]
-    boundaries: dict[str, Boundary]  # by their links' names
-    predictors: dict[str, nn.Module]
-    outside: list[tuple[str, Inbox]] = field(default_factory=list)  # inputs of the network, and who reads them
-    inboxes: dict[tuple[int, int], Inbox] = field(default_factory=dict)  # by link and receiver
-    outboxes: dict[int, Outbox] = field(default_factory=dict)  # by link
-
-    def order(self, wiring: Wiring) -> None:
-        """Let links be waited for as `wiring` says."""
-        for (number, _), inbox in self.inboxes.items():
-            inbox.ordered = wiring.waits(number)
-        for number, box in self.outboxes.items():
-            box.ordered = (wiring.waits(number),) * len(box.link.sinks)
-
-    def connect(self, line: Any = Line) -> None:
-        """Lay channels of this kind between all actors."""
-        for (number, sink), inbox in self.inboxes.items():
-            inbox.messages, inbox.answers = line(), line()
-            if sink == 0 and number in self.outboxes:
-                self.outboxes[number].messages, self.outboxes[number].answers = [], []
-            if number in self.outboxes:
-                self.outboxes[number].messages.append(inbox.messages)
-                self.outboxes[number].answers.append(inbox.answers)
 
 
 def build(
@@ -103,6 +75,8 @@ def _lay(
         kind = Foretold if link.synthetic else Inbox
         inbox = kind(link, sink, wiring.delays[number], sender, agents[sink.agent or ""].clock, False)
         inbox.initial = _first(link, sample, batch, sink.name in agents[sink.agent or ""].inputs.optional)
+        inbox.writes = str(sink) in found.writes
+        inbox.device = sample.device if isinstance(sample, Tensor) else None
         if isinstance(inbox, Foretold):
             if not isinstance(sample, Tensor):
                 raise NetworkError([f"{link.name}: only a tensor can be predicted"])
@@ -180,9 +154,3 @@ def make_group(
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise NetworkError([f"optimizer of {name}: it must return a torch optimiser, not a {type(optimizer).__name__}"])
     return Group(name, trained, optimizer, None, clip)
-
-
-def deliver(outside: list[tuple[str, Inbox]], tick: Tick) -> None:
-    """Hand the network's inputs to who reads them."""
-    for name, inbox in outside:
-        inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)

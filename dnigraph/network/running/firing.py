@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dnigraph.boundaries import Visit
 from dnigraph.schedule import backward, pairs
 
-from .inbox import Inbox, Reading
+from .entry import Reading
+from .inbox import Inbox
 from .outbox import Outbox
 
 
@@ -50,8 +51,10 @@ class Firing:
         roots = [pair for i, visit in self.visits.items() for pair in pairs(visit.roots, self.gradients[i])]
         if self.loss is not None and self.loss.requires_grad:
             roots.append((self.loss, torch.ones_like(self.loss)))
-        backward(roots)
-        self.done()
+        try:
+            backward(roots)
+        finally:
+            self.done()
 
     def done(self) -> None:
         """No graph is needed any more: answer for what was read."""

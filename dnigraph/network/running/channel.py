@@ -1,7 +1,7 @@
 """What travels between agents: messages one way, answers the other."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -16,6 +16,15 @@ class Message:
     sent: int  # the tick
     value: Any
     wants: bool  # whether the sender waits for an answer
+    version: int = field(init=False, default=0)  # torch counts writes to the memory: it must still be this when read
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "version", _version(self.value))
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether somebody has written to its memory since."""
+        return _version(self.value) != self.version
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,9 @@ class Channel(Protocol, Generic[T]):
     def get(self) -> T:
         """Take the oldest packet."""
 
+    def rest(self) -> list[T]:
+        """Take all packets that lie there."""
+
 
 class Line(Generic[T]):
     """A channel within one thread: what is taken is there already."""
@@ -50,3 +62,13 @@ class Line(Generic[T]):
     def get(self) -> T:
         """Take the oldest packet."""
         return self._packets.popleft()
+
+    def rest(self) -> list[T]:
+        """Take all packets that lie there."""
+        found = list(self._packets)
+        self._packets.clear()
+        return found
+
+
+def _version(value: Any) -> int:
+    return value._version if isinstance(value, Tensor) and not value.is_inference() else 0

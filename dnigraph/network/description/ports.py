@@ -27,7 +27,8 @@ class Inputs:
 
 def inputs_of(module: nn.Module) -> Inputs:
     """The arguments that `module(...)` can be given by name."""
-    parameters = inspect.signature(module.forward).parameters.values()
+    inner = module._modules.get("_orig_mod") or module  # what torch.compile wraps
+    parameters = inspect.signature(inner.forward).parameters.values()
     named = [p for p in parameters if p.kind not in (*_FREE, inspect.Parameter.POSITIONAL_ONLY)]
     optional = frozenset(p.name for p in named if p.default is not inspect.Parameter.empty)
     return Inputs(

@@ -10,8 +10,9 @@ from dnigraph.boundaries import Boundary, Visit, sum_in_order
 from dnigraph.schedule import backward, pairs
 from dnigraph.updates import Group
 
+from ..description.link import Link
 from .channel import Answer, Channel, Message
-from .link import Link
+from .entry import moved
 
 if TYPE_CHECKING:
     from .firing import Firing
@@ -83,6 +84,25 @@ class Outbox:
                 for answer in channel.get():
                     self._note(number, answer)
 
+    def give_up(self) -> bool:
+        """Go without the answers that have not come; whether there were such."""
+        lost = list(self.sent)
+        for tick in lost:
+            for number in range(len(self.messages)):
+                if tick in self.sent and number not in self.sent[tick].answers:
+                    self._note(number, Answer(tick, -1, None))
+        return bool(lost)
+
+    def drop(self) -> None:
+        """A tick broke off: let go of half-made gradients, and hear the answers that were on their way."""
+        if self.group is not None:
+            self.group.forget()
+        self._now, self._learned = None, False
+        for number, channel in enumerate(self.answers):
+            for answers in channel.rest():
+                for answer in answers:
+                    self._note(number, answer)
+
     def learned(self, tick: int) -> None:
         """The firing of that tick has learned, or never will: its graph must go."""
         if (sent := self.sent.get(tick)) is not None:
@@ -142,6 +162,7 @@ class Outbox:
 
     def load(self, state: dict[int, Any]) -> None:
         """Go on from there."""
+        state = state if self.boundary is None else moved(state, self.boundary.spec.device)
         self.sent = {
             tick: Sent(s["value"], s["label"], None, None, {i: Answer(*a) for i, a in s["answers"].items()})
             for tick, s in state.items()

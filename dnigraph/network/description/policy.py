@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dnigraph.passes.errors import nearest
 
-from .errors import NetworkError
+from ..errors import NetworkError
 
 
 class Policy(ABC):
@@ -86,7 +86,8 @@ class Stack(Policy):
 
 
 PolicyChoice: TypeAlias = "str | Policy"
-NAMED: dict[str, Policy] = {"latest": Latest(), "mean": Mean()}
+LATEST: Policy = Latest()
+NAMED: dict[str, Policy] = {"latest": LATEST, "mean": Mean()}
 
 
 def stack(size: int) -> Policy:
@@ -108,7 +109,7 @@ def make_policy(choice: PolicyChoice) -> Policy:
     """
     if isinstance(choice, Policy):
         return choice
-    if choice in NAMED:
+    if isinstance(choice, str) and choice in NAMED:
         return NAMED[choice]
     near = nearest(choice, NAMED) if isinstance(choice, str) else ""
     raise NetworkError([f"there is no policy {choice!r}{near}; say 'latest', 'mean' or dg.stack(n)"])

@@ -11,9 +11,10 @@ from dnigraph.heads.layers import GAIN, Hidden
 from dnigraph.passes.errors import nearest
 from dnigraph.updates import Group
 
+from ..errors import NetworkError
 from .channel import Answer, Message
-from .errors import NetworkError
-from .inbox import Entry, Inbox, Reading
+from .entry import Entry, Reading
+from .inbox import Inbox
 
 PredictorFactory: TypeAlias = Callable[[list[Tensor], Tensor], nn.Module]  # of examples of what it sees and says
 SyntheticChoice: TypeAlias = "bool | str | tuple[str, ...] | list[str] | PredictorFactory"

@@ -1,0 +1,112 @@
+"""Does a tick of a network cost the same per link, however many agents there are?
+
+Agents of 40 weights with two inputs and a loss, 100 to 3,000 of them with about two links each: a chain (each feeds the
+next two), a random graph with circles, and a star (one feeds all others with one message; they feed each other in a
+ring, and the last one feeds the first). Every link from agent to agent has a linear head; batches of 2, plain SGD.
+
+Timed are wiring (add, connect), the start (validate: the wiring, a trial run, heads and optimisers), and a tick. Linear
+means that the microseconds per link stay the same; ratios are to the network of 100 agents. Python's garbage collector,
+which now and then looks through all objects that there are, is part of it. Seconds are of processor time on one thread,
+medians over the rounds, in each of which all sizes take turns.
+"""
+
+import random
+import warnings
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dnigraph as dg
+
+from .compile_time import timed
+from .timing import report
+
+WIDTH, BATCH = 4, 2
+SIZES = (100, 300, 1000, 3000)
+ROUNDS, TICKS = 5, 3
+Edges = list[tuple[int, list[int], str]]  # from, to, and the input that is fed
+
+
+class Small(nn.Module):
+    """Shapes: one, other [batch, WIDTH] -> [batch, WIDTH]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return torch.tanh(self.one(one) + self.other(other))
+
+
+def chain(agents: int) -> Edges:
+    """Each feeds the next two."""
+    near: Edges = [(i, [i + 1], "one") for i in range(agents - 1)]
+    return near + [(i, [i + 2], "other") for i in range(agents - 2)]
+
+
+def tangle(agents: int) -> Edges:
+    """Each hears of two, whoever they are."""
+    chance = random.Random(0)
+    return [(chance.randrange(agents), [i], port) for port in ("one", "other") for i in range(agents)]
+
+
+def star(agents: int) -> Edges:
+    """The first feeds all; they feed each other in a ring, and the last one feeds the first."""
+    ring: Edges = [(i, [i % (agents - 1) + 1], "other") for i in range(1, agents)]
+    return [(0, list(range(1, agents)), "one"), (agents - 1, [0], "one"), *ring]
+
+
+def network(agents: int, edges: Edges) -> dg.Network:
+    """So many small agents, wired."""
+    net = dg.Network(optimizer=lambda p: torch.optim.SGD(p, 0.01))
+    for i in range(agents):
+        net.add(f"n{i}", Small(), loss=nn.functional.mse_loss)
+    for begin, ends, port in edges:
+        net.connect(f"n{begin}.output", [f"n{end}.{port}" for end in ends], head="linear", initial=(WIDTH,))
+    return net
+
+
+def case(edges: Edges, agents: int) -> dict[str, float]:
+    """Seconds of one network's wiring, start and tick."""
+    made: list[dg.Network] = []
+    wiring = timed(lambda: made.append(network(agents, edges)))
+    net = made[0]
+    free = {name: torch.ones(BATCH, WIDTH) for name in net.inputs}
+    targets = {f"n{i}": torch.zeros(BATCH, WIDTH) for i in range(agents)}
+    start = timed(lambda: net.validate(free))
+    net.tick(free, targets)  # the first one makes states of optimisers, and links with a delay are still empty
+    tick = timed(lambda: [net.tick(free, targets) for _ in range(TICKS)]) / TICKS
+    return {"wiring": wiring, "start": start, "tick": tick}
+
+
+def rows(rounds: int = ROUNDS, sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
+    """A row for each shape and size."""
+    drawn: dict[tuple[str, int], Edges] = {(make.__name__, n): make(n) for make in (chain, tangle, star) for n in sizes}
+    found: dict[tuple[str, int], list[dict[str, float]]] = {key: [] for key in drawn}
+    for _ in range(rounds):
+        for key, edges in drawn.items():
+            found[key].append(case(edges, key[1]))
+    made: list[dict[str, Any]] = []
+    for (name, agents), seen in found.items():
+        links = sum(len(ends) for _, ends, _ in drawn[name, agents])
+        each = {what: median(1e6 * one[what] / links for one in seen) for what in seen[0]}
+        base = next((row for row in made if row["arm"] == name), {f"{what}, us/link": us for what, us in each.items()})
+        row = {"arm": name, "agents": agents, "links": links, "tick, ms": each["tick"] * links / 1000}
+        row |= {f"{what}, us/link": us for what, us in each.items()}
+        made.append(row | {f"{what}, ratio": us / base[f"{what}, us/link"] for what, us in each.items()})
+    return made
+
+
+def main() -> None:
+    """Run all cases and write the results."""
+    warnings.simplefilter("ignore", dg.UnconditionedWarning)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    case(chain(10), 10)  # what is imported on first use is no one's
+    report("networks of small agents, one thread; ratios per link to 100 agents", rows(), "network_size")
+
+
+if __name__ == "__main__":
+    main()

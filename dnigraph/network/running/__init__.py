@@ -1,0 +1,1 @@
+"""Agents at work: messages, answers, and who learns when."""

@@ -1,0 +1,58 @@
+"""Messages that have arrived, and what a firing read of them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .channel import Message
+
+ABSENT = object()  # nothing has arrived yet, and nobody said what to read then
+KEPT = ("total", "last", "closed", "answered", "read")  # of an entry, in a checkpoint
+
+
+@dataclass
+class Entry:
+    """A message that has arrived."""
+
+    message: Message
+    total: Tensor | None = None  # of the gradients of those who read it and have learned
+    last: int = -1  # the tick of the last of them
+    open: int = 0  # readings that have not learned yet
+    closed: bool = False  # nobody will read it any more
+    answered: bool = False
+    read: bool = False  # by a firing
+
+
+@dataclass
+class Reading:
+    """What a firing read from an inbox."""
+
+    value: Any
+    entries: list[Entry] = field(default_factory=list)  # oldest first; none: it read what was there before them
+    stale: int | None = None  # ticks since the oldest of them was sent
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """The message as plain data."""
+    return {"sent": message.sent, "value": message.value, "wants": message.wants}
+
+
+def entered(value: Any, learns: bool) -> Any:
+    """The value as a firing sees it: at the end of its graph, and where it can, asking for a gradient."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach()
+    return value.requires_grad_() if learns and (value.is_floating_point() or value.is_complex()) else value
+
+
+def batch_of(values: Any) -> int | None:
+    """The size of the first tensor that has dimensions."""
+    return next((len(v) for v in values if isinstance(v, torch.Tensor) and v.dim()), None)
+
+
+def moved(state: Any, device: torch.device | None) -> Any:
+    """The state with its tensors on a device; None: where they are."""
+    return state if device is None else pytree.tree_map_only(Tensor, lambda t: t.to(device), state)

@@ -1,0 +1,90 @@
+"""Random numbers: where all generators that a model may draw from stand, and what they may come to."""
+
+import enum
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all random number generators that a model may draw from."""
+    numpy = np.random.get_state()  # noqa: NPY002  # the one that models draw from
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate(), "numpy": numpy}
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` found."""
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002  # the one that models draw from
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def standing() -> bytes:
+    """Where the generators of Python and numpy stand, as something to compare."""
+    return mark((random.getstate(), np.random.get_state()))  # noqa: NPY002  # the one that models draw from
+
+
+def mark(state: Any) -> bytes:
+    """A generator's state as something to compare."""
+    return state.numpy().tobytes() if isinstance(state, torch.Tensor) else pickle.dumps(state)
+
+
+def state_of(generator: Any) -> Any:
+    """Where a generator of Python, numpy or torch stands."""
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state()  # of torch, or numpy's older kind
+
+
+def set_state(generator: Any, state: Any) -> None:
+    """Put a generator back to where it stood."""
+    if isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    else:
+        generator.set_state(state)
+
+
+def seed_all(seed: int) -> None:
+    """Seed all random number generators that a model may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # the one that models draw from
+    torch.manual_seed(seed)
+
+
+class Luck(enum.Enum):
+    """Random numbers of Python and numpy at an end of their range: what is decided by `random() < p` shows."""
+
+    LOWEST = 0
+    HIGHEST = 0xFFFFFFFF
+
+    def draw(self) -> None:
+        """Let the next few hundred numbers be of this kind, and those after them as any."""
+        words = [_before_tempering(self.value)] * 400 + _ORDINARY[400:]
+        random.setstate((3, (*words, 0), None))
+        np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), 0, 0, 0.0))  # noqa: NPY002  # the one of models
+
+
+_ORDINARY = list(random.Random(5).getstate()[1][:624])
+
+
+def _before_tempering(word: int) -> int:
+    """The word of a Mersenne Twister's state that it hands out as `word`."""
+    for shift, mask in ((-18, 0xFFFFFFFF), (15, 0xEFC60000), (7, 0x9D2C5680), (-11, 0xFFFFFFFF)):
+        found = word
+        for _ in range(32 // abs(shift) + 1):
+            moved = found << shift if shift > 0 else found >> -shift
+            found = word ^ (moved & mask)
+        word = found & 0xFFFFFFFF
+    return word
