@@ -44,21 +44,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "backprop in every 8th tick, nothing between": {"boundary": dg.silent(refresh=8)},
     "DNI, forward unlocked": {"unlock": "forward"},
 }
-SPORADIC = ("cDNI", "backprop", "DNI")
 SEEDS = (101, 102, 103)
 
 
 def jobs() -> list[tuple[str, float, int]]:
     """Arm, p and seed, in the order in which they are run: what matters most first."""
-    found = []
-    for seed in SEEDS:
-        found += [("cDNI", p, seed) for p in (1.0, 0.2, 0.05)]
-        found += [("cDNI, forward unlocked", 1.0, seed)]
-        found += [(arm, p, seed) for arm in SPORADIC[1:] for p in (1.0, 0.2, 0.05)]
-        found += [(arm, 1.0, seed) for arm in ARMS if arm not in SPORADIC and arm != "cDNI, forward unlocked"]
-        found += [(arm, 0.5, seed) for arm in SPORADIC]
-        found += [("cDNI, forward unlocked", 0.2, seed)]
-    return found
+    first = [("cDNI", p) for p in (1.0, 0.2, 0.05)] + [("cDNI, forward unlocked", 1.0)]
+    first += [("backprop", p) for p in (1.0, 0.2, 0.05)] + [(arm, 0.5) for arm in ("cDNI", "backprop")]
+    rest = [(arm, 1.0) for arm in ARMS if arm not in dict(first)] + [("cDNI, forward unlocked", 0.2)]
+    rest += [("DNI", p) for p in (0.5, 0.2, 0.05)]
+    return [(arm, p, seed) for group in (first, rest) for seed in SEEDS for arm, p in group]
 
 
 class Job:

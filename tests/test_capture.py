@@ -5,6 +5,7 @@ import gc
 import itertools
 import pickle
 import random
+import sys
 import threading
 import warnings
 import weakref
@@ -932,17 +933,18 @@ def test_other_threads_notice_nothing_of_a_recording():
 
 
 def test_a_recording_grows_no_faster_than_the_model():
-    import time
+    def calls(depth):
+        model, count = Net(*[Residual() for _ in range(depth)]), itertools.count()
+        sys.setprofile(lambda *_: next(count))
+        try:
+            capture(model, (X,), {}, "record")
+        finally:
+            sys.setprofile(None)
+        return next(count)
 
-    def seconds(depth):
-        model = Net(*[Residual() for _ in range(depth)])
-        started = time.perf_counter()
-        capture(model, (X,), {}, "record")
-        return time.perf_counter() - started
+    calls(20)
 
-    seconds(20)
-    small, large = min(seconds(100) for _ in range(3)), seconds(800)
-    assert large < 8 * small * 2.5  # twice over for noise; quadratic would be eight times over
+    assert calls(400) < 4 * 1.2 * calls(100)  # quadratic would be sixteen times as many
 
 
 class Residual(nn.Module):
@@ -952,6 +954,26 @@ class Residual(nn.Module):
 
     def forward(self, x):
         return x + (x * self.weight).relu() / x.shape[0]
+
+
+def test_a_recording_lets_go_of_what_the_run_lets_go_of():
+    class Watching(nn.Module):
+        def forward(self, x):
+            gone = []
+            with torch.no_grad():
+                for _ in range(3):
+                    y = x + 1
+                    gone.append(weakref.ref(y))
+                    x = y * 2
+            del y
+            alive.append(sum(tensor() is not None for tensor in gone))
+            return x
+
+    alive = []
+
+    capture(Watching(), (X,), {}, "record")
+
+    assert alive and not any(alive)
 
 
 # ---- the ladder

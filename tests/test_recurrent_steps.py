@@ -125,6 +125,13 @@ def test_all_wrong_options_are_named_at_once():
         assert words in said, words
 
 
+def test_wrong_options_and_a_wrong_module_are_named_together():
+    both = nn.LSTM(3, 4, bidirectional=True)
+
+    with pytest.raises(dg.RecurrentError, match=r"horizon=0(.|\n)*LSTM is bidirectional(.|\n)*way out: .*; use one"):
+        dg.Recurrent(both, horizon=0, loss=F.mse_loss, optimizer=torch.optim.SGD)
+
+
 @pytest.mark.parametrize("option", ["blend", "traces", "auxiliary"])
 def test_what_needs_a_head_says_so(option):
     with pytest.raises(dg.RecurrentError, match=f"{option} goes with boundary='dni', not with 'silent'"):

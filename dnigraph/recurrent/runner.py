@@ -16,8 +16,8 @@ from dnigraph.local import StepResult
 from dnigraph.passes.capture.luck import random_state
 from dnigraph.updates import MakeOptimizer, MakeScheduler
 
-from .core import Initial, make_core
-from .errors import RecurrentError
+from .core import Core, Initial, make_core
+from .errors import RecurrentError, all_at_once
 from .feedback import Feedback
 from .learner import Learned, Learner, Tally
 from .making import first_leaves, make_learner
@@ -111,12 +111,14 @@ class Recurrent:
         scheduler: MakeScheduler | Mapping[str, MakeScheduler] | None = None,
         monitor: int = 8,
     ):
-        self.options = Options(
-            horizon, boundary, scale, discount, centre, cap, gain, warm_up, auxiliary, blend, traces, decay,
-            update,
-        )  # fmt: skip
-        module = Feedback(step, feedback) if feedback else step
-        self.core = make_core(module, readout, windowed, batch_first)
+        self.options: Options
+        self.core: Core
+        self.options, self.core = all_at_once(
+            lambda: Options(
+                horizon, boundary, scale, discount, centre, cap, gain, warm_up, auxiliary, blend, traces, decay, update
+            ),
+            lambda: make_core(Feedback(step, feedback) if feedback else step, readout, windowed, batch_first),
+        )
         self.loss, self.initial, self.monitor = loss, initial, monitor
         self._head, self._condition = head, condition
         self._choices = optimizer, scheduler, clip if isinstance(clip, Mapping) else {"core": clip}

@@ -5,6 +5,7 @@ import operator
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,7 +50,8 @@ class Tape:
         self.open, self.inside = True, 0
         self.stack: list[tuple[str, str, type]] = []  # key (path@2 for a second call), path, class
         self._nodes: dict[int, fx.Node] = {}  # id of a live object -> the node that made it
-        self._alive: list[Any] = []  # keeps those ids unique
+        self._alive: list[Any] = []  # keeps the ids of tuples unique; tensors may be freed while the run goes on
+        self._watched: dict[int, weakref.ref[torch.Tensor]] = {}  # id of a tensor -> what tells when it is gone
         self._sizes: dict[tuple[Any, ...], Int] = {}
         self._twins: list[tuple[fx.Node, fx.Node]] = []
         self._front: fx.Node | None = None  # the last node of the front: inputs, then parameters and constants
@@ -72,6 +74,7 @@ class Tape:
         """Let go of all that the run made. Sizes may outlive it, in caches of libraries, and they know their tape."""
         self._nodes.clear()
         self._alive.clear()
+        self._watched.clear()
         self._sizes.clear()
 
     def where(self) -> str:
@@ -98,8 +101,7 @@ class Tape:
         if isinstance(value, PLAIN):
             return  # None and small numbers are shared objects: an id says nothing about who made them
         if isinstance(value, torch.Tensor | tuple):  # what a list or a dict holds may be another thing soon
-            self._nodes[id(value)] = node
-        self._alive.append(value)
+            self._remember(value, node)
         if isinstance(value, torch.Tensor):
             return
         if type(value) in (list, dict) or isinstance(value, tuple):
@@ -110,6 +112,25 @@ class Tape:
             for i, leaf in enumerate(flatten(value)[0]):
                 if isinstance(leaf, torch.Tensor):
                     self.bind(leaf, self.call(leaf_of, (node, i)))
+
+    def _remember(self, value: "torch.Tensor | tuple[Any, ...]", node: fx.Node) -> None:
+        """That `node` makes `value`, as long as it lives: another object may have its id after that.
+
+        A tensor is not kept alive. One that autograd or a view still holds is not gone either, and torch hands out the
+        same object again.
+        """
+        key = id(value)
+        self._nodes[key] = node
+        if isinstance(value, torch.Tensor):
+            nodes, watched = self._nodes, self._watched
+
+            def forget(_: object) -> None:
+                nodes.pop(key, None)
+                watched.pop(key, None)
+
+            self._watched[key] = weakref.ref(value, forget)
+        else:
+            self._alive.append(value)
 
     def pin(self, value: Any, node: fx.Node) -> None:
         """Guard the bare numbers that an opaque call handed to Python beside its tensors."""
@@ -178,8 +199,7 @@ class Tape:
             raise CaptureError([f"{self.where()} draws from a torch.Generator of its own; use torch's default one"])
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             node = self.call(type(value), tuple(map(self.arguments, value)))
-            self._nodes[id(value)] = node
-            self._alive.append(value)
+            self._remember(value, node)
             return node
         return self._object(value)
 
