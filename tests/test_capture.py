@@ -956,6 +956,22 @@ class Residual(nn.Module):
         return x + (x * self.weight).relu() / x.shape[0]
 
 
+def test_a_buffer_that_every_run_registers_anew_is_of_the_last_run():
+    class Last(nn.Module):
+        def forward(self, x):
+            self.register_buffer("last", x.detach() * 2)
+            return x + 1
+
+    model = Last()
+    dm = dg.decouple(model, [], (torch.randn(3, 4),))
+
+    for rows in (5, 2):
+        x = torch.randn(rows, 4)
+        dm(x)
+
+    assert torch.equal(model.last, x * 2)
+
+
 def test_a_recording_lets_go_of_what_the_run_lets_go_of():
     class Watching(nn.Module):
         def forward(self, x):

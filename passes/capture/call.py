@@ -95,10 +95,11 @@ def keep(module: nn.Module, name: str, value: Any) -> None:
 def keep_buffer(module: nn.Module, name: str, persistent: bool, value: Any) -> None:
     """`module.register_buffer(name, value, persistent)`, as the model does it in its forward.
 
-    A larger one stays: models that keep tables for the longest sequence so far cut them to size.
+    A larger one that begins with it stays: models that keep tables for the longest sequence so far cut them to size.
     """
     held = module._buffers.get(name)
-    if held is not None and held.numel() > value.numel():
+    larger = held is not None and held.numel() > value.numel() and held.dim() == value.dim()
+    if larger and torch.equal(held[tuple(map(slice, value.shape))], value):  # type: ignore[index]  # it is there
         return
     module._buffers[name] = value
     module._non_persistent_buffers_set.discard(name) if persistent else module._non_persistent_buffers_set.add(name)
