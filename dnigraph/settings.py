@@ -43,7 +43,7 @@ class Settings:
             if [key for table, key, value in self._links if table[key] is not value]:
                 self._look()
             found = [v if type(v) in _ATOMS else _told(v) for held, get in self._held for v in get(held)]
-        except (KeyError, IndexError):  # one is gone
+        except (KeyError, IndexError, AttributeError):  # one is gone
             self._look()
             return self.now()
         return (*found, *[(p.dtype, p.device) for p in self._ends])
@@ -125,7 +125,7 @@ def _told(value: Any) -> Any:
     if type(value) is tuple:
         return tuple(v if type(v) in _ATOMS else _told(v) for v in value)
     if isinstance(value, np.generic):
-        return value.item()
+        return type(value), value.tobytes()  # a nan is no other nan's equal, its bytes are
     return value if isinstance(value, _SINGLE) else type(value)
 
 

@@ -1,5 +1,6 @@
 """Balanced cuts: the largest part is as small as can be, at places where little crosses."""
 
+import re
 import time
 from itertools import accumulate, combinations, pairwise
 
@@ -394,7 +395,7 @@ def test_time_is_measured():
     dm = dg.decouple(Sleeps(), balanced(2, "time"), torch.randn(4, 4), condition=dg.one_hot(40))
 
     assert [part.nodes[-1] for part in dm.plan.parts] == ["slow", "c"]
-    assert dm.plan.notes[0].startswith("2 parts by time: 9")
+    assert re.match(r"2 parts by time: (9\d|100)%", dm.plan.notes[0])  # the sleep is nearly all, or all when rounded
 
 
 def test_timing_leaves_the_model_and_the_random_numbers_as_they_were():
