@@ -150,3 +150,22 @@ def test_a_check_knows_what_a_forward_writes_to_weights():
 
 def flat(value):
     return list(value) if isinstance(value, tuple) else [value]
+
+
+def test_hooks_that_a_forward_puts_on_weights_go_with_the_capture_that_ran_it():
+    class Hooking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            self.fc.weight.register_hook(lambda g: g * 0.5)
+            raise ValueError("midway")
+
+    model = Hooking()
+
+    with pytest.raises(ValueError, match="midway"):
+        dg.decouple(model, "fc", (torch.randn(3, 4),))
+
+    model.fc(torch.ones(1, 4)).sum().backward()
+    assert model.fc.weight.grad.eq(1).all()

@@ -73,6 +73,9 @@ class Snapshot:
                 array[...] = copy
 
 
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
 class Held:
     """A tensor and what it held: values, memory, gradient, whether it asks for one."""
 
@@ -80,6 +83,7 @@ class Held:
         self.tensor, self.data, self.value, self.version = tensor, tensor.data, tensor.detach().clone(), tensor._version
         self.wants, self.grad = tensor.requires_grad, tensor.grad
         self.grad_value = None if self.grad is None else self.grad.detach().clone()
+        self.hooks = {name: dict(getattr(tensor, name, None) or {}) for name in _HOOKS}
 
     def written(self) -> bool:
         """Whether something was written to it since, perhaps the same numbers."""
@@ -106,6 +110,10 @@ class Held:
             tensor.grad = self.grad
         if self.grad is not None and self.grad_value is not None:
             _put_back(self.grad.data, self.grad_value)
+        for name, hooks in self.hooks.items():
+            if (now := getattr(tensor, name, None)) and now != hooks:
+                now.clear()
+                now.update(hooks)
 
 
 def _put_back(data: torch.Tensor, value: torch.Tensor) -> None:
