@@ -80,15 +80,15 @@ class Job:
         else:
             agents.validate(self.x[:BATCH])
         marks = {int(self.ticks * mark) for mark in MARKS} | set(range(250, self.ticks, 250))
-        started = time.perf_counter() - self.seconds
+        started = time.process_time() - self.seconds
         for i, (x, y) in enumerate(batches(self.x, self.images.train_labels, self.ticks, self.seed), 1):
             if i <= self.done:
                 continue
             agents.tick(x, y)
             if i in marks:
-                self._look(model, i, time.perf_counter() - started)
+                self._look(model, i, time.process_time() - started)
             if i % (self.ticks // 10) == 0:
-                self._keep(agents, time.perf_counter() - started)
+                self._keep(agents, time.process_time() - started)
                 if time.monotonic() > until and i < self.ticks:
                     return None
         return self._row()

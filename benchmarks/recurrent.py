@@ -8,7 +8,8 @@ or BP(lambda), truncated backprop with longer windows. Adam, one update per wind
 forget gates that begin open (bias 1), batch 64, a set-up chosen on seed 0 and run on others.
 
 Jobs run in turns, some iterations each, and are kept on disk: a run that is stopped goes on where it was, and at any
-time all arms have seen about as much.
+time all arms have seen about as much. Rows that are whole among the results are not run again. Seconds are those of
+the processor, one thread.
 
     python -m benchmarks.recurrent recall                     until it is done
     python -m benchmarks.recurrent copy --minutes 60          so long, and the next time further
@@ -41,6 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
 FRESH = (101, 102, 103, 104, 105)  # seeds on which nothing was chosen
 
 
+SETTINGS = ("task", "arm", "seed", "horizon", "blanks", "text")  # what makes a row a row, in this order
 SUITES = ("recall", "copy", "repeat", "characters", "rows")
 
 
@@ -51,22 +53,23 @@ def jobs(suite: str, text: str = "king-james") -> list[list[dict[str, Any]]]:
         turns = [(12, arm, seed) for arm in ("DNI", "truncated", "DNI + BP(0.9)") for seed in FRESH]
         turns += [(20, "DNI + BP(0.9)", seed) for seed in FRESH[:3]]
         turns += [(12, "DNI, shuffled", seed) for seed in FRESH]
-        turns += [(20, arm, seed) for arm in ("DNI", "truncated") for seed in FRESH[:3]]
+        turns += [(20, arm, seed) for arm in ("DNI", "truncated", "DNI, shuffled") for seed in FRESH[:3]]
         turns += [(12, arm, seed) for arm in ("full BPTT", "DNI + auxiliary") for seed in FRESH]
         return [[_job("recall", arm, seed, 3, 5000, 5000, blanks=blanks)] for blanks, arm, seed in turns]
     if suite == "rows":
         arms = ("truncated", "DNI", "DNI, shuffled", "DNI + BP(0.9)", "full BPTT")
         return [[_job("rows", arm, seed, 4, 4000, 500) for arm in arms] for seed in (0, 1)]
     if suite == "characters":
-        groups = [(0, 4, ("truncated", "DNI")), (0, 4, same[2:]), (0, 8, same[:2]), (0, 2, same[:2]), (1, 4, same[:2])]
-        groups += [(0, 20, same[:1]), (0, 40, same[:1])]
+        groups = [(seed, t, same[:2]) for seed in (0, 1, 2) for t in (4, 8, 2)]
+        groups += [(seed, 4, same[2:]) for seed in (0, 1, 2)]
+        groups += [(0, t, same[:1]) for t in (20, 40)] + [(0, t, same[:2]) for t in (3, 6, 5, 7)]
         return [[_job("characters", arm, seed, t, 25_000, 1000, text=text) for arm in arms] for seed, t, arms in groups]
     task = {"copy": "copy", "repeat": "repeat copy"}[suite]
     seeds = FRESH[:3]
     three = [[_job(task, arm, s, 3, 40_000, 500) for s in seeds for arm in arms] for arms in (same[:3], same[3:])]
     others = [[_job(task, arm, s, t, 20_000, 500) for s in seeds for arm in same[:3]] for t in (2, 4, 5)]
     longer = [[_job(task, "truncated", s, t, 20_000, 500) for s in seeds] for t in (10, 20)]
-    return three + others + longer
+    return three + longer + others
 
 
 def _job(task: str, arm: str, seed: int, horizon: int, most: int, slice_: int, **settings: Any) -> dict[str, Any]:
@@ -77,8 +80,9 @@ def _job(task: str, arm: str, seed: int, horizon: int, most: int, slice_: int, *
 class Job:
     """One arm on one task with one seed, which can be left and taken up again at any iteration."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
+    def __init__(self, settings: dict[str, Any], before: dict[str, Any] | None = None) -> None:
+        """`before`: the row of this job that is among the results, from whatever machine."""
+        self.settings, self.before = settings, before
         self.file = KEPT / f"{_name(settings)}.pt"
         self.row = {
             **settings,
@@ -93,6 +97,14 @@ class Job:
         if self.file.exists():
             kept = json.loads(self.file.with_suffix(".json").read_text())
             self.row, self.level = {**kept["row"], **settings}, kept["level"]
+        elif before is not None and (before["iterations"] >= settings["most"] or before["solved at"].get("0")):
+            self.row = {**before, **settings}
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row that is further: this run's, or the one that was there; None where nothing has run."""
+        rows = [row for row in (self.row, self.before) if row and row["iterations"]]
+        return max(rows, key=lambda row: row["iterations"], default=None)
 
     @property
     def done(self) -> bool:
@@ -103,12 +115,12 @@ class Job:
     def run(self, iterations: int) -> None:
         """Go on for so many batches at most, and keep what came of it. The net is in memory only so long."""
         task, rnn = self._made()
-        started = time.perf_counter() - self.row["seconds"]
+        started = time.process_time() - self.row["seconds"]
         for _ in range(iterations):
             if self.done:
                 break
             self._once(task, rnn, started)
-        self.row["seconds"] = time.perf_counter() - started
+        self.row["seconds"] = time.process_time() - started
         scores = task.score(rnn)
         self.row |= {"skipped": rnn.skipped, **scores}
         self._point(task, *scores.values())
@@ -134,7 +146,7 @@ class Job:
         row["iterations"] += 1
         row["bits"] = loss if row["bits"] is None else 0.9 * row["bits"] + 0.1 * loss
         if row["iterations"] % 250 == 0:
-            row["seconds"] = time.perf_counter() - started
+            row["seconds"] = time.process_time() - started
             self._point(task)
         if isinstance(task, sequences.Bits) and row["bits"] < sequences.SOLVED:
             went_on = task.harder()
@@ -156,12 +168,16 @@ def _name(settings: dict[str, Any]) -> str:
 
 
 def write(suite: str, begun: list[Job]) -> None:
-    """The rows of all jobs that have begun, and their curves."""
-    rows = [{**job.row, "curve": _thinned(job.row["curve"])} for job in begun if job.row["iterations"]]
+    """The rows of all jobs that have begun, here or elsewhere, and their curves."""
+    rows = [{**row, "curve": _thinned(row["curve"])} for job in begun if (row := job.best)]
     RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"recurrent_{suite}.json"
+    file = _results(suite)
     file.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     curves.draw(suite, rows, RESULTS / f"recurrent_{suite}.svg")
+
+
+def _results(suite: str) -> Path:
+    return RESULTS / f"recurrent_{suite}.json"
 
 
 def _thinned(curve: list[Any]) -> list[Any]:
@@ -175,7 +191,9 @@ def run(suite: str, minutes: float, text: str) -> None:
     """Let the unfinished jobs take turns."""
     torch.set_num_threads(1)
     until = time.monotonic() + 60 * minutes
-    groups = [[Job(settings) for settings in group] for group in jobs(suite, text)]
+    kept = json.loads(_results(suite).read_text())["rows"] if _results(suite).exists() else []
+    before = {_name({key: row[key] for key in row if key in SETTINGS}): row for row in kept}
+    groups = [[Job(settings, before.get(_name(settings))) for settings in group] for group in jobs(suite, text)]
     every = [job for group in groups for job in group]
     while left := next(filter(None, ([job for job in group if not job.done] for group in groups)), None):
         job = min(left, key=lambda job: job.row["iterations"])
