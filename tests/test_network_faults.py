@@ -227,17 +227,160 @@ def test_a_label_that_is_missing_is_asked_for_in_words_of_networks():
     net, _ = chain(condition=dg.one_hot(3))
     (x, y), *_ = batches(1)
     net.tick(x, y)
+    before = weights(net)
 
     with pytest.raises(dg.NetworkError, match=r"in tick 1 there is none for f0: .*label=\{'f0': ...\}"):
         net.tick(x)
 
+    assert net.ticks == 1 and same(before, weights(net))  # nobody has run
 
-@pytest.mark.parametrize("one", [{"x": 1}, torch.ones(2), (1, 2, 3, 4)])
+
+@pytest.mark.parametrize("one", [{"x": 1}, torch.ones(2), (1, 2, 3, True, 5)])
 def test_run_says_what_it_takes(one):
     net, _ = chain()
 
-    with pytest.raises(dg.NetworkError, match=r"a tuple \(inputs, targets, label\) for each tick"):
+    with pytest.raises(dg.NetworkError, match=r"a tuple \(inputs, targets, label, ends\) for each tick"):
         net.run([one])
+
+
+@pytest.mark.parametrize("capacity", [0, -5, True, 1.5, "x"])
+def test_queues_hold_at_least_one_packet(capacity):
+    net, _ = chain()
+    (x, y), *_ = batches(1)
+
+    with pytest.raises(dg.NetworkError, match=r"capacity=.* a whole number from 1 on"):
+        net.run([(x, y)], threads=True, capacity=capacity)
+
+
+class Late(nn.Module):
+    """Hears the last tick's message beside what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 3)
+
+    def forward(self, x, heard):
+        return self.layer(torch.cat((x, heard), 1))
+
+
+def test_messages_of_batches_of_another_size_are_told():
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6)).add("b", Late(), loss=F.mse_loss)
+    net.connect("x", ["a.input", "b.x"])
+    net.connect("a.output", "b.heard", delay=1)
+    big, small = torch.ones(4, 6), torch.ones(2, 6)
+    net.tick(big, torch.ones(4, 3))
+
+    with pytest.raises(dg.NetworkError) as caught:
+        net.tick(small, torch.ones(2, 3))
+
+    assert "b was given batches of different sizes, 2 (x from x), 4 (heard from a.output, sent 1 ticks before)" in str(
+        caught.value
+    )
+    net.finish()
+    net.tick(big, torch.ones(4, 3), ends=True)
+    net.tick(small, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("policy", ["mean", dg.stack(2)])
+def test_messages_of_two_shapes_make_no_mean_and_no_stack(policy):
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6))
+    net.add("b", nn.Sequential(nn.Flatten(0, -2), nn.Linear(6, 3)), every=2, loss=lambda made, y: made.square().mean())
+    net.connect("a.output", "b.input", policy=policy)
+    net.tick({"a.input": torch.ones(4, 6)}, {"b": torch.ones(())})
+
+    with pytest.raises(
+        dg.NetworkError, match=r"b.input reads the .* of what a.output sent, and that is \[4, 6\] in tick 0"
+    ):
+        net.tick({"a.input": torch.ones(2, 6)}, {"b": torch.ones(())})
+
+
+def test_a_label_for_messages_without_a_batch_is_refused():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.layer(x).mean(0)
+
+    net = (
+        dg.Network(optimizer=sgd).add("a", Mean()).add("b", nn.Linear(5, 5), loss=lambda made, y: made.square().mean())
+    )
+    net.connect("a.output", "b.input", condition=dg.one_hot(3))
+
+    with pytest.raises(dg.NetworkError, match=r"the message is \[5\], and the batch has 4"):
+        net.tick(torch.ones(4, 6), torch.ones(4))
+
+
+def test_what_the_library_says_of_a_module_is_told_whole():
+    rnn = dg.Recurrent(nn.GRU(6, 4), horizon=2, loss=F.mse_loss, optimizer=sgd)
+    net = rnn.network(torch.ones(2, 3, 6))
+
+    with pytest.raises(dg.NetworkError, match=r"the window has 5 steps, the horizon is 2"):
+        net.validate(torch.ones(5, 3, 6))
+
+
+def test_a_copy_of_a_network_goes_on_as_the_network_does():
+    net, _ = chain(condition=dg.one_hot(3))
+    for x, y in batches(4):
+        net.tick(x, y)
+    other = copy.deepcopy(net)
+
+    for x, y in batches(4):
+        net.tick(x, y)
+        other.tick(x, y)
+
+    assert same(weights(net), weights(other))
+
+
+def test_nothing_comes_back_for_what_nobody_will_read():
+    torch.manual_seed(0)
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 3), loss=F.cross_entropy)
+    net.connect("a.output", "b.input", delay=1)
+    (x, y), *_ = batches(1)
+    for _ in range(5):
+        net.tick({"a.input": x}, {"b": y})
+    going = copy.deepcopy(net)
+    before = net.agents["a"].module.weight.clone()
+
+    net.tick({"a.input": x}, {"b": y}, ends=True)
+    going.tick({"a.input": x}, {"b": y})
+
+    assert torch.equal(net.agents["a"].module.weight, before)
+    assert not torch.equal(going.agents["a"].module.weight, before)
+
+
+def test_dicts_of_optimisers_mean_what_they_mean_to_a_runner():
+    def both(optimizer):
+        made = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+            made.append(dg.decouple(model, "1", (torch.ones(2, 6),)))
+        return made[0], made[1].network(loss=F.cross_entropy, optimizer=optimizer), made[1]
+
+    slow = lambda p: torch.optim.SGD(p, 1e-3)  # noqa: E731
+    dm, net, other = both({"*": sgd, "heads": slow})
+    local = dg.Local(dm, loss=F.cross_entropy, optimizer={"*": sgd, "heads": slow})
+    for x, y in batches(3):
+        local.step(x, target=y)
+        net.tick(x, y)
+    assert all(torch.equal(a, b) for a, b in zip(dm.state_dict().values(), other.state_dict().values(), strict=True)
+               if isinstance(a, torch.Tensor))  # fmt: skip
+
+    for wrong in ({"part_0": sgd}, {"heads": sgd}):
+        with pytest.raises(dg.NetworkError, match=r"no optimiser is named for part_1"):
+            both(wrong)
+
+
+@pytest.mark.parametrize(
+    ("loss", "words"), [(None, "loss=None is no function"), ("zz", "loss='zz': there is no such output")]
+)
+def test_a_loss_that_is_none_is_refused_where_the_network_is_made(loss, words):
+    dm = dg.decouple(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), "1", (torch.ones(2, 6),))
+
+    with pytest.raises(dg.NetworkError, match=words):
+        dm.network(loss=loss)
 
 
 def test_optimisers_of_a_decoupled_model_are_found_by_glob_and_strange_names_refused():

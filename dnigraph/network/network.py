@@ -46,7 +46,8 @@ class Network(Wired):
                 learns from its links alone.
             label: what heads look at where they have a condition: one for all, or by agent. None: the target, where
                 just one agent has a loss; else each agent's own.
-            ends: nobody will read what has been sent: all that waits learns, and the next tick begins anew.
+            ends: an episode ends. Nobody will read what is still on its way: nothing comes back for it, what waits
+                learns, and the next tick begins anew.
 
         Raises:
             NetworkError: the network is wrong, or what is given does not fit it; nothing has happened then. What a
@@ -55,7 +56,7 @@ class Network(Wired):
         """
         if self._built is None:
             self.validate({} if inputs is None else inputs)
-        tick = self._tick(self.ticks, inputs, targets, label)
+        tick = self._tick(self.ticks, inputs, targets, label, ends)
         self._refuse_missing([tick])
         assert self._built is not None, "validate has built it"
         with self._whole(1):
@@ -72,29 +73,35 @@ class Network(Wired):
         return self._result(tick)
 
     def run(self, given: Iterable[tuple[Any, ...]], *, threads: bool = False, capacity: int = 2) -> list[TickResult]:
-        """So many ticks as there are in `given`, each a tuple of what `tick` takes: inputs, targets, label.
+        """So many ticks as there are in `given`, each a tuple of what `tick` takes: inputs, targets, label, ends.
 
         Args:
             threads: one thread for each agent. The results are bitwise the same, if the modules draw no random
-                numbers: torch has one stream of them for all threads.
-            capacity: so many packets lie in a queue between two threads.
+                numbers: torch has one stream of them for all threads. At the end of an episode all threads come
+                together.
+            capacity: so many packets lie in a queue between two threads, 1 or more.
 
         Raises:
             NetworkError: as in `tick`; or two agents share parameters, which threads must not.
         """
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+            raise NetworkError([f"capacity={capacity!r} (packets in a queue: a whole number from 1 on)"])
         ticks = (self._given_tick(one) for one in given)
         if not threads:
-            return [self.tick(*one[:2], label=one[2]) for one in ticks]
+            return [self.tick(*one[:2], label=one[2], ends=one[3]) for one in ticks]
         whole = list(ticks)
         if whole and self._built is None:
             self.validate({} if whole[0][0] is None else whole[0][0])
-        made = [self._tick(self.ticks + i, *one) for i, one in enumerate(whole)]
-        self._refuse_missing(made)
-        if made:
+        episodes = list(self._episodes(whole))
+        self._refuse_missing([tick for episode in episodes for tick in episode])
+        if episodes:
             refuse_shared(self)
-            with self._whole(len(made)):
-                run_threads(self, made, capacity)
-        return [self._result(tick) for tick in made]
+        for episode in episodes:
+            with self._whole(len(episode)):
+                run_threads(self, episode, capacity)
+            if episode[-1].ends:
+                self.finish()
+        return [self._result(tick) for episode in episodes for tick in episode]
 
     def settle(self) -> None:
         """Go no further back: everything that waits for an answer learns from what is known.
@@ -198,17 +205,30 @@ class Network(Wired):
 
     # ---- inside
 
-    def _tick(self, number: int, inputs: Any = None, targets: Any = None, label: Any = None) -> Tick:
-        return self._given().tick(number, inputs, targets, label, self.training)
+    def _tick(self, number: int, inputs: Any, targets: Any, label: Any, ends: bool) -> Tick:
+        return self._given().tick(number, inputs, targets, label, ends, self.training)
 
-    def _given_tick(self, one: Any) -> tuple[Any, Any, Any]:
-        """Inputs, targets and label of one tick of `run`."""
-        if isinstance(one, tuple | list) and len(one) <= 3:
-            return (*one, *[None] * (3 - len(one)))
+    def _given_tick(self, one: Any) -> tuple[Any, Any, Any, bool]:
+        """Inputs, targets, label and end of one tick of `run`."""
+        if isinstance(one, tuple | list) and len(one) <= 4:
+            inputs, targets, label, ends = list(one) + [None] * (4 - len(one))
+            return inputs, targets, label, bool(ends)
         said = f"{len(one)} of them" if isinstance(one, tuple | list) else f"a {type(one).__name__}"
         raise NetworkError(
-            [f"run takes a tuple (inputs, targets, label) for each tick, not {said}"], "the ticks do not fit"
+            [f"run takes a tuple (inputs, targets, label, ends) for each tick, not {said}"], "the ticks do not fit"
         )
+
+    def _episodes(self, given: Sequence[tuple[Any, Any, Any, bool]]) -> Iterator[list[Tick]]:
+        """The ticks, up to each that ends an episode: behind it the clock begins anew."""
+        episode: list[Tick] = []
+        first = self.ticks
+        for one in given:
+            episode.append(self._tick(first + len(episode), *one))
+            if episode[-1].ends:
+                yield episode
+                episode, first = [], 0
+        if episode:
+            yield episode
 
     def _refuse_missing(self, ticks: Sequence[Tick]) -> None:
         """Look for what agents would miss before anybody fires."""

@@ -35,6 +35,7 @@ def structure(net: "Wired") -> dict[str, Any]:
             "policy": str(link.policy),
             "synthetic": bool(link.synthetic),
             "boundary": b.kind if (b := net.boundaries.get(link.name)) is not None else None,
+            "options": None if b is None else b.settings(),
         }
         for number, link in enumerate(net.links)
     ]

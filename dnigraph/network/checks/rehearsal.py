@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dnigraph.passes.capture.untouched import untouched
-from dnigraph.passes.errors import nearest
+from dnigraph.passes.errors import DniGraphError, nearest
 
 from ..description.link import Agent, Link, Port
 from ..description.ports import outputs_of
@@ -111,7 +111,8 @@ def _runs(agent: Agent, arguments: dict[str, Any], stage: Stage, found: Rehearsa
             + (f" from {stage.feeds[port].source}" if (port := Port(agent.name, name)) in stage.feeds else "")
             for name, value in arguments.items()
         )
-        why = (str(error).splitlines() or [""])[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        why = "; ".join(lines) if isinstance(error, DniGraphError) else lines[0]  # torch's go on with stacks
         found.problems.append(f"{agent.name} cannot take what it is given ({said}): {type(error).__name__}: {why}")
         return False
     found.writes |= {f"{agent.name}.{name}" for name, version in before.items() if given[name]._version != version}

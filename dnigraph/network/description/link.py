@@ -47,6 +47,10 @@ class Agent:
     def __post_init__(self) -> None:
         self.inputs = inputs_of(self.module)
 
+    def reads(self, tick: int) -> bool:
+        """Whether it fires in this tick."""
+        return self.present and self.clock.fires(tick)
+
     def trains(self) -> bool:
         """Whether there is anything in it that could learn."""
         return any(p.requires_grad for p in self.module.parameters())

@@ -91,7 +91,8 @@ def _lay(
     boundary = _boundary(link, sample, str(link.source) in found.learns, batch, context)
     if boundary is not None:
         built.boundaries[link.name] = boundary
-    built.outboxes[number] = Outbox(link, boundary, (False,) * len(link.sinks))
+    readers = [agents[sink.agent or ""] for sink in link.sinks]
+    built.outboxes[number] = Outbox(link, boundary, wiring.delays[number], readers)
 
 
 def _first(link: Link, sample: Any, batch: int | None, optional: bool) -> Any:
@@ -115,6 +116,11 @@ def _boundary(link: Link, sample: Any, learns: bool, batch: int | None, context:
         return link.boundary
     crossing = Crossing(str(link.source), str(link.source), "", (), tuple(sample.shape), gradient=True)
     at = batch_dim(tuple(sample.shape), batch if batch is not None else len(sample) if sample.dim() else 1)
+    if at is None and link.condition is not None and link.boundary != "oracle":
+        said = f"the message is {list(sample.shape)}, and the batch has {batch}"
+        raise NetworkError(
+            [f"{link.name}: {said}: which row belongs to which label? Send [batch, ...], or leave out condition="]
+        )
     meta = {"dtype": sample.dtype, "device": sample.device, "batch_dim": at}
     return Choices(link.head, link.condition, link.boundary).make(crossing, meta, context)
 

@@ -74,8 +74,22 @@ class Inbox:
                 raise NetworkError([f"{self.sink}: {words}send a copy, tensor.clone()"], "a message is not what it was")
             entry.open += 1
             entry.read = True
-        value = self.policy.joined([entry.message.value for entry in entries])
+        value = self._joined([entry.message for entry in entries])
         return Reading(value, entries, tick - entries[0].message.sent)
+
+    def _joined(self, messages: list[Message]) -> Any:
+        values = [message.value for message in messages]
+        shapes = {tuple(v.shape) for v in values if isinstance(v, Tensor)}
+        if len(shapes) > 1:
+            said = ", ".join(f"{list(m.value.shape)} in tick {m.sent}" for m in messages if isinstance(m.value, Tensor))
+            raise NetworkError(
+                [
+                    f"{self.sink} reads the {self.policy} of what {self.link.source} sent, and that is {said}: send "
+                    "messages of one shape (batches of one size), or end the episode before, tick(..., ends=True)"
+                ],
+                "messages do not fit each other",
+            )
+        return self.policy.joined(values)
 
     def learned(self, tick: int, reading: Reading, gradient: Tensor | None) -> None:
         """A firing has learned, or never will: the messages that it read get their shares of the gradient."""
