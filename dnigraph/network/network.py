@@ -1,5 +1,6 @@
 """Networks of models that learn from each other, each at its own pace."""
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,15 +52,16 @@ class Network(Wired):
 
         Raises:
             NetworkError: the network is wrong, or what is given does not fit it; nothing has happened then. What a
-                module or a loss raises comes through with a note of where it was: that tick is over, with all that had
-                happened in it, and the next one goes on.
+                module, a loss or a head raises (a `ConditionError`: the label does not fit) comes through with a note
+                of where it was: that tick is over, with all that had happened in it, and the next one goes on.
         """
         if self._built is None:
             self.validate({} if inputs is None else inputs)
         tick = self._tick(self.ticks, inputs, targets, label, ends)
         self._refuse_missing([tick])
         assert self._built is not None, "validate has built it"
-        with self._whole(1):
+        with self._whole([tick]):
+            tick.begun = True
             deliver(self._built.outside, tick)
             actors = [self._built.actors[name] for name in self._wirings[self.training].order]
             for actor in actors:
@@ -68,8 +70,6 @@ class Network(Wired):
                 actor.end(tick)
             for actor in actors:
                 actor.close(tick)
-        if ends:
-            self.finish()
         return self._result(tick)
 
     def run(self, given: Iterable[tuple[Any, ...]], *, threads: bool = False, capacity: int = 2) -> list[TickResult]:
@@ -97,10 +97,8 @@ class Network(Wired):
         if episodes:
             refuse_shared(self)
         for episode in episodes:
-            with self._whole(len(episode)):
+            with self._whole(episode):
                 run_threads(self, episode, capacity)
-            if episode[-1].ends:
-                self.finish()
         return [self._result(tick) for episode in episodes for tick in episode]
 
     def settle(self) -> None:
@@ -173,8 +171,11 @@ class Network(Wired):
         try:
             yield self
         finally:
-            for name, held in kept.items():
-                take_back(self._actors()[name], held)
+            for name, actor in self._actors().items():
+                if name in kept:
+                    take_back(actor, kept[name])
+                else:  # it was made in the block
+                    actor.clear()
             self.train(mode)
             for module, own in modes:  # a part that the user froze in eval mode stays so
                 module.training = own
@@ -232,13 +233,18 @@ class Network(Wired):
 
     def _refuse_missing(self, ticks: Sequence[Tick]) -> None:
         """Look for what agents would miss before anybody fires."""
-        wrong = [words for tick in ticks for actor in self._actors().values() for words in actor.misses(tick)]
+        wrong: list[str] = []
+        known, anew = set[str](), False
+        for tick in ticks:
+            known |= set(tick.inputs)
+            wrong += [words for actor in self._actors().values() for words in actor.misses(tick, known, anew)]
+            known, anew = (set(), True) if tick.ends else (known, anew)
         if wrong:
             raise NetworkError(wrong, "the tick does not fit")
 
     @contextmanager
-    def _whole(self, ticks: int) -> Iterator[None]:
-        """So many ticks pass in the block. Where they fail on the way, what is on its way still comes to its end."""
+    def _whole(self, ticks: Sequence[Tick]) -> Iterator[None]:
+        """These ticks pass in the block. Where they fail on the way, what is on its way still comes to its end."""
         try:
             yield
         except BaseException:
@@ -246,7 +252,17 @@ class Network(Wired):
             self._built.mend()
             raise
         finally:
-            self.ticks += ticks
+            begun = [tick for tick in ticks if tick.begun]
+            self.ticks += len(begun)
+            if begun and begun[-1].ends:  # also where it failed: what follows is another episode
+                self.finish()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
+        saving.refuse_waiting(self, "copied")
+        other: Network = object.__new__(type(self))
+        memo[id(self)] = other
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
 
     def _set_log(self, log: EventLog | None) -> None:
         for actor in self._actors().values():

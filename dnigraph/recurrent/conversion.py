@@ -53,15 +53,16 @@ def network_of(rnn: "Recurrent", x: Any, label: Any, batch_first: bool | None, s
 def _refuse(rnn: "Recurrent", learner: Learner) -> None:
     """What a network cannot do as `Recurrent` does it."""
     options, (scale, discount, _) = rnn.options, rnn.strengths
-    wrong = [
-        f"{name}={getattr(options, name)!r}" for name in ("auxiliary", "blend", "traces") if getattr(options, name)
-    ]
+    given = {"auxiliary": options.auxiliary or None, "blend": options.blend, "traces": options.traces}
+    wrong = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     wrong += ["boundary='shuffled'"] if options.boundary == "shuffled" else []
     wrong += ["update='sequence'"] if options.update == "sequence" and options.boundary != "oracle" else []
     wrong += ["scheduler=..."] if rnn.rules.scheduler is not None else []
-    wrong += ["a clip for the heads"] if rnn.rules.clip.get("heads") is not None else []
+    wrong += ["a clip for the heads"] if rnn.rules.of("heads")[2] is not None else []
     if options.has_head:
         wrong += [f"scale={scale} and discount={discount}: they must be equal"] if scale != discount else []
+        left = options.warm_up - learner.windows
+        wrong += [f"the {left} windows that are left of the warm-up"] if left > 0 else []
         head = None if learner.estimator is None else learner.estimator.head
         wrong += ['condition="input"'] if head is not None and isinstance(head.condition, Seen) else []
     if wrong:

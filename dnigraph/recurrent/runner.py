@@ -210,9 +210,10 @@ class Recurrent:
 
         A tick is a window of a stream: `net.tick(x, target, ends=...)` gives the numbers of
         `step(x, target, ends=...)`, for all sequences at once. It knows no masks and resets, and no guard against
-        gradients that are not finite. Module, head, optimisers, the count of windows for the warm-up, and whether
-        sequences end are those of this runner; the place in the stream is the network's own, and begins anew. So use
-        one of the two, or call `reset()` before you come back to this one.
+        gradients that are not finite, and the loss that it tells of a window shorter than the horizon is its share of
+        a whole one. Module, head, optimisers, and whether sequences end are those of this runner; the place in the
+        stream is the network's own, and begins anew. So use one of the two, or call `reset()` before you come back to
+        this one.
 
         Args:
             x, label: an example of a window, as `step` takes it, where none has been run.
@@ -222,8 +223,8 @@ class Recurrent:
 
         Raises:
             RecurrentError: an option has no counterpart in a network (`auxiliary`, `blend`, `traces`, `scheduler`,
-                `boundary="shuffled"`, `condition="input"`, a clip for the heads, updates per sequence, `scale` that is
-                not `discount`); all of them are listed.
+                `boundary="shuffled"`, `condition="input"`, a clip for the heads, updates per sequence, a warm-up that
+                is not over, `scale` that is not `discount`); all of them are listed.
         """
         return network_of(self, x, label, batch_first, seed, log)
 

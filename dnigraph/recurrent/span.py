@@ -99,20 +99,17 @@ class Horizon(Boundary):
         super().__init__(replace(spec, shape=rows, batch_dim=0), context)
         self.estimator = learner.estimator
         self.head_name = self.estimator.head.name
-        self._rnn = [rnn]  # it owns the count of windows, and knows whether sequences end
+        self._rnn = [rnn]  # it knows whether sequences end
 
     def visit(self, value: Tensor) -> Visit:
         """The estimate, centred and capped. The target comes a window later, and `again` learns from it.
 
         Shapes: value [batch, width].
         """
-        rnn = self._rnn[0]
-        learner, strengths = rnn.prepared(), rnn.strengths
-        scale = 0.0 if learner.windows < rnn.options.warm_up else strengths.scale
-        learner.windows += 1
+        scale, _, cap = self._rnn[0].strengths
         view, label = self._seen(value)
-        estimate = self.estimator.predict(view, label, strengths.cap)
-        given = guessed(rnn.options, estimate, None, (scale, scale)).core
+        estimate = self.estimator.predict(view, label, cap)
+        given = guessed(self._rnn[0].options, estimate, None, (scale, scale)).core
         now = torch.zeros_like(value) if given is None else given.to(value.dtype)
         return Visit((value,), (now,), lambda target: (None,))
 
@@ -133,13 +130,11 @@ class Horizon(Boundary):
 
     def pass_last(self) -> None:
         """The sequences end: nothing later is worth anything to them."""
-        rnn = self._rnn[0]
-        rnn.prepared().windows += 1
-        rnn.ending = True
+        self._rnn[0].ending = True
 
     @property
     def waits(self) -> bool:
-        """Never: in a warm-up the core learns from its own losses alone."""
+        """Never."""
         return False
 
     @property
@@ -148,17 +143,18 @@ class Horizon(Boundary):
         return self.estimator.head.condition is not None
 
     def settings(self) -> dict[str, Any]:
-        """The options of the runner."""
+        """The options of the runner; a warm-up is over."""
         condition = None if self.estimator.head.condition is None else str(self.estimator.head.condition)
-        return {"head": self.head_name, "condition": condition, **vars(self._rnn[0].options)}
+        options = {name: value for name, value in vars(self._rnn[0].options).items() if name != "warm_up"}
+        return {"head": self.head_name, "condition": condition, **options}
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """What is the runner's: windows so far, and whether sequences end."""
-        return {"windows": self._rnn[0].prepared().windows, "ending": self._rnn[0].ending}
+    def get_extra_state(self) -> bool:
+        """What the runner knows: whether sequences end."""
+        return self._rnn[0].ending
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: bool) -> None:
         """Go on from a checkpoint."""
-        self._rnn[0].prepared().windows, self._rnn[0].ending = state["windows"], state["ending"]
+        self._rnn[0].ending = state
 
     def _seen(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
         pieces = torch.split(value.detach(), list(self.estimator.layout.widths), -1)

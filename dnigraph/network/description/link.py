@@ -1,6 +1,6 @@
 """The plain description of agents and links, as the user gives it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -79,6 +79,3 @@ class Link:
     def outside(self) -> bool:
         """Whether it begins at an input of the network."""
         return self.source.agent is None
-
-
-Given: TypeAlias = Mapping[str, Any]

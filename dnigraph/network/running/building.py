@@ -15,7 +15,6 @@ from dnigraph.passes.plan import Crossing
 from dnigraph.updates import Group, MakeOptimizer
 
 from ..checks.rehearsal import Rehearsal
-from ..checks.stage import first
 from ..checks.wiring import Wiring
 from ..description.clock import Clock
 from ..description.link import Agent, Link
@@ -74,7 +73,9 @@ def _lay(
     for i, sink in enumerate(link.sinks):
         kind = Foretold if link.synthetic else Inbox
         inbox = kind(link, sink, wiring.delays[number], sender, agents[sink.agent or ""].clock, False)
-        inbox.initial = _first(link, sample, batch, sink.name in agents[sink.agent or ""].inputs.optional)
+        inbox.optional = sink.name in agents[sink.agent or ""].inputs.optional
+        inbox.initial = _first(link, sample, batch, inbox.optional)
+        inbox.like = sample if isinstance(sample, Tensor) else None
         inbox.writes = str(sink) in found.writes
         inbox.device = sample.device if isinstance(sample, Tensor) else None
         if isinstance(inbox, Foretold):
@@ -100,8 +101,7 @@ def _first(link: Link, sample: Any, batch: int | None, optional: bool) -> Any:
     zeros.
     """
     if link.initial is not None:
-        given = first(link.initial, 1 if isinstance(link.initial, tuple | list) else batch)
-        return given.to(sample) if isinstance(given, Tensor) and isinstance(sample, Tensor) else given
+        return link.initial
     if optional or not isinstance(sample, Tensor):
         return None
     zeros = torch.zeros_like(sample)

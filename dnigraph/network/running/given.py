@@ -63,7 +63,7 @@ class Given:
         if wrong:
             raise NetworkError(wrong, "the tick does not fit")
         batch = batch_of([*given.values(), *by_agent.values()])  # a network may have no inputs at all
-        tick = Tick(number, given, by_agent, labels, batch, learning, ends)
+        tick = Tick(number, given, by_agent, labels, batch, learning, ends=ends)
         for port in given.keys() - self._known:
             agent, _, name = port.partition(".")
             tick.others.setdefault(agent, {})[name] = given[port]

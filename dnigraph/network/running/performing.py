@@ -1,7 +1,7 @@
 """The forward half of an agent at work: it reads, runs its module and sends."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -33,7 +33,6 @@ class Performer:
         self.agent, self.inboxes, self.outboxes, self.log = agent, inboxes, outboxes, log
         self.group: Group | None = None
         self.waiting: list[Firing] = []
-        self.fired = 0
         self.chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
         self._learned = False
         fed = {inbox.sink.name for inbox in inboxes}
@@ -43,11 +42,21 @@ class Performer:
         waits = any(box.boundary is not None and box.boundary.waits for box in outboxes)
         self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if waits else []
 
-    def misses(self, tick: Tick) -> list[str]:
-        """What it needs of the network's inputs in this tick, or of labels, and is not given."""
+    def misses(self, tick: Tick, known: Container[str], anew: bool) -> list[str]:
+        """What it needs in this tick and is not given: of the network's inputs, or of labels.
+
+        Args:
+            known: inputs that come in this tick, or in an earlier one of the same call and episode.
+            anew: whether an episode has begun in that call.
+        """
         if not self.agent.reads(tick.number):
             return []
         lacking = [port for port in self._needed if port not in tick.inputs]
+        for inbox in self.inboxes:
+            if isinstance(inbox, Foretold) and tick.learning:
+                lacking += [name for name in inbox.names if name not in tick.inputs]
+            elif inbox.lacks(known, anew):
+                lacking.append(inbox.link.source.name)
         wrong = [f"{port} is needed in tick {tick.number}: tick({{{port!r}: ...}})" for port in lacking]
         blind = tick.learning and tick.labels.get(self.agent.name) is None and self.agent.trains()
         return wrong + [self._unlabelled(box, tick) for box in self.outboxes if blind and _looks(box, tick)]
@@ -66,7 +75,6 @@ class Performer:
                 raise NetworkError(_of_two_sizes(self.agent.name, sizes, error), "the batches do not fit") from error
             error.add_note(where)
             raise
-        self.fired += 1
         if updates:
             return firing
         firing.done()
