@@ -36,6 +36,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "DNI": {},
     "DNI, shuffled": {"boundary": "shuffled"},
     "DNI + auxiliary": {"auxiliary": True},
+    "DNI + auxiliary, weight 0.1": {"auxiliary": 0.1},
     "DNI + BP(0.9)": {"blend": 0.9},
     "full BPTT": {"boundary": "oracle"},
 }
@@ -55,6 +56,7 @@ def jobs(suite: str, text: str = "king-james") -> list[list[dict[str, Any]]]:
         turns += [(12, "DNI, shuffled", seed) for seed in FRESH]
         turns += [(20, arm, seed) for arm in ("DNI", "truncated", "DNI, shuffled") for seed in FRESH[:3]]
         turns += [(12, arm, seed) for arm in ("full BPTT", "DNI + auxiliary") for seed in FRESH]
+        turns += [(12, "DNI + auxiliary, weight 0.1", seed) for seed in FRESH[:3]]
         return [[_job("recall", arm, seed, 3, 5000, 5000, blanks=blanks)] for blanks, arm, seed in turns]
     if suite == "rows":
         arms = ("truncated", "DNI", "DNI, shuffled", "DNI + BP(0.9)", "full BPTT")

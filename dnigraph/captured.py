@@ -131,7 +131,8 @@ class CapturedModule(DecoupledModule):
         """The model as a network, each part an agent: it learns what `Local` does, or sporadically, or out of order.
 
         Args:
-            loss, optimizer: as in `Local`; the dict's names are those of parts, heads go with their producers.
+            loss: as in `Local`.
+            optimizer: as in `Local`; in a dict, heads that it does not name go with their producers. None: Adam, 1e-3.
             p_update: how probable it is that a part learns in a tick.
             seed, log: as in `Network`.
         """

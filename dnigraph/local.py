@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from .captured import CapturedModule
 from .checkpoint import load_checkpoint, restore_random, save_checkpoint
 from .module import DecoupledModule
+from .passes.capture.trees import field_of
 from .passes.errors import DniGraphError
 from .schedule import Step
 from .updates import MakeOptimizer, MakeScheduler, Updates
@@ -123,7 +124,7 @@ class Local:
         if callable(self.loss):
             loss = self.loss(output, target)
         else:
-            loss = output.get(self.loss) if isinstance(output, Mapping) else getattr(output, self.loss, None)
+            loss = field_of(output, self.loss)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise DniGraphError(f"loss={self.loss!r} must give one number in a tensor, not {found}")

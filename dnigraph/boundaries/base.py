@@ -1,7 +1,7 @@
 """What every boundary is, and the path through it in ordinary training."""
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Boundary(nn.Module, ABC):
 
     kind: str = "boundary"  # for the plan's table: "dni", "oracle", "local-loss"
     head_name: str | None = None  # "mlp 128"; None: it has no head
+    heeds: bool = True  # whether what the producer gets is, or foretells, what comes back from the consumers
 
     def __init__(self, spec: CrossingSpec, context: Context) -> None:
         super().__init__()
@@ -48,10 +49,23 @@ class Boundary(nn.Module, ABC):
         """
         return Visit((value,), (None,), lambda target: (None,))
 
+    def pass_last(self) -> None:
+        """A value passes that nobody will ever read, so that nothing comes back for it; a visit there is none."""
+        return
+
     @property
     def waits(self) -> bool:
         """Whether the producer may have to wait for the target in some visits."""
         return True
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether a visit fails where the context has no label."""
+        return False
+
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, as plain data: what must be the same where its state is loaded."""
+        return {"head": self.head_name}
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, value: Tensor, consumers: int = 1) -> Tensor | tuple[Tensor, ...]:

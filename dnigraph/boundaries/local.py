@@ -27,6 +27,7 @@ class LocalLoss(Boundary):
     """
 
     kind = "local-loss"
+    heeds = False
 
     def __init__(
         self, spec: CrossingSpec, context: Context, classes: int | None, loss: Loss, hidden: int | None
@@ -50,6 +51,11 @@ class LocalLoss(Boundary):
     def waits(self) -> bool:
         """Never: its loss is here."""
         return False
+
+    @property
+    def needs_label(self) -> bool:
+        """Always."""
+        return True
 
     def metrics(self) -> dict[str, float]:
         """The local loss of the last visit."""

@@ -1,6 +1,6 @@
 """The control: a boundary that hands nothing down. What a head is worth shows only beside it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -34,6 +34,10 @@ class Silent(Boundary):
     def waits(self) -> bool:
         """Whether some visits are true."""
         return bool(self.warm_up or self.refresh)
+
+    def settings(self) -> dict[str, Any]:
+        """The options of `silent`."""
+        return {"head": None, "warm_up": self.warm_up, "refresh": self.refresh}
 
     def get_extra_state(self) -> int:
         """How many steps there were, for a checkpoint."""

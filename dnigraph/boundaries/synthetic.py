@@ -86,6 +86,16 @@ class Dni(Boundary):
         """Whether some visits are true."""
         return bool(self.options.warm_up or self.options.refresh or self.options.blend)
 
+    @property
+    def needs_label(self) -> bool:
+        """Whether its head looks at one."""
+        return self.head.condition is not None
+
+    def settings(self) -> dict[str, Any]:
+        """Its head, the head's condition, and the options of `dni`."""
+        condition = None if self.head.condition is None else str(self.head.condition)
+        return {"head": self.head_name, "condition": condition, **vars(self.options)}
+
     def _visit(self, value: Tensor, next_share: Callable[[], float]) -> Visit:
         if not isinstance(self.head, Foreign):
             self.expect_width(value)

@@ -1,5 +1,6 @@
 """Networks of models that learn from each other, each at its own pace."""
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,19 +47,21 @@ class Network(Wired):
                 learns from its links alone.
             label: what heads look at where they have a condition: one for all, or by agent. None: the target, where
                 just one agent has a loss; else each agent's own.
-            ends: nobody will read what has been sent: all that waits learns, and the next tick begins anew.
+            ends: an episode ends. Nobody will read what is still on its way: nothing comes back for it, what waits
+                learns, and the next tick begins anew.
 
         Raises:
             NetworkError: the network is wrong, or what is given does not fit it; nothing has happened then. What a
-                module or a loss raises comes through with a note of where it was: that tick is over, with all that had
-                happened in it, and the next one goes on.
+                module, a loss or a head raises (a `ConditionError`: the label does not fit) comes through with a note
+                of where it was: that tick is over, with all that had happened in it, and the next one goes on.
         """
         if self._built is None:
             self.validate({} if inputs is None else inputs)
-        tick = self._tick(self.ticks, inputs, targets, label)
+        tick = self._tick(self.ticks, inputs, targets, label, ends)
         self._refuse_missing([tick])
         assert self._built is not None, "validate has built it"
-        with self._whole(1):
+        with self._whole([tick]):
+            tick.begun = True
             deliver(self._built.outside, tick)
             actors = [self._built.actors[name] for name in self._wirings[self.training].order]
             for actor in actors:
@@ -67,34 +70,36 @@ class Network(Wired):
                 actor.end(tick)
             for actor in actors:
                 actor.close(tick)
-        if ends:
-            self.finish()
         return self._result(tick)
 
     def run(self, given: Iterable[tuple[Any, ...]], *, threads: bool = False, capacity: int = 2) -> list[TickResult]:
-        """So many ticks as there are in `given`, each a tuple of what `tick` takes: inputs, targets, label.
+        """So many ticks as there are in `given`, each a tuple of what `tick` takes: inputs, targets, label, ends.
 
         Args:
             threads: one thread for each agent. The results are bitwise the same, if the modules draw no random
-                numbers: torch has one stream of them for all threads.
-            capacity: so many packets lie in a queue between two threads.
+                numbers: torch has one stream of them for all threads. At the end of an episode all threads come
+                together.
+            capacity: so many packets lie in a queue between two threads, 1 or more.
 
         Raises:
             NetworkError: as in `tick`; or two agents share parameters, which threads must not.
         """
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+            raise NetworkError([f"capacity={capacity!r} (packets in a queue: a whole number from 1 on)"])
         ticks = (self._given_tick(one) for one in given)
         if not threads:
-            return [self.tick(*one[:2], label=one[2]) for one in ticks]
+            return [self.tick(*one[:2], label=one[2], ends=one[3]) for one in ticks]
         whole = list(ticks)
         if whole and self._built is None:
             self.validate({} if whole[0][0] is None else whole[0][0])
-        made = [self._tick(self.ticks + i, *one) for i, one in enumerate(whole)]
-        self._refuse_missing(made)
-        if made:
+        episodes = list(self._episodes(whole))
+        self._refuse_missing([tick for episode in episodes for tick in episode])
+        if episodes:
             refuse_shared(self)
-            with self._whole(len(made)):
-                run_threads(self, made, capacity)
-        return [self._result(tick) for tick in made]
+        for episode in episodes:
+            with self._whole(episode):
+                run_threads(self, episode, capacity)
+        return [self._result(tick) for episode in episodes for tick in episode]
 
     def settle(self) -> None:
         """Go no further back: everything that waits for an answer learns from what is known.
@@ -166,8 +171,11 @@ class Network(Wired):
         try:
             yield self
         finally:
-            for name, held in kept.items():
-                take_back(self._actors()[name], held)
+            for name, actor in self._actors().items():
+                if name in kept:
+                    take_back(actor, kept[name])
+                else:  # it was made in the block
+                    actor.clear()
             self.train(mode)
             for module, own in modes:  # a part that the user froze in eval mode stays so
                 module.training = own
@@ -198,27 +206,45 @@ class Network(Wired):
 
     # ---- inside
 
-    def _tick(self, number: int, inputs: Any = None, targets: Any = None, label: Any = None) -> Tick:
-        return self._given().tick(number, inputs, targets, label, self.training)
+    def _tick(self, number: int, inputs: Any, targets: Any, label: Any, ends: bool) -> Tick:
+        return self._given().tick(number, inputs, targets, label, ends, self.training)
 
-    def _given_tick(self, one: Any) -> tuple[Any, Any, Any]:
-        """Inputs, targets and label of one tick of `run`."""
-        if isinstance(one, tuple | list) and len(one) <= 3:
-            return (*one, *[None] * (3 - len(one)))
+    def _given_tick(self, one: Any) -> tuple[Any, Any, Any, bool]:
+        """Inputs, targets, label and end of one tick of `run`."""
+        if isinstance(one, tuple | list) and len(one) <= 4:
+            inputs, targets, label, ends = list(one) + [None] * (4 - len(one))
+            return inputs, targets, label, bool(ends)
         said = f"{len(one)} of them" if isinstance(one, tuple | list) else f"a {type(one).__name__}"
         raise NetworkError(
-            [f"run takes a tuple (inputs, targets, label) for each tick, not {said}"], "the ticks do not fit"
+            [f"run takes a tuple (inputs, targets, label, ends) for each tick, not {said}"], "the ticks do not fit"
         )
+
+    def _episodes(self, given: Sequence[tuple[Any, Any, Any, bool]]) -> Iterator[list[Tick]]:
+        """The ticks, up to each that ends an episode: behind it the clock begins anew."""
+        episode: list[Tick] = []
+        first = self.ticks
+        for one in given:
+            episode.append(self._tick(first + len(episode), *one))
+            if episode[-1].ends:
+                yield episode
+                episode, first = [], 0
+        if episode:
+            yield episode
 
     def _refuse_missing(self, ticks: Sequence[Tick]) -> None:
         """Look for what agents would miss before anybody fires."""
-        wrong = [words for tick in ticks for actor in self._actors().values() for words in actor.misses(tick)]
+        wrong: list[str] = []
+        known, anew = set[str](), False
+        for tick in ticks:
+            known |= set(tick.inputs)
+            wrong += [words for actor in self._actors().values() for words in actor.misses(tick, known, anew)]
+            known, anew = (set(), True) if tick.ends else (known, anew)
         if wrong:
             raise NetworkError(wrong, "the tick does not fit")
 
     @contextmanager
-    def _whole(self, ticks: int) -> Iterator[None]:
-        """So many ticks pass in the block. Where they fail on the way, what is on its way still comes to its end."""
+    def _whole(self, ticks: Sequence[Tick]) -> Iterator[None]:
+        """These ticks pass in the block. Where they fail on the way, what is on its way still comes to its end."""
         try:
             yield
         except BaseException:
@@ -226,7 +252,17 @@ class Network(Wired):
             self._built.mend()
             raise
         finally:
-            self.ticks += ticks
+            begun = [tick for tick in ticks if tick.begun]
+            self.ticks += len(begun)
+            if begun and begun[-1].ends:  # also where it failed: what follows is another episode
+                self.finish()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
+        saving.refuse_waiting(self, "copied")
+        other: Network = object.__new__(type(self))
+        memo[id(self)] = other
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
 
     def _set_log(self, log: EventLog | None) -> None:
         for actor in self._actors().values():

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ def structure(net: "Wired") -> dict[str, Any]:
             "every": agent.clock.every,
             "phase": agent.clock.phase,
             "p_update": agent.p_update,
+            "clip": agent.clip,
         }
         for name, agent in net.agents.items()
     }
@@ -34,23 +36,37 @@ def structure(net: "Wired") -> dict[str, Any]:
             "delay": net.delay_of(number),
             "policy": str(link.policy),
             "synthetic": bool(link.synthetic),
+            "initial": _said(link.initial),
             "boundary": b.kind if (b := net.boundaries.get(link.name)) is not None else None,
+            "options": None if b is None else b.settings(),
         }
         for number, link in enumerate(net.links)
     ]
     return {"agents": agents, "links": links}
 
 
-def save(net: "Wired", path: str | os.PathLike[str]) -> None:
-    """Write everything that the next tick depends on."""
-    actors = net._actors()
+def refuse_waiting(net: "Wired", what: str) -> None:
+    """Look for graphs, which no file and no copy can hold.
+
+    Raises:
+        NetworkError: firings wait for true gradients.
+    """
     waiting = [
-        f"{name}: {len(a.waiting)} firings wait for their true gradients" for name, a in actors.items() if a.waiting
+        f"{name}: {len(a.waiting)} firings wait for their true gradients"
+        for name, a in net._actors().items()
+        if a.waiting
     ]
     if waiting:
         raise NetworkError(
-            [*waiting, "let them learn first: net.settle(), or tick(..., ends=True)"], "the network cannot be saved now"
+            [*waiting, "let them learn first: net.settle(), or tick(..., ends=True)"],
+            f"the network cannot be {what} now",
         )
+
+
+def save(net: "Wired", path: str | os.PathLike[str]) -> None:
+    """Write everything that the next tick depends on."""
+    refuse_waiting(net, "saved")
+    actors = net._actors()
     state = {
         "structure": structure(net),
         "modules": {name: module.state_dict() for name, module in net.modules().items()},
@@ -78,13 +94,24 @@ def load(net: "Wired", path: str | os.PathLike[str], inputs: Any) -> None:
     wrong += _differences("optimizer", _optimizers(net), state.get("optimizers", _optimizers(net)))
     if wrong:
         raise NetworkError(wrong, "the checkpoint belongs to another network")
-    _load_all(net.modules(), state["modules"])
-    for name, actor in net._actors().items():
-        take_up(actor, state["actors"][name])
+    with _as_it_was(net):
+        for name, module in net.modules().items():
+            _load(name, module, state["modules"][name])
+        for name, actor in net._actors().items():
+            take_up(actor, state["actors"][name])
     net.ticks = state["ticks"]
     if net.log is not None and state.get("log") is not None:
         net.log.load(state["log"])
     restore_random(whole)
+
+
+def _said(initial: Any) -> Any:
+    """What is read first, as plain data: sizes as they are, of a tensor its shape, of a function that there is one."""
+    if isinstance(initial, tuple | list):
+        return list(initial)
+    if isinstance(initial, Tensor):
+        return f"tensor {list(initial.shape)}"
+    return None if initial is None else "function"
 
 
 def _optimizers(net: "Wired") -> dict[str, list[str | None]]:
@@ -106,20 +133,33 @@ def _other_weights(net: "Wired", saved: Mapping[str, Mapping[str, Any]]) -> Iter
         yield from _differences(name, here, there)
 
 
-def _load_all(modules: Mapping[str, nn.Module], saved: Mapping[str, Mapping[str, Any]]) -> None:
-    """Load every module, or none of them.
+def _load(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
+    try:
+        module.load_state_dict(saved)
+    except Exception as error:
+        raise NetworkError([f"{name}: {error}"], "the checkpoint belongs to another network") from error
+
+
+@contextmanager
+def _as_it_was(net: "Wired") -> Iterator[None]:
+    """What fails in the block leaves the network as it was.
 
     Raises:
-        NetworkError: one of them does not take its state.
+        NetworkError: something did not take its state.
     """
+    modules, actors = net.modules(), net._actors()
     before = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
-    for name, module in modules.items():
-        try:
-            module.load_state_dict(saved[name])
-        except Exception as error:
-            for other, state in before.items():
-                modules[other].load_state_dict(state)
-            raise NetworkError([f"{name}: {error}"], "the checkpoint belongs to another network") from error
+    held = {name: state_of(actor) for name, actor in actors.items()}
+    try:
+        yield
+    except Exception as error:
+        for name, module in modules.items():
+            module.load_state_dict(before[name])
+        for name, actor in actors.items():
+            take_up(actor, held[name])
+        if isinstance(error, NetworkError):
+            raise
+        raise NetworkError([f"{type(error).__name__}: {error}"], "the checkpoint belongs to another network") from error
 
 
 def _differences(where: str, here: Any, there: Any) -> Iterator[str]:

@@ -99,8 +99,9 @@ class Wired:
             synthetic: the receiver does not wait for the message of this tick but predicts it from the network's inputs
                 (True: all with floating-point numbers; or names of some; or a factory of a module, called with
                 examples of the inputs and of the message). The real message trains the predictor.
-            initial: what is read before anything has come: a tensor, the sizes of one sample (zeros), or a function of
-                the batch size. None: the argument is left out where it has a default, else zeros.
+            initial: what is read before anything has come: the sizes of one sample (zeros), a tensor [batch, ...] or
+                [1, ...], or a function of the batch size. None: the argument is left out where it has a default, else
+                zeros, but an input of the network must have come. A stack is filled up with zeros in any case.
 
         Raises:
             NetworkError: an argument does not fit.

@@ -1,6 +1,7 @@
 """The optimisers of a recurrent run: one for the core, one for the head."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +15,39 @@ from .errors import RecurrentError
 NAMES = ("core", "heads")
 
 
-def make_group(name: str, parameters: list[nn.Parameter], choices: tuple[Any, Any, Any]) -> Group | None:
+@dataclass(frozen=True)
+class Rules:
+    """How the user wants parameters to move: one choice for all, or by name."""
+
+    optimizer: Any
+    scheduler: Any
+    clip: Mapping[str, float | None]
+
+    def of(self, name: str) -> tuple[Any, Any, Any]:
+        """What was chosen for "core" or "heads": what makes an optimiser, what makes a schedule, the largest norm.
+
+        Raises:
+            RecurrentError: a choice names something else.
+        """
+        choices = self.optimizer, self.scheduler, self.clip
+        strange = [key for c in choices if isinstance(c, Mapping) for key in c if key not in (*NAMES, "*")]
+        if strange:
+            raise RecurrentError(
+                [f"there is nothing called {key!r}{nearest(key, NAMES)}" for key in strange],
+                "name 'core', 'heads' or '*' for the rest",
+            )
+        make, schedule, clip = (c.get(name, c.get("*")) if isinstance(c, Mapping) else c for c in choices)
+        return make, schedule, clip
+
+
+def make_group(name: str, parameters: list[nn.Parameter], rules: Rules) -> Group | None:
     """Optimiser, schedule and clip for these parameters, as the user chose; None where there is nothing to train.
 
     Raises:
         RecurrentError: a choice names something else, or makes no optimiser.
     """
     trained = list(dict.fromkeys(p for p in parameters if p.requires_grad))
-    strange = [key for c in choices if isinstance(c, Mapping) for key in c if key not in (*NAMES, "*")]
-    if strange:
-        raise RecurrentError(
-            [f"there is nothing called {key!r}{nearest(key, NAMES)}" for key in strange],
-            "name 'core', 'heads' or '*' for the rest",
-        )
-    make, schedule, clip = (_chosen(c, name) for c in choices)
+    make, schedule, clip = rules.of(name)
     if not trained:
         return None
     if make is None:
@@ -70,7 +90,3 @@ def _clipped(group: Group) -> float:
     if group.clip is not None and group.clip < norm < float("inf"):
         torch.nn.utils.clip_grads_with_norm_(group.parameters, group.clip, total)
     return norm
-
-
-def _chosen(choice: Any, name: str) -> Any:
-    return choice.get(name, choice.get("*")) if isinstance(choice, Mapping) else choice

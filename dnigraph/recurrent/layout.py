@@ -29,6 +29,9 @@ class Layout:
     samples: tuple[Any, ...]  # each leaf of two sequences, as they begin
     widths: tuple[int, ...]  # numbers per sequence in each live leaf
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Layout":
+        return self  # it never changes
+
     @property
     def width(self) -> int:
         """Numbers per sequence in all live leaves."""

@@ -14,7 +14,7 @@ from dnigraph.passes.capture.untouched import untouched
 from .auxiliary import Auxiliary
 from .core import Core, Initial, first_state
 from .estimator import Estimator
-from .groups import make_group
+from .groups import Rules, make_group
 from .inputs import make_condition
 from .layout import Layout, find_layout
 from .learner import Learner
@@ -26,7 +26,7 @@ from .window import Loss, Window, slice_time
 
 def make_learner(
     core: Core, options: Options, loss: Loss, initial: Initial | None,
-    head: HeadChoice, condition: "ConditionChoice | str", choices: tuple[Any, Any, Any], window: Window,
+    head: HeadChoice, condition: "ConditionChoice | str", rules: Rules, window: Window,
 ) -> Learner:  # fmt: skip
     """A learner for states such as those of this window. Heads draw from torch's random state, which is put back.
 
@@ -51,7 +51,7 @@ def make_learner(
     owned: list[Any] = [core, learner.auxiliary, initial]
     parameters = [p for m in owned if isinstance(m, nn.Module) for p in m.parameters()]
     named = {"core": parameters, "heads": [] if estimator is None else list(estimator.parameters())}
-    groups = {name: make_group(name, found, choices) for name, found in named.items()}
+    groups = {name: make_group(name, found, rules) for name, found in named.items()}
     learner.groups = {name: group for name, group in groups.items() if group is not None}
     return learner
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,15 @@ from dnigraph.checkpoint import load_checkpoint, restore_random, save_checkpoint
 from dnigraph.conditions import ConditionChoice
 from dnigraph.heads import HeadChoice
 from dnigraph.local import StepResult
+from dnigraph.network import Network
 from dnigraph.passes.capture.luck import random_state
 from dnigraph.updates import MakeOptimizer, MakeScheduler
 
+from .conversion import network_of
 from .core import Core, Initial, make_core
 from .errors import RecurrentError, all_at_once
 from .feedback import Feedback
+from .groups import Rules
 from .learner import Learned, Learner, Tally
 from .making import first_leaves, make_learner
 from .options import Options, Strengths
@@ -27,9 +30,6 @@ from .saving import fitting, state_of, take_up
 from .stored import Stored, sweep
 from .stream import make_stream
 from .window import Loss, Window, make_window
-
-if TYPE_CHECKING:
-    from dnigraph.network import Network
 
 
 class Recurrent:
@@ -121,7 +121,7 @@ class Recurrent:
         )
         self.loss, self.initial, self.monitor = loss, initial, monitor
         self._head, self._condition = head, condition
-        self._choices = optimizer, scheduler, clip if isinstance(clip, Mapping) else {"core": clip}
+        self.rules = Rules(optimizer, scheduler, clip if isinstance(clip, Mapping) else {"core": clip})
         self._refuse_nested()
         self.steps, self.skipped = 0, 0  # windows so far; updates that were skipped
         self.ending = False  # whether sequences of this stream end
@@ -194,27 +194,39 @@ class Recurrent:
         """The state behind the last window, detached; None where all sequences begin anew."""
         return None if self._place is None or self._learner is None else self._learner.layout.state(self._place.leaves)
 
+    @property
+    def strengths(self) -> Strengths:
+        """What an estimate weighs now: from the first window with an end on, what it weighs where sequences end."""
+        return self.options.strengths(self.ending)
+
     def reset(self, state: Any = None) -> None:
         """All sequences begin anew with the next window, in the state that is given, else as `initial` says."""
         self._stored, self._place, self._given = [], None, state
 
-    def network(self, x: Any = None, *, label: Any = None, seed: int = 0, log: bool = False) -> "Network":
+    def network(
+        self, x: Any = None, *, label: Any = None, batch_first: bool | None = None, seed: int = 0, log: bool = False
+    ) -> Network:
         """The same as a `Network`: an agent "core" that sends itself its state, with what stands at a window's end.
 
-        A tick is a window of a stream: `net.tick(x, target)` gives the numbers of `step(x, target)`, with the same
-        module, head and optimisers, and begins anew. `tick(..., ends=True)` is for all sequences; it knows no masks
-        and resets, and no guard against gradients that are not finite.
+        A tick is a window of a stream: `net.tick(x, target, ends=...)` gives the numbers of
+        `step(x, target, ends=...)`, for all sequences at once. It knows no masks and resets, and no guard against
+        gradients that are not finite, and the loss that it tells of a window shorter than the horizon is its share of
+        a whole one. Module, head, optimisers, and whether sequences end are those of this runner; the place in the
+        stream is the network's own, and begins anew. So use one of the two, or call `reset()` before you come back to
+        this one.
 
         Args:
-            x, label: an example of a window, where none has been run.
+            x, label: an example of a window, as `step` takes it, where none has been run.
+            batch_first: windows, targets and outputs of the agent are [batch, time, ...]; None: as the module says.
+                What is connected to other agents must be batch first, as all messages are.
             seed, log: as in `Network`.
 
         Raises:
-            RecurrentError: an option has no counterpart in a network; all of them are listed.
+            RecurrentError: an option has no counterpart in a network (`auxiliary`, `blend`, `traces`, `scheduler`,
+                `boundary="shuffled"`, `condition="input"`, a clip for the heads, updates per sequence, a warm-up that
+                is not over, `scale` that is not `discount`); all of them are listed.
         """
-        from .conversion import network_of  # it needs this class
-
-        return network_of(self, x, label, seed, log)
+        return network_of(self, x, label, batch_first, seed, log)
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: the module's own, and the head's as soon as a window has shown what it looks at."""
@@ -249,7 +261,7 @@ class Recurrent:
         restore_random(state)
 
     def _step(self, window: Window) -> Learned:
-        learner = self._prepared(window)
+        learner = self.prepared(window)
         self.ending = self.ending or window.ends is not None
         first = self._first(learner, window)
         place = begin(learner.layout, self._place, first, window)
@@ -258,7 +270,7 @@ class Recurrent:
         if self.options.stores:
             learned = self._store(learner, Stored(window, place, seen, random_state()), first)
         else:
-            learned = learner.window(window, place, first, seen, self._strengths(), None, self._looks())
+            learned = learner.window(window, place, first, seen, self.strengths, None, self._looks())
         self._place = behind(window, learned.forward.last, seen, learned.view)
         self._update(learner, window, learned)
         return learned
@@ -268,7 +280,7 @@ class Recurrent:
         self._stored.append(stored)
         learned = learner.ahead(stored.window, stored.place, first)
         if stored.window.all_end:
-            learned.metrics = sweep(learner, self._stored, first, self._strengths(), self._looks()).metrics
+            learned.metrics = sweep(learner, self._stored, first, self.strengths, self._looks()).metrics
             self._stored = []
         return learned
 
@@ -297,23 +309,29 @@ class Recurrent:
     def _looks(self) -> bool:
         return self.monitor > 0 and self.steps % self.monitor == 0
 
-    def _strengths(self) -> Strengths:
-        return self.options.strengths(self.ending)
-
     def _first(self, learner: Learner, window: Window) -> list[Any]:
         given, self._given = self._given, None
         if given is not None:
             return learner.layout.leaves(given)
         return first_leaves(self.core, learner.layout, self.initial, window)
 
-    def _prepared(self, window: Window) -> Learner:
-        """The learner, made now if this is the first window."""
-        if self._learner is None:
+    def prepared(self, window: Window | None = None) -> Learner:
+        """All that learns, made now if this is the first window.
+
+        Raises:
+            RecurrentError: nothing is known of the state yet.
+        """
+        if self._learner is None and window is None:
+            raise RecurrentError(
+                ["no window has been run, so nothing is known of the state"], "show a window: rnn.network(x)"
+            )
+        if self._learner is None and window is not None:
             self._learner = make_learner(
-                self.core, self.options, self.loss, self.initial, self._head, self._condition, self._choices, window
-            )  # fmt: skip
+                self.core, self.options, self.loss, self.initial, self._head, self._condition, self.rules, window
+            )
             if self._waiting is not None:
                 self._resume()
+        assert self._learner is not None, "it has been made"
         return self._learner
 
     def _resume(self) -> None:

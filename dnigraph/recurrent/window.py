@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from dnigraph.passes.capture.trees import field_of
+
 from .core import Core
 from .errors import RecurrentError
 from .layout import Layout
@@ -128,7 +130,7 @@ def window_loss(loss: Loss, output: Any, window: Window, horizon: int) -> tuple[
 
     found: Any
     if isinstance(loss, str):
-        field = output.get(loss) if isinstance(output, dict) else getattr(output, loss, None)
+        field = field_of(output, loss)
         found = entries(field).mean() if isinstance(field, Tensor) else field
     else:
         found = loss(pytree.tree_map(entries, output), pytree.tree_map(entries, window.target))

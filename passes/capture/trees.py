@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,11 @@ class Tree:
         """The nested value with `values` in its holes, in order."""
         feed = iter(values)
         return unflatten([next(feed) if c is HOLE else c for c in self.constants], self.spec)
+
+
+def field_of(value: Any, name: str) -> Any:
+    """What a model's output holds under a name: an entry of a dict, or an attribute. None: nothing."""
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
 
 class _Hole:

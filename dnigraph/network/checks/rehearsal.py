@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dnigraph.passes.capture.untouched import untouched
-from dnigraph.passes.errors import nearest
+from dnigraph.passes.errors import DniGraphError, nearest
 
 from ..description.link import Agent, Link, Port
 from ..description.ports import outputs_of
@@ -58,18 +58,17 @@ def rehearse(agents: Mapping[str, Agent], wiring: Wiring, inputs: Mapping[str, A
 
 def _arguments(agent: Agent, stage: Stage, found: Rehearsal) -> "dict[str, Any] | list[str]":
     """What the agent reads in the trial, or what it cannot read, in words."""
-    arguments, unknown = {}, []
+    arguments, unknown, blocked = {}, [], False
     for name in dict.fromkeys((*agent.inputs.names, *stage.fed[agent.name], *stage.others.get(agent.name, ()))):
         port = Port(agent.name, name)
         value = _sample(port, stage, found)
         if value is not MISSING:
             arguments[name] = entered(value, port in stage.feeds)
         elif name not in agent.inputs.optional and agent.inputs.takes(name):
-            if words := _unread(port, stage):
-                unknown.append(words)
-            else:
-                return []
-    return unknown or arguments
+            words = _unread(port, stage)
+            unknown += [words] if words else []
+            blocked = True
+    return unknown if blocked else arguments
 
 
 def _sample(port: Port, stage: Stage, found: Rehearsal) -> Any:
@@ -111,11 +110,15 @@ def _runs(agent: Agent, arguments: dict[str, Any], stage: Stage, found: Rehearsa
             + (f" from {stage.feeds[port].source}" if (port := Port(agent.name, name)) in stage.feeds else "")
             for name, value in arguments.items()
         )
-        why = (str(error).splitlines() or [""])[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        why = "; ".join(lines) if isinstance(error, DniGraphError) else lines[0]  # torch's go on with stacks
         found.problems.append(f"{agent.name} cannot take what it is given ({said}): {type(error).__name__}: {why}")
         return False
     found.writes |= {f"{agent.name}.{name}" for name, version in before.items() if given[name]._version != version}
     outputs = outputs_of(made, agent.outputs)
+    if agent.outputs and isinstance(made, tuple | list) and len(made) != len(agent.outputs):
+        said = f"outputs names {len(agent.outputs)}, and {type(agent.module).__name__} returns {len(made)}"
+        found.problems.append(f"{agent.name}: {said} values")
     _missing_outputs(agent, outputs, stage, found)
     for name, value in outputs.items():
         key = f"{agent.name}.{name}"

@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import networkx as nx
-import torch
-from torch import Tensor
 
 from ..description.link import Agent, Link, Port
-from ..running.entry import batch_of
+from ..running.entry import batch_of, first
 
 
 class Stage:
@@ -33,10 +31,8 @@ class Stage:
 
     def first(self, link: Link) -> Any:
         """What is read before anything has come, in the precision and on the device of the sender's weights."""
-        given = first(link.initial, self.batch)
         weights = () if link.outside else self.agents[link.source.agent or ""].module.parameters()
-        like = next((p for p in weights if p.is_floating_point()), None)
-        return given.to(like) if isinstance(given, Tensor) and given.is_floating_point() and like is not None else given
+        return first(link.initial, self.batch, next((p for p in weights if p.is_floating_point()), None))
 
     def in_circle(self, port: Port) -> bool:
         """Whether the reader waits for itself. Else something before it is the problem."""
@@ -52,12 +48,3 @@ class Stage:
         source = self.feeds[port].source.agent or ""
         known = self._circle.get(source)
         return known is not None and known == self._circle.get(port.agent or "")
-
-
-def first(initial: Any, batch: int | None) -> Any:
-    """What is read before anything has come: a tensor as it is, zeros for the sizes of one sample, or what it makes."""
-    if callable(initial):
-        return initial(batch)
-    if isinstance(initial, tuple | list | torch.Size):
-        return torch.zeros(batch or 1, *initial)
-    return initial

@@ -8,6 +8,7 @@ import networkx as nx
 from dnigraph.passes.errors import nearest
 
 from ..description.link import Agent, Link
+from ..description.windows import WindowModule
 from .order import Order
 
 Graph = Any  # nx.DiGraph: networkx is untyped
@@ -85,6 +86,7 @@ def problems(agents: Mapping[str, Agent], links: Sequence[Link], wiring: Wiring)
         way = " → ".join(circle)
         yield f"a circle without delay: {way}; give one of its links delay=1"
     yield from _strange_synthetic(agents, links)
+    yield from _time_first(agents, links)
     for name in _deaf(agents, links):
         agent = agents[name]
         if agent.p_update == 0:
@@ -127,6 +129,18 @@ def _strange_synthetic(agents: Mapping[str, Agent], links: Sequence[Link]) -> It
             yield f"{link.name}: a synthetic input stands for one message, so it goes with policy='latest'"
         if link.synthetic and link.outside:
             yield f"{link.name}: an input of the network need not be predicted"
+
+
+def _time_first(agents: Mapping[str, Agent], links: Sequence[Link]) -> Iterator[str]:
+    """Modules of windows that talk to others in their own order."""
+    first = {name for name, a in agents.items() if isinstance(a.module, WindowModule) and not a.module.batch_first}
+    for link in links:
+        ends = {link.source.agent, *(sink.agent for sink in link.sinks)}
+        for name in sorted(first & ends) if len(ends) > 1 and not link.outside else ():
+            yield (
+                f"{link.name}: {name} takes windows [time, batch, ...], and messages are [batch, ...]: make its module "
+                "batch first, rnn.network(..., batch_first=True)"
+            )
 
 
 def _deaf(agents: Mapping[str, Agent], links: Sequence[Link]) -> list[str]:

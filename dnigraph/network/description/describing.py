@@ -6,8 +6,11 @@ from typing import Any
 from torch import nn
 
 from dnigraph.boundaries import Boundary, BoundaryChoice
+from dnigraph.boundaries.make import NAMED as BOUNDARIES
 from dnigraph.conditions import ConditionChoice
 from dnigraph.heads import HeadChoice
+from dnigraph.heads.make import NAMED as HEADS
+from dnigraph.passes.errors import nearest
 from dnigraph.updates import MakeOptimizer
 
 from ..errors import NetworkError
@@ -38,11 +41,15 @@ def make_agent(
         wrong.append(f"{name}: p_update={p_update!r} (a number from 0 to 1)")
     if not (loss is None or isinstance(loss, str) or callable(loss)):
         wrong.append(f"{name}: loss is a {type(loss).__name__}, not a function or the name of an output")
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
+        wrong.append(f"{name}: clip={clip!r} (the largest norm of a gradient, above 0)")
+    named = (outputs,) if isinstance(outputs, str) else None if outputs is None else tuple(outputs)
+    if named is not None and (not named or not all(isinstance(n, str) for n in named) or len(set(named)) < len(named)):
+        wrong.append(f"{name}: outputs={outputs!r} (a name for each, all different)")
     if not (optimizer is None or callable(optimizer)):
         wrong.append(f"{name}: optimizer is a {type(optimizer).__name__}, not a function of a list of parameters")
     if wrong:
         raise NetworkError(wrong, "the agent does not fit")
-    named = None if outputs is None else tuple(outputs)
     return Agent(name, module, clock, loss, optimizer, clip, float(p_update), named)
 
 
@@ -56,12 +63,20 @@ def make_link(
     Raises:
         NetworkError: an argument does not fit; all of them are listed.
     """
-    sinks = (sink,) if isinstance(sink, str) else tuple(sink)
-    wrong = [f"{s!r}: an input is called 'agent.input'" for s in sinks if "." not in s]
+    sinks = tuple(sink) if isinstance(sink, list | tuple) else (sink,)
+    wrong = [f"{s!r}: an input is called 'agent.input'" for s in sinks if not isinstance(s, str) or "." not in s]
+    if not isinstance(source, str) or not source:
+        wrong.append(f"{source!r}: an output is called 'agent.output', an input of the whole network by one word")
     if delay is not None and (isinstance(delay, bool) or not isinstance(delay, int) or delay < 0):
         wrong.append(f"delay={delay!r} (a whole number from 0 on)")
     if not sinks:
         wrong.append(f"{source!r} is connected to nothing")
+    sizes = initial if isinstance(initial, tuple | list) else ()
+    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in sizes):
+        wrong.append(f"initial={initial!r} (sizes of one sample, a tensor, or a function of the batch size)")
+    for what, choice, known in (("boundary", boundary, BOUNDARIES), ("head", head, HEADS)):
+        if isinstance(choice, str) and choice not in known:
+            wrong.append(f"{what}={choice!r}{nearest(choice, known)}: there are {', '.join(known)}")
     made = LATEST
     try:
         made = make_policy(policy)

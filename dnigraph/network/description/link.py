@@ -1,6 +1,6 @@
 """The plain description of agents and links, as the user gives it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -47,6 +47,10 @@ class Agent:
     def __post_init__(self) -> None:
         self.inputs = inputs_of(self.module)
 
+    def reads(self, tick: int) -> bool:
+        """Whether it fires in this tick."""
+        return self.present and self.clock.fires(tick)
+
     def trains(self) -> bool:
         """Whether there is anything in it that could learn."""
         return any(p.requires_grad for p in self.module.parameters())
@@ -75,6 +79,3 @@ class Link:
     def outside(self) -> bool:
         """Whether it begins at an input of the network."""
         return self.source.agent is None
-
-
-Given: TypeAlias = Mapping[str, Any]

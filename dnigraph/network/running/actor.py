@@ -25,7 +25,7 @@ class Actor(Performer):
                 inbox.pull()
             if not (isinstance(inbox, Foretold) and tick.learning):
                 inbox.arrive(tick.number)
-        if self.agent.present and self.agent.clock.fires(tick.number):
+        if self.agent.reads(tick.number):
             firing = self.fire(tick)
             if firing is not None:
                 self.waiting.append(firing)

@@ -15,7 +15,6 @@ from dnigraph.passes.plan import Crossing
 from dnigraph.updates import Group, MakeOptimizer
 
 from ..checks.rehearsal import Rehearsal
-from ..checks.stage import first
 from ..checks.wiring import Wiring
 from ..description.clock import Clock
 from ..description.link import Agent, Link
@@ -74,7 +73,9 @@ def _lay(
     for i, sink in enumerate(link.sinks):
         kind = Foretold if link.synthetic else Inbox
         inbox = kind(link, sink, wiring.delays[number], sender, agents[sink.agent or ""].clock, False)
-        inbox.initial = _first(link, sample, batch, sink.name in agents[sink.agent or ""].inputs.optional)
+        inbox.optional = sink.name in agents[sink.agent or ""].inputs.optional
+        inbox.initial = _first(link, sample, batch, inbox.optional)
+        inbox.like = sample if isinstance(sample, Tensor) else None
         inbox.writes = str(sink) in found.writes
         inbox.device = sample.device if isinstance(sample, Tensor) else None
         if isinstance(inbox, Foretold):
@@ -91,7 +92,8 @@ def _lay(
     boundary = _boundary(link, sample, str(link.source) in found.learns, batch, context)
     if boundary is not None:
         built.boundaries[link.name] = boundary
-    built.outboxes[number] = Outbox(link, boundary, (False,) * len(link.sinks))
+    readers = [agents[sink.agent or ""] for sink in link.sinks]
+    built.outboxes[number] = Outbox(link, boundary, wiring.delays[number], readers)
 
 
 def _first(link: Link, sample: Any, batch: int | None, optional: bool) -> Any:
@@ -99,8 +101,7 @@ def _first(link: Link, sample: Any, batch: int | None, optional: bool) -> Any:
     zeros.
     """
     if link.initial is not None:
-        given = first(link.initial, 1 if isinstance(link.initial, tuple | list) else batch)
-        return given.to(sample) if isinstance(given, Tensor) and isinstance(sample, Tensor) else given
+        return link.initial
     if optional or not isinstance(sample, Tensor):
         return None
     zeros = torch.zeros_like(sample)
@@ -115,6 +116,11 @@ def _boundary(link: Link, sample: Any, learns: bool, batch: int | None, context:
         return link.boundary
     crossing = Crossing(str(link.source), str(link.source), "", (), tuple(sample.shape), gradient=True)
     at = batch_dim(tuple(sample.shape), batch if batch is not None else len(sample) if sample.dim() else 1)
+    if at is None and link.condition is not None and link.boundary != "oracle":
+        said = f"the message is {list(sample.shape)}, and the batch has {batch}"
+        raise NetworkError(
+            [f"{link.name}: {said}: which row belongs to which label? Send [batch, ...], or leave out condition="]
+        )
     meta = {"dtype": sample.dtype, "device": sample.device, "batch_dim": at}
     return Choices(link.head, link.condition, link.boundary).make(crossing, meta, context)
 

@@ -6,6 +6,7 @@ from typing import Any
 from dnigraph.passes.errors import nearest
 
 from ..description.link import Agent, Link, Port
+from ..description.windows import WindowModule
 from ..errors import NetworkError
 from .entry import batch_of
 from .tick import Tick
@@ -27,6 +28,7 @@ class Given:
         self.inputs = [*sources, *(str(port) for port, _ in free)]
         self.needed = [*sources, *(str(port) for port, agent in free if port.name not in agent.inputs.optional)]
         self._known, self._fed = set(self.inputs), {str(sink) for sink in fed}
+        self._in_windows = {name for name, agent in agents.items() if isinstance(agent.module, WindowModule)}
         self.learning = [name for name, agent in agents.items() if agent.loss is not None]
 
     def named(self, inputs: Any) -> tuple[dict[str, Any], list[str]]:
@@ -42,7 +44,7 @@ class Given:
             return {}, ["the network has no inputs, so give it none"]
         return {}, [f"the network has {len(names)} inputs, so name them: {', '.join(names)}"]
 
-    def tick(self, number: int, inputs: Any, targets: Any, label: Any, learning: bool) -> Tick:
+    def tick(self, number: int, inputs: Any, targets: Any, label: Any, ends: bool, learning: bool) -> Tick:
         """What one tick is given.
 
         Raises:
@@ -51,8 +53,9 @@ class Given:
         given, wrong = self.named(inputs)
         by_agent = self._by_agent("targets", targets, wrong)
         if label is None:
-            only = by_agent.get(self.learning[0]) if len(self.learning) == 1 else None
-            labels = {name: by_agent.get(name, only) for name in self.agents}
+            known = {name: target for name, target in by_agent.items() if name not in self._in_windows}
+            only = known.get(self.learning[0]) if len(self.learning) == 1 else None
+            labels = {name: known.get(name, only) for name in self.agents}
         elif isinstance(label, Mapping):
             labels = self._by_agent("label", label, wrong)
         else:
@@ -60,7 +63,7 @@ class Given:
         if wrong:
             raise NetworkError(wrong, "the tick does not fit")
         batch = batch_of([*given.values(), *by_agent.values()])  # a network may have no inputs at all
-        tick = Tick(number, given, by_agent, labels, batch, learning)
+        tick = Tick(number, given, by_agent, labels, batch, learning, ends=ends)
         for port in given.keys() - self._known:
             agent, _, name = port.partition(".")
             tick.others.setdefault(agent, {})[name] = given[port]

@@ -1,6 +1,7 @@
 """The receiver's end of a link: messages come in, are read, and are answered once."""
 
 from collections import deque
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from ..description.clock import Clock
 from ..description.link import Link, Port
 from ..errors import NetworkError
 from .channel import Answer, Channel, Message
-from .entry import ABSENT, KEPT, Entry, Reading, moved, plain
+from .entry import ABSENT, KEPT, Entry, Reading, first, moved, plain
 
 
 class Inbox:
@@ -28,10 +29,11 @@ class Inbox:
         self.coming: deque[Message] = deque()
         self.entries: list[Entry] = []
         self.ready: list[Answer] = []
-        self.initial: Any = None  # what is read before anything has arrived; None: nothing
+        self.initial: Any = None  # what is read before anything has arrived, or what makes it; None: nothing
+        self.like: Tensor | None = None  # of whose precision, and on whose device, it is
         self.device: torch.device | None = None  # where its messages lie, for a checkpoint that comes from elsewhere
         self.writes = False  # whether its reader writes to what it is given, and so needs a copy
-        self.count = 0  # messages that have come
+        self.optional = False  # whether its argument has a default
         self.most = max(MOST, -(-clock.every // sender.every) + 1)  # that wait to be averaged
 
     # ---- what comes in
@@ -50,7 +52,6 @@ class Inbox:
         """Let in what has been on its way for long enough; the oldest make room."""
         while self.coming and self.coming[0].sent + self.delay <= tick:
             self.entries.append(Entry(self.coming.popleft()))
-            self.count += 1
             self._make_room()
 
     def _make_room(self) -> None:
@@ -63,6 +64,17 @@ class Inbox:
 
     # ---- reading
 
+    def lacks(self, known: Container[str], anew: bool) -> bool:
+        """Whether it will be read before anything has come, where it should not: it is an input of the network.
+
+        Args:
+            known: inputs of the network that come until then.
+            anew: whether an episode begins before.
+        """
+        came = not anew and (self.entries or self.coming)
+        wanted = self.link.outside and self.delay == 0 and self.link.initial is None and not self.optional
+        return wanted and not came and self.link.source.name not in known
+
     def read(self, tick: int, batch: int | None) -> Reading:
         """What there is to read now."""
         if not self.entries:
@@ -74,8 +86,22 @@ class Inbox:
                 raise NetworkError([f"{self.sink}: {words}send a copy, tensor.clone()"], "a message is not what it was")
             entry.open += 1
             entry.read = True
-        value = self.policy.joined([entry.message.value for entry in entries])
+        value = self._joined([entry.message for entry in entries])
         return Reading(value, entries, tick - entries[0].message.sent)
+
+    def _joined(self, messages: list[Message]) -> Any:
+        values = [message.value for message in messages]
+        shapes = {tuple(v.shape) for v in values if isinstance(v, Tensor)}
+        if len(shapes) > 1:
+            said = ", ".join(f"{list(m.value.shape)} in tick {m.sent}" for m in messages if isinstance(m.value, Tensor))
+            raise NetworkError(
+                [
+                    f"{self.sink} reads the {self.policy} of what {self.link.source} sent, and that is {said}: send "
+                    "messages of one shape (batches of one size), or end the episode before, tick(..., ends=True)"
+                ],
+                "messages do not fit each other",
+            )
+        return self.policy.joined(values)
 
     def learned(self, tick: int, reading: Reading, gradient: Tensor | None) -> None:
         """A firing has learned, or never will: the messages that it read get their shares of the gradient."""
@@ -105,10 +131,7 @@ class Inbox:
     def _first(self, batch: int | None) -> Any:
         if self.initial is None:
             return ABSENT
-        first = self.initial
-        if isinstance(first, Tensor) and batch is not None and first.dim() and first.shape[0] == 1:
-            first = first.expand(batch, *first.shape[1:])
-        return self.policy.joined([first])
+        return self.policy.joined([first(self.initial, batch, self.like)])
 
     # ---- answering
 
@@ -149,7 +172,6 @@ class Inbox:
         return {
             "coming": [plain(m) for m in self.coming],
             "entries": [{**plain(e.message), **{name: getattr(e, name) for name in KEPT}} for e in self.entries],
-            "count": self.count,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -160,7 +182,6 @@ class Inbox:
         for e in state["entries"]:
             message = Message(e["sent"], e["value"], e["wants"])
             self.entries.append(Entry(message, **{name: e[name] for name in KEPT if name in e}))
-        self.count = state["count"]
 
 
 MOST = 64  # messages that wait for a reader that has dropped out; older ones are forgotten

@@ -14,7 +14,6 @@ def state_of(actor: Actor) -> dict[str, Any]:
     """All that is its own between two ticks, without the module."""
     return {
         "chance": actor.chance.get_state(),
-        "fired": actor.fired,
         "present": actor.agent.present,
         "inboxes": [inbox.state() for inbox in actor.inboxes],
         "outboxes": [box.state() for box in actor.outboxes],
@@ -27,7 +26,7 @@ def state_of(actor: Actor) -> dict[str, Any]:
 def take_up(actor: Actor, state: Mapping[str, Any]) -> None:
     """Go on from there."""
     actor.chance.set_state(state["chance"])
-    actor.fired, actor.agent.present = state["fired"], state["present"]
+    actor.agent.present = state["present"]
     for inbox, found in zip(actor.inboxes, state["inboxes"], strict=True):
         inbox.load(found)
     for box, found in zip(actor.outboxes, state["outboxes"], strict=True):
@@ -46,8 +45,8 @@ def groups_of(actor: Actor) -> list[Group | None]:
 
 def set_aside(actor: Actor) -> list[Any]:
     """All that waits and lies here, to be put back; what follows begins with nothing."""
-    inboxes = [(i.coming, i.entries, i.ready, i.count) for i in actor.inboxes]
-    held = [actor.waiting, inboxes, [box.sent for box in actor.outboxes], actor.fired]
+    inboxes = [(i.coming, i.entries, i.ready) for i in actor.inboxes]
+    held = [actor.waiting, inboxes, [box.sent for box in actor.outboxes]]
     actor.waiting = []
     for inbox in actor.inboxes:
         inbox.coming, inbox.entries, inbox.ready = deque(), [], []
@@ -58,9 +57,9 @@ def set_aside(actor: Actor) -> list[Any]:
 
 def take_back(actor: Actor, held: list[Any]) -> None:
     """Go on with what was set aside."""
-    actor.waiting, inboxes, sent, actor.fired = held
-    for inbox, (coming, entries, ready, count) in zip(actor.inboxes, inboxes, strict=True):
-        inbox.coming, inbox.entries, inbox.ready, inbox.count = coming, entries, ready, count
+    actor.waiting, inboxes, sent = held
+    for inbox, (coming, entries, ready) in zip(actor.inboxes, inboxes, strict=True):
+        inbox.coming, inbox.entries, inbox.ready = coming, entries, ready
     for box, own in zip(actor.outboxes, sent, strict=True):
         box.sent = own
 

@@ -1,5 +1,6 @@
 """The sender's end of a link: what stands on it, and the messages that have not been answered yet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ from dnigraph.boundaries import Boundary, Visit, sum_in_order
 from dnigraph.schedule import backward, pairs
 from dnigraph.updates import Group
 
-from ..description.link import Link
+from ..description.link import Agent, Link
 from .channel import Answer, Channel, Message
 from .entry import moved
+from .tick import Tick
 
 if TYPE_CHECKING:
     from .firing import Firing
@@ -43,9 +45,9 @@ class Outbox:
     and label.
     """
 
-    def __init__(self, link: Link, boundary: Boundary | None, ordered: tuple[bool, ...]):
-        self.link, self.boundary = link, boundary
-        self.ordered = ordered  # of each receiver: whether its answers come within the tick
+    def __init__(self, link: Link, boundary: Boundary | None, delay: int, readers: Sequence[Agent]):
+        self.link, self.boundary, self.delay, self.readers = link, boundary, delay, readers
+        self.ordered = (False,) * len(readers)  # of each of them: whether its answers come within the tick
         self.messages: list[Channel[Message | None]] = []
         self.answers: list[Channel[list[Answer]]] = []
         self.group: Group | None = None
@@ -59,14 +61,25 @@ class Outbox:
         """The name of the output."""
         return self.link.source.name
 
-    def send(self, tick: int, value: Any, label: Any, firing: "Firing") -> Visit | None:
+    def in_vain(self, tick: Tick) -> bool:
+        """Whether nobody will read what is sent in this tick, so that nothing comes back for it."""
+        if not tick.ends or (self.boundary is not None and not self.boundary.heeds):
+            return False
+        return self.delay > 0 or not any(reader.reads(tick.number) for reader in self.readers)
+
+    def send(self, tick: int, value: Any, label: Any, firing: "Firing", in_vain: bool = False) -> Visit | None:
         """Have the value ready for `push`. Returns the visit of its boundary, if one learns from it."""
         boundary = self.boundary
+        self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
         if boundary is None or not isinstance(value, Tensor) or not boundary.learns(value):
-            self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
+            return None
+        if in_vain and not boundary.waits:
+            boundary.pass_last()
             return None
         with boundary.context.conditioned(label):
             visit = boundary.meet(value)
+        if in_vain and visit.now is not None:
+            return None  # who waits, waits with the others until the episode is settled
         self.sent[tick] = Sent(value.detach(), label, visit, firing)
         self._now = Message(tick, value.detach(), True)
         return visit

@@ -1,7 +1,7 @@
 """The forward half of an agent at work: it reads, runs its module and sends."""
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from dnigraph.conditions import ConditionError
 from dnigraph.module import DecoupledModule
+from dnigraph.passes.errors import DniGraphError
 from dnigraph.updates import Group
 
 from ..description.link import Agent
 from ..description.ports import outputs_of
+from ..description.windows import WindowModule
 from ..errors import NetworkError
 from ..showing.log import EventLog
 from .entry import ABSENT, entered
@@ -31,7 +33,6 @@ class Performer:
         self.agent, self.inboxes, self.outboxes, self.log = agent, inboxes, outboxes, log
         self.group: Group | None = None
         self.waiting: list[Firing] = []
-        self.fired = 0
         self.chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
         self._learned = False
         fed = {inbox.sink.name for inbox in inboxes}
@@ -41,12 +42,24 @@ class Performer:
         waits = any(box.boundary is not None and box.boundary.waits for box in outboxes)
         self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if waits else []
 
-    def misses(self, tick: Tick) -> list[str]:
-        """What it needs of the network's inputs in this tick and is not given."""
-        if not (self.agent.present and self.agent.clock.fires(tick.number)):
+    def misses(self, tick: Tick, known: Container[str], anew: bool) -> list[str]:
+        """What it needs in this tick and is not given: of the network's inputs, or of labels.
+
+        Args:
+            known: inputs that come in this tick, or in an earlier one of the same call and episode.
+            anew: whether an episode has begun in that call.
+        """
+        if not self.agent.reads(tick.number):
             return []
         lacking = [port for port in self._needed if port not in tick.inputs]
-        return [f"{port} is needed in tick {tick.number}: tick({{{port!r}: ...}})" for port in lacking]
+        for inbox in self.inboxes:
+            if isinstance(inbox, Foretold) and tick.learning:
+                lacking += [name for name in inbox.names if name not in tick.inputs]
+            elif inbox.lacks(known, anew):
+                lacking.append(inbox.link.source.name)
+        wrong = [f"{port} is needed in tick {tick.number}: tick({{{port!r}: ...}})" for port in lacking]
+        blind = tick.learning and tick.labels.get(self.agent.name) is None and self.agent.trains()
+        return wrong + [self._unlabelled(box, tick) for box in self.outboxes if blind and _looks(box, tick)]
 
     def fire(self, tick: Tick) -> Firing | None:
         """The forward pass; the firing, if there is anything to learn."""
@@ -55,10 +68,13 @@ class Performer:
         try:
             self._run(firing, tick, updates)
         except BaseException as error:
-            error.add_note(f"in agent {self.agent.name!r}, tick {tick.number}{_read_by(firing)}")
+            where = f"in agent {self.agent.name!r}, tick {tick.number}{_read_by(firing)}"
+            sizes = _sizes(firing, tick, self._free)
             firing.done()
+            if isinstance(error, Exception) and not isinstance(error, DniGraphError) and len(set(sizes.values())) > 1:
+                raise NetworkError(_of_two_sizes(self.agent.name, sizes, error), "the batches do not fit") from error
+            error.add_note(where)
             raise
-        self.fired += 1
         if updates:
             return firing
         firing.done()
@@ -118,17 +134,21 @@ class Performer:
                 value = value.detach().requires_grad_()  # nobody learns from the estimate, but the head from the answer
             try:
                 with torch.enable_grad():
-                    visit = box.send(tick.number, value, label, firing)
+                    visit = box.send(tick.number, value, label, firing, box.in_vain(tick))
             except ConditionError as error:
                 if label is not None:
                     raise
-                words = f"{box.link.name} looks at the label, and in tick {tick.number} there is none for "
-                words += f"{self.agent.name}: give tick(...) its target, or label={{{self.agent.name!r}: ...}}"
-                raise NetworkError([words], "the tick does not fit") from error
+                raise NetworkError([self._unlabelled(box, tick)], "the tick does not fit") from error
             if visit is not None:
                 firing.visited(number, visit)
             if self.log is not None:
                 self.log.sent(tick.number, box.link)
+
+    def _unlabelled(self, box: Outbox, tick: Tick) -> str:
+        name = self.agent.name
+        target = "" if isinstance(self.agent.module, WindowModule) else " its target, or"
+        words = f"{box.link.name} looks at the label, and in tick {tick.number} there is none for {name}"
+        return f"{words}: give tick(...){target} label={{{name!r}: ...}}"
 
     def _pass_on(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any]) -> None:
         with torch.no_grad():
@@ -157,6 +177,34 @@ class Performer:
             raise NetworkError([f"the loss of {agent.name} must be one number in a tensor, not {found}"])
         tick.losses[agent.name] = loss.detach()
         return loss
+
+
+def _looks(box: Outbox, tick: Tick) -> bool:
+    """Whether what stands on the link will look at the label."""
+    boundary = box.boundary
+    if boundary is None or not (boundary.training and boundary.needs_label):
+        return False
+    return boundary.waits or not box.in_vain(tick)
+
+
+def _sizes(firing: Firing, tick: Tick, free: Mapping[str, str]) -> dict[str, int]:
+    """How large the batch is in all that an agent was given in this tick, by what it is."""
+    given = {port: tick.inputs[port] for port in free if port in tick.inputs}
+    for inbox, reading, leaf in firing.readings:
+        if reading.entries or not isinstance(inbox.initial, Tensor):
+            stale = f", sent {reading.stale} ticks before" if reading.stale else ""
+            given[f"{inbox.sink.name} from {inbox.link.source}{stale}"] = leaf
+    return {name: len(v) for name, v in given.items() if isinstance(v, Tensor) and v.dim()}
+
+
+def _of_two_sizes(agent: str, sizes: Mapping[str, int], error: Exception) -> list[str]:
+    said = ", ".join(f"{size} ({name})" for name, size in sizes.items())
+    why = (str(error).splitlines() or [""])[0]
+    return [
+        f"{agent} was given batches of different sizes, {said}, and failed: {type(error).__name__}: {why}",
+        "keep the batch as large as it is while messages of it are on their way (drop_last=True), or end the episode "
+        "before another size: tick(..., ends=True)",
+    ]
 
 
 def _read_by(firing: Firing) -> str:

@@ -65,7 +65,6 @@ class Foretold(Inbox):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._said: tuple[int, Tensor] | None = None  # the tick of the message, and the prediction with its graph
-        self.error: Tensor | None = None  # the mean squared error of the last prediction
 
     def foretell(self, tick: int, given: Mapping[str, Any]) -> Reading:
         """What the message for this tick will be."""
@@ -83,7 +82,6 @@ class Foretold(Inbox):
         said, self._said = self._said, None
         while self.coming and self.coming[0].sent + self.delay <= tick:
             message = self.coming.popleft()
-            self.count += 1
             self.entries = [Entry(message, closed=True, answered=True)]
             if said is not None and message.sent == said[0]:
                 self._learn(said[1], message.value)
@@ -92,7 +90,6 @@ class Foretold(Inbox):
 
     def _learn(self, said: Tensor, real: Tensor) -> None:
         loss = F.mse_loss(said, real.to(said.dtype))
-        self.error = loss.detach()
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own has no types
         if self.group is not None:

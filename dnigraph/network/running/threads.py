@@ -100,6 +100,7 @@ def _feed(outside: list[tuple[str, Inbox]], ticks: Sequence[Tick]) -> None:
 def _work(actor: Actor, ticks: Sequence[Tick]) -> Callable[[], None]:
     def work() -> None:
         for tick in ticks:
+            tick.begun = True
             actor.begin(tick)
             actor.end(tick)
             actor.close(tick)

@@ -17,6 +17,8 @@ class Tick:
     labels: Mapping[str, Any]  # by agent
     batch: int | None
     learning: bool = True
+    begun: bool = False
+    ends: bool = False  # nobody will read what is sent in it and not read in it
     others: dict[str, dict[str, Any]] = field(default_factory=dict)  # by agent: arguments under names of the user's
     losses: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)

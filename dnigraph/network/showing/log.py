@@ -7,11 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dnigraph.passes.errors import nearest
+
+from ..errors import NetworkError
+
 if TYPE_CHECKING:
     from ..description.link import Link
     from ..running.entry import Reading
     from ..running.inbox import Inbox
 
+KINDS = ("fire", "read", "send", "target", "unused")
 TICK = 1000  # microseconds that a tick takes in a trace
 
 
@@ -55,7 +60,15 @@ class EventLog:
         return iter(self.events)
 
     def of(self, kind: str, agent: str | None = None) -> list[Event]:
-        """The events of one kind, perhaps of one agent."""
+        """The events of one kind, perhaps of one agent.
+
+        Raises:
+            NetworkError: there is no such kind.
+        """
+        if kind not in KINDS:
+            known = ", ".join(KINDS)
+            near = nearest(kind, KINDS)
+            raise NetworkError([f"there is no kind {kind!r}{near}; there are {known}"], "there are no such events")
         return [e for e in self.events if e.kind == kind and agent in (None, e.agent)]
 
     def fired(self, tick: int, agent: str, readings: "list[tuple[Inbox, Reading, Any]]", learns: bool) -> None:
