@@ -140,7 +140,7 @@ class HookedModule(DecoupledModule):
         name = name or self._further(site, value, batch)
         boundary = self._stand_ins.get(name) or self.boundaries[name]
         # What a head saves for its backward pass is no part of what a checkpointed region makes again.
-        with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+        with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is):  # a result itself would hold its graph
             passed: Tensor = boundary(value)
         return passed
 

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import killing
@@ -487,6 +488,18 @@ def test_a_network_that_waits_for_true_gradients_cannot_be_copied():
 
     with pytest.raises(dg.NetworkError, match="cannot be copied now"):
         copy.deepcopy(net)
+
+
+@pytest.mark.parametrize("boundary", [dg.silent(refresh=50), dg.dni(warm_up=2), "oracle"])
+def test_no_graph_outlives_its_firing(boundary):
+    net, _ = chain(boundary=boundary)
+    made = []
+    net.agents["f0"].module.register_forward_hook(lambda module, args, output: made.append(weakref.ref(output)))
+
+    for x, y in batches(4):
+        net.tick(x, y)
+
+    assert [output() for output in made] == [None] * len(made)
 
 
 def test_events_of_a_kind_that_there_is_not_are_refused():

@@ -76,7 +76,8 @@ def stashed(modules: Sequence[nn.Module]) -> Iterator[None]:
 
     def keep(value: Tensor) -> Tensor:
         is_weight = value.layout == torch.strided and value.untyped_storage().data_ptr() in held
-        return value.detach().clone() if is_weight else value
+        seen = value.detach()  # the value itself would hold the graph that holds it, for ever if no gradient comes
+        return seen.clone() if is_weight else seen
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         yield
