@@ -93,7 +93,7 @@ class Options:
         """The weight of the auxiliary task in the core's loss.
 
         Its error is counted in units of the targets' size, where the paper's, with weight 1, is in those of the
-        gradients themselves, some thousand times smaller. Weights of 0.1 and 1 kept delayed recall at chance.
+        gradients themselves, some thousand times smaller. With 0.1, delayed recall was solved on none of 3 seeds.
         """
         return 0.003 if self.auxiliary is True else float(self.auxiliary)
 
