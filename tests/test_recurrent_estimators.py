@@ -269,7 +269,7 @@ def test_heads_may_see_the_inputs_of_the_window_or_a_label():
     rnn = made(condition=dg.one_hot(3), head=lambda spec: Looking())
     rnn.step(x[:3], y[:3], label=label)
     assert seen[0].argmax(-1).tolist() == label.tolist()
-    with pytest.raises(dg.ConditionError, match="looks at the label"):
+    with pytest.raises(dg.ConditionError, match="looks at a label, and there is none: give step or run label="):
         rnn.step(x[3:6], y[3:6])
 
 

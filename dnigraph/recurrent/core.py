@@ -121,7 +121,7 @@ def make_core(step: Any, readout: nn.Module | None, windowed: bool, batch_first:
 
 
 def first_state(core: Core, initial: Any, x: Any, batch: int) -> Any:
-    """The first state of so many sequences: `initial`'s, else what the module makes of its first step without one.
+    """The first state of so many sequences: `initial`'s, else zeros like what the module makes without a state.
 
     Raises:
         RecurrentError: the module needs a state, and nobody says which.
@@ -140,7 +140,13 @@ def first_state(core: Core, initial: Any, x: Any, batch: int) -> Any:
             [f"{type(module).__name__} fails without a state: {type(error).__name__}: {str(error).splitlines()[0]}"],
             "let it take state=None and make zeros, or give initial=lambda batch: ... (its first state)",
         ) from error
-    return pytree.tree_map_only(Tensor, torch.zeros_like, state)
+    return pytree.tree_map(_zero, state)
+
+
+def _zero(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return torch.zeros_like(leaf)
+    return type(leaf)(0) if type(leaf) in (int, float, complex) else leaf
 
 
 def _zeros(module: Any, batch: int) -> Any:

@@ -40,7 +40,9 @@ def guessed(options: Options, estimate: Tensor, ends: Tensor | None, strengths: 
     # Traces follow the head itself, whatever the core makes of what it says.
     chain = alive(estimate, ends, centre=False) if options.traces is not None else consumed
     if options.boundary == "shuffled":
-        consumed = consumed[torch.randperm(len(consumed), device=consumed.device)]
+        going = torch.arange(len(consumed), device=consumed.device) if ends is None else (~ends).nonzero()[:, 0]
+        others = going[torch.randperm(len(going), device=consumed.device)]
+        consumed = consumed.index_copy(0, going, consumed[others])
     return Credit(consumed * scale if scale else None, chain * discount)
 
 

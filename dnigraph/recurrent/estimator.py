@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dnigraph.boundaries.scale import RunningScale
-from dnigraph.conditions import ConditionChoice
+from dnigraph.conditions import ConditionChoice, ConditionError
 from dnigraph.heads import CrossingSpec, HeadChoice, make_head
 
 from .layout import Layout
@@ -69,6 +69,10 @@ class Estimator(nn.Module):
             ConditionError: it is missing or does not fit.
         """
         condition = self.head.condition
+        if condition is not None and label is None:
+            raise ConditionError(
+                "the head at a window's end looks at a label, and there is none: give step or run label="
+            )
         return None if condition is None else condition.check(label, batch, "horizon")
 
     @torch.no_grad()

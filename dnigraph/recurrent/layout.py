@@ -80,10 +80,14 @@ class Layout:
         return found
 
     def choose(self, mask: Tensor, chosen: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-        """For each sequence the leaves of `chosen` where the mask says so, else of `others`. Shapes: mask [batch]."""
+        """For each sequence the leaves of `chosen` where the mask says so, else of `others`. Shapes: mask [batch].
+
+        What a state holds for all sequences together is chosen where all of them are.
+        """
+        alike = chosen if bool(mask.all()) else others
         return [
-            other if axis is None else torch.where(_beside(mask, new, axis), new, other)
-            for axis, new, other in zip(self.axes, chosen, others, strict=True)
+            same if axis is None else torch.where(_beside(mask, new, axis), new, other)
+            for axis, new, other, same in zip(self.axes, chosen, others, alike, strict=True)
         ]
 
     def first(self, batch: int) -> list[Any]:

@@ -78,8 +78,9 @@ class Learner:
         """
         layout, asks = self.layout, self._asks(place)
         leaves = [v.detach().requires_grad_(asks) if i in layout.live else v for i, v in enumerate(place.leaves)]
+        inside = [v.detach().requires_grad_() if _learns(v) else v for v in first]  # for resets inside the window
         with torch.enable_grad():
-            passed = run_window(self.core, layout, leaves, first, window, self.auxiliary is not None)
+            passed = run_window(self.core, layout, leaves, inside, window, self.auxiliary is not None)
             loss, share, count = window_loss(self.loss, passed.output, window, self.options.horizon)
             total = loss if loss is None or share == 1 else loss * share
             view, estimate = self._looks_ahead(passed.last, seen, window, strengths.cap)
@@ -88,9 +89,11 @@ class Learner:
         start, last = layout.live_leaves(leaves), layout.live_leaves(passed.last)
         if self.traces is not None:
             self.traces.pass_window(place, leaves, last, start, strengths.discount)
-        parameters = self.groups["core"].parameters if "core" in self.groups else []
+        parameters = [*(self.groups["core"].parameters if "core" in self.groups else []), *filter(_learns, inside)]
         target = backward(total, last, start, layout, credit, parameters)
-        self._first_learns(place.leaves, target)
+        self._first_learns(
+            place.leaves, target, [(v, i.grad) for v, i in zip(first, inside, strict=True) if _learns(v)]
+        )
         learned = Learned(passed, loss, count, view)
         if asks:
             target = layout.rows([torch.zeros_like(s) for s in start]) if target is None else target
@@ -117,7 +120,7 @@ class Learner:
 
     def _asks(self, place: Place) -> bool:
         """Whether anybody wants the gradient at the window's start."""
-        learns = any(isinstance(v, Tensor) and v.requires_grad for v in place.leaves)
+        learns = any(map(_learns, place.leaves))
         return learns or self.options.has_head or self.options.stores
 
     def _looks_ahead(
@@ -150,14 +153,17 @@ class Learner:
         found = self.auxiliary.loss(self.estimator.attached_view(passed.early), wanted) * self.options.auxiliary_weight
         return found if total is None else total + found
 
-    def _first_learns(self, source: Sequence[Any], target: Tensor | None) -> None:
-        """First states that are parameters get their gradient, too."""
+    def _first_learns(
+        self, source: Sequence[Any], target: Tensor | None, inside: Sequence[tuple[Tensor, Tensor | None]]
+    ) -> None:
+        """First states that come of parameters get their gradients, too, of the window's start and of inside it."""
         live = self.layout.live_leaves(source)
-        if target is None or not any(leaf.requires_grad for leaf in live):
-            return
-        pairs = zip(live, self.layout.split(target, live), strict=True)
-        roots = [(leaf, gradient) for leaf, gradient in pairs if leaf.requires_grad]
-        torch.autograd.backward([leaf for leaf, _ in roots], [gradient for _, gradient in roots])
+        pairs = list(inside)
+        if target is not None:
+            pairs += zip(live, self.layout.split(target, live), strict=True)
+        roots = [(leaf, gradient) for leaf, gradient in pairs if leaf.requires_grad and gradient is not None]
+        if roots:  # the graph of first states is small, and all windows of a sequence go through it
+            torch.autograd.backward([r for r, _ in roots], [g for _, g in roots], retain_graph=True)
 
     def _head_learns(self, place: Place, leaves: Sequence[Any], learned: Learned, look: bool) -> None:
         self.windows += 1
@@ -169,3 +175,7 @@ class Learner:
         label = self.estimator.label(place.seen, len(view))
         seen = self.estimator.learn(view, label, learned.target, counted, self.traces)
         learned.metrics = measure(seen, len(view)) if look else {}
+
+
+def _learns(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.requires_grad

@@ -61,7 +61,7 @@ class Options:
         limits = {"scale": 100, "discount": 1, "auxiliary": 100, "blend": 1, "traces": 1, "decay": 1}
         for name, most in limits.items():
             value = getattr(self, name)
-            if value is not None and not _within(value, most):
+            if not _within(value, most) and (value is not None or name in ("auxiliary", "decay")):
                 yield f"{name}={value!r} (a number from 0 to {most})"
         for name in ("cap", "gain"):
             value = getattr(self, name)
@@ -75,6 +75,9 @@ class Options:
         for name in ("blend", "traces", "auxiliary"):
             if getattr(self, name) not in (None, 0) and self.boundary in BOUNDARIES and self.boundary != "dni":
                 yield f"{name} goes with boundary='dni', not with {self.boundary!r}"
+        for name in ("warm_up", "discount") if self.blend is not None else ():
+            if getattr(self, name):
+                yield f"blend and {name} do not go together: a share of the true gradient comes from the start"
         if self.auxiliary and self.blend is not None:
             yield "auxiliary and blend do not go together: stored windows have no auxiliary task"
 
@@ -93,7 +96,7 @@ class Options:
         """The weight of the auxiliary task in the core's loss.
 
         Its error is counted in units of the targets' size, where the paper's, with weight 1, is in those of the
-        gradients themselves, some thousand times smaller. Weights of 0.1 and 1 kept delayed recall at chance.
+        gradients themselves, some thousand times smaller. With 0.1, delayed recall was solved on none of 3 seeds.
         """
         return 0.003 if self.auxiliary is True else float(self.auxiliary)
 

@@ -26,15 +26,28 @@ class Place:
         return self.fresh is not None and bool(self.fresh.all())
 
 
-def begin(layout: Layout, place: Place | None, first: Sequence[Any], window: Window) -> Place:
+def begin(
+    layout: Layout, place: Place | None, given: Sequence[Any] | None, first: Sequence[Any], window: Window
+) -> Place:
     """The place where a window begins: sequences that are reset, or whose last window ended them, stand at `first`.
+
+    Args:
+        given: leaves of the state in which the user lets all sequences begin; None: they begin at `first`.
 
     Raises:
         RecurrentError: the stream has another number of sequences.
     """
+    if given is not None and (known := layout.batch(given)) != window.batch:
+        raise RecurrentError(
+            [f"the window has {window.batch} sequences, the state that was given has {known}"],
+            "give reset(...) a state of as many sequences",
+        )
     if place is None:
         device = layout.live_leaves(first)[0].device
-        return Place(list(first), torch.ones(window.batch, dtype=torch.bool, device=device), None)
+        all_anew = torch.ones(window.batch, dtype=torch.bool, device=device)
+        if given is not None and window.reset is not None:
+            given = layout.choose(window.reset[0], first, given)
+        return Place(list(first if given is None else given), all_anew, None)
     if (known := layout.batch(place.leaves)) != window.batch:
         raise RecurrentError(
             [f"the window has {window.batch} sequences, the stream has {known}"],
@@ -61,4 +74,7 @@ def mended(layout: Layout, place: Place | None) -> Place | None:
     if place is None:
         return None
     lost = ~layout.rows(layout.live_leaves(place.leaves)).isfinite().all(-1)
-    return Place(place.leaves, lost if place.fresh is None else place.fresh | lost, place.seen)
+    seen = place.seen
+    if isinstance(seen, Tensor) and seen.is_floating_point():
+        seen = seen.nan_to_num(0.0, 0.0, 0.0)  # nobody learns from it, but 0 * nan is nan
+    return Place(place.leaves, lost if place.fresh is None else place.fresh | lost, seen)

@@ -1,6 +1,7 @@
 """The runner of recurrent networks: windows of a stream, one after the other, with credit over their ends."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,6 @@ from dnigraph.conditions import ConditionChoice
 from dnigraph.heads import HeadChoice
 from dnigraph.local import StepResult
 from dnigraph.network import Network
-from dnigraph.passes.capture.luck import random_state
 from dnigraph.updates import MakeOptimizer, MakeScheduler
 
 from .conversion import network_of
@@ -30,6 +30,8 @@ from .saving import fitting, state_of, take_up
 from .stored import Stored, sweep
 from .stream import make_stream
 from .window import Loss, Window, make_window
+
+MANY = 1000  # windows that wait for the end of their sequences: more than most have
 
 
 class Recurrent:
@@ -150,8 +152,7 @@ class Recurrent:
         Raises:
             RecurrentError: the window does not fit; all misfits are listed.
         """
-        if not self.core.training:
-            raise RecurrentError(["the module is in eval mode"], "call rnn.core.train(), or run the module itself")
+        self._refuse_idle()
         window = make_window(self.core, self.options.horizon, x, target, mask, reset, ends, label)
         learned = self._step(window)
         tally = Tally()
@@ -174,8 +175,7 @@ class Recurrent:
         Raises:
             RecurrentError: the sequences do not fit; all misfits are listed.
         """
-        if not self.core.training:
-            raise RecurrentError(["the module is in eval mode"], "call rnn.core.train(), or run the module itself")
+        self._refuse_idle()
         stream = make_stream(self.core, x, target, mask, reset, lengths, ends, label)
         self.ending = self.ending or ends
         tally, kept = Tally(), []
@@ -202,6 +202,8 @@ class Recurrent:
     def reset(self, state: Any = None) -> None:
         """All sequences begin anew with the next window, in the state that is given, else as `initial` says."""
         self._stored, self._place, self._given = [], None, state
+        if self._waiting is not None:
+            self._waiting |= {"stored": [], "place": None, "given": state}
 
     def network(
         self, x: Any = None, *, label: Any = None, batch_first: bool | None = None, seed: int = 0, log: bool = False
@@ -252,6 +254,7 @@ class Recurrent:
         """
         state = load_checkpoint(path, {"recurrent"})
         self._waiting = fitting(self, state["recurrent"])
+        self._given = self._waiting.get("given")
         for name, module in self.modules().items():
             if name in ("core", "initial"):  # at once: a user may want to look at them before the first window
                 module.load_state_dict(self._waiting["modules"][name])
@@ -263,25 +266,40 @@ class Recurrent:
     def _step(self, window: Window) -> Learned:
         learner = self.prepared(window)
         self.ending = self.ending or window.ends is not None
-        first = self._first(learner, window)
-        place = begin(learner.layout, self._place, first, window)
+        layout = learner.layout
+        first = first_leaves(self.core, layout, self.initial, window)
+        given = None if self._given is None else _detached(layout.leaves(self._given))
+        place = begin(layout, self._place, given, first, window)
         seen = learner.seen(window)
-        self.steps += 1
         if self.options.stores:
-            learned = self._store(learner, Stored(window, place, seen, random_state()), first)
+            learned = self._store(learner, Stored.of(window, place, seen), first)
         else:
             learned = learner.window(window, place, first, seen, self.strengths, None, self._looks())
+        self.steps += 1
+        self._given = None
         self._place = behind(window, learned.forward.last, seen, learned.view)
         self._update(learner, window, learned)
         return learned
 
     def _store(self, learner: Learner, stored: Stored, first: list[Any]) -> Learned:
         """Run a window without a graph and keep it; where all sequences have ended, go back through all of them."""
-        self._stored.append(stored)
+        if learner.estimator is not None and not stored.window.all_end:
+            learner.estimator.label(stored.seen, stored.window.batch)  # what is missing is told now
         learned = learner.ahead(stored.window, stored.place, first)
+        self._stored.append(stored)
         if stored.window.all_end:
-            learned.metrics = sweep(learner, self._stored, first, self.strengths, self._looks()).metrics
+            try:
+                learned.metrics = sweep(learner, self._stored, first, self.strengths, self._looks()).metrics
+            except BaseException:  # what is half learned is not learned
+                self.reset()
+                for group in learner.groups.values():
+                    group.forget()
+                raise
             self._stored = []
+        elif len(self._stored) == MANY:
+            warnings.warn(
+                f"{MANY} windows are kept until all sequences end with the same one: step(..., ends=True)", stacklevel=4
+            )
         return learned
 
     def _update(self, learner: Learner, window: Window, learned: Learned) -> None:
@@ -296,6 +314,13 @@ class Recurrent:
         if self._looks() or core["skipped"]:
             learned.reports = {"core": {**core, "skipped": float(self.skipped)}, "horizon": learned.metrics}
 
+    def _refuse_idle(self) -> None:
+        """Look whether anything could learn."""
+        if not self.core.training:
+            raise RecurrentError(["the module is in eval mode"], "call rnn.core.train(), or run the module itself")
+        if torch.is_inference_mode_enabled():
+            raise RecurrentError(["nothing can learn under torch.inference_mode()"], "step outside of it")
+
     def _refuse_nested(self) -> None:
         """Boundaries inside the module learn in every backward pass, so there must be just one."""
         nested = any(isinstance(module, Boundary) for module in self.core.modules())
@@ -308,12 +333,6 @@ class Recurrent:
 
     def _looks(self) -> bool:
         return self.monitor > 0 and self.steps % self.monitor == 0
-
-    def _first(self, learner: Learner, window: Window) -> list[Any]:
-        given, self._given = self._given, None
-        if given is not None:
-            return learner.layout.leaves(given)
-        return first_leaves(self.core, learner.layout, self.initial, window)
 
     def prepared(self, window: Window | None = None) -> Learner:
         """All that learns, made now if this is the first window.
@@ -329,8 +348,12 @@ class Recurrent:
             self._learner = make_learner(
                 self.core, self.options, self.loss, self.initial, self._head, self._condition, self.rules, window
             )
-            if self._waiting is not None:
-                self._resume()
+            try:
+                if self._waiting is not None:
+                    self._resume()
+            except BaseException:
+                self._learner = None  # until the right file comes
+                raise
         assert self._learner is not None, "it has been made"
         return self._learner
 

@@ -20,6 +20,7 @@ def state_of(run: "Recurrent") -> dict[str, Any]:
         "modules": {name: module.state_dict() for name, module in run.modules().items()},
         "groups": {
             name: {
+                "kind": type(group.optimizer).__name__,
                 "optimizer": group.optimizer.state_dict(),
                 "scheduler": group.scheduler.state_dict() if group.scheduler else None,
                 "gradients": [p.grad for p in group.parameters],
@@ -30,6 +31,8 @@ def state_of(run: "Recurrent") -> dict[str, Any]:
         "stored": packed(run._stored),
         "traces": None if traces is None else {"held": traces.held, "jacobian": traces.jacobian},
         "windows": 0 if learner is None else learner.windows,
+        "options": vars(run.options),
+        "given": run._given,
         "steps": run.steps,
         "skipped": run.skipped,
         "ending": run.ending,
@@ -42,8 +45,13 @@ def fitting(run: "Recurrent", state: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RecurrentError: it is not; all differences are listed.
     """
-    misfits = []
-    for name in ("core", "initial"):
+    misfits, there = [], state.get("options", {})
+    for name in ("boundary", "blend", "traces", "auxiliary"):  # what decides which state there is
+        own = getattr(run.options, name)
+        if name in there and own != there[name]:
+            misfits.append(f"{name}={own!r} here and {there[name]!r} in the file")
+    both = run._learner is not None and state["groups"]  # else one of them has not seen a window yet
+    for name in ("core", "initial", "head", "auxiliary") if both else ("core", "initial"):
         module = run.modules().get(name)
         own = {} if module is None else {k: tuple(getattr(v, "shape", ())) for k, v in module.state_dict().items()}
         theirs = {k: tuple(getattr(v, "shape", ())) for k, v in state["modules"].get(name, {}).items()}
@@ -52,8 +60,14 @@ def fitting(run: "Recurrent", state: Mapping[str, Any]) -> dict[str, Any]:
             for key in sorted(own.keys() | theirs.keys())
             if own.get(key) != theirs.get(key)
         ]
+    for name, group in ({} if run._learner is None else run._learner.groups).items():
+        saved, kind = state["groups"].get(name), type(group.optimizer).__name__
+        if saved is not None and saved.get("kind", kind) != kind:
+            misfits.append(f"{name}: optimised by {kind} here and {saved['kind']} in the file")
+        elif saved is not None and len(saved["optimizer"]["param_groups"]) != len(group.optimizer.param_groups):
+            misfits.append(f"{name}: the optimiser has another number of parameter groups than in the file")
     if misfits:
-        raise RecurrentError(misfits, "make the runner with the same modules as the one that was saved")
+        raise RecurrentError(misfits, "make the runner with the modules and options of the one that was saved")
     return dict(state)
 
 
@@ -63,6 +77,7 @@ def take_up(run: "Recurrent", state: Mapping[str, Any]) -> None:
     Raises:
         RecurrentError: the run was made with other options.
     """
+    fitting(run, state)
     own, learner = run.modules(), run._learner
     if learner is not None and set(state["groups"]) != set(learner.groups):
         raise RecurrentError(

@@ -1,11 +1,15 @@
 """Windows that are kept until their sequence has ended, and then gone through backwards."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from dnigraph.passes.capture.luck import random_state, set_random_state
 
+from .layout import Layout
 from .learner import Learned, Learner
 from .options import Strengths
 from .places import Place
@@ -20,6 +24,20 @@ class Stored:
     place: Place
     seen: Any  # what the head looks at behind the window
     random: dict[str, Any]
+    learned: bool = False  # whether its first states come of parameters
+
+    @classmethod
+    def of(cls, window: Window, place: Place, seen: Any) -> "Stored":
+        """What is kept of a window that will be run."""
+        learned = any(isinstance(v, Tensor) and v.requires_grad for v in place.leaves)
+        leaves = [v.detach() if isinstance(v, Tensor) else v for v in place.leaves]
+        return cls(window, replace(place, leaves=leaves), seen, random_state(), learned)
+
+    def begin(self, layout: Layout, first: Sequence[Any]) -> Place:
+        """Where it begins; first states that come of parameters with their graph, which nothing has changed since."""
+        if not self.learned or self.place.fresh is None:
+            return self.place
+        return replace(self.place, leaves=layout.choose(self.place.fresh, first, self.place.leaves))
 
 
 def sweep(
@@ -35,14 +53,18 @@ def sweep(
     Source: Jaderberg et al. 2017, arXiv 1608.05343, supplement A (BP(lambda)).
     """
     now, later, learned = random_state(), None, None
+    buffers = [(b, b.clone()) for b in learner.core.buffers()]  # they have seen these windows already
     try:
         for stored in reversed(windows):
             set_random_state(stored.random)
-            arguments = (stored.window, stored.place, first, stored.seen, strengths, later, look)
-            learned = learner.window(*arguments)
+            place = stored.begin(learner.layout, first)
+            learned = learner.window(stored.window, place, first, stored.seen, strengths, later, look)
             later = learned.target
     finally:
         set_random_state(now)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
     assert learned is not None, "there is a window to go through"
     return learned
 
@@ -50,11 +72,16 @@ def sweep(
 def packed(windows: Sequence[Stored]) -> list[dict[str, Any]]:
     """For a checkpoint: plain containers of tensors."""
     return [
-        {"window": vars(s.window), "place": vars(s.place), "seen": s.seen, "torch": s.random["torch"]} for s in windows
-    ]
+        {"window": vars(s.window), "place": vars(s.place), "seen": s.seen, "torch": s.random["torch"],
+         "learned": s.learned}
+        for s in windows
+    ]  # fmt: skip
 
 
 def unpacked(states: Sequence[dict[str, Any]]) -> list[Stored]:
     """What `packed` packed."""
     now = random_state()
-    return [Stored(Window(**s["window"]), Place(**s["place"]), s["seen"], {**now, "torch": s["torch"]}) for s in states]
+    return [
+        Stored(Window(**s["window"]), Place(**s["place"]), s["seen"], {**now, "torch": s["torch"]}, s["learned"])
+        for s in states
+    ]

@@ -55,12 +55,19 @@ def make_stream(core: Core, x: Any, target: Any, mask: Any, reset: Any, lengths:
     Raises:
         RecurrentError: the tensors do not fit each other, or sequences of several lengths have no end.
     """
+    packed = [t for t in pytree.tree_leaves((x, target), is_leaf=_is_packed) if _is_packed(t)]
+    longs = [pad_packed_sequence(t)[1].tolist() for t in packed]
+    if any(long != longs[0] for long in longs):
+        raise RecurrentError(
+            [f"packed sequences of x and target differ in length: {' and '.join(map(str, longs))}"],
+            "pack both with the same lengths",
+        )
     if isinstance(x, PackedSequence):
         x, lengths = pad_packed_sequence(x, batch_first=core.batch_first)
     target = pytree.tree_map(
         lambda t: pad_packed_sequence(t, batch_first=core.batch_first)[0] if isinstance(t, PackedSequence) else t,
         target,
-        is_leaf=lambda t: isinstance(t, PackedSequence),
+        is_leaf=_is_packed,
     )
     whole = make_window(core, None, x, target, mask, reset, None, label)
     device = next(t.device for t in pytree.tree_leaves(whole.x) if isinstance(t, Tensor))
@@ -81,3 +88,7 @@ def make_stream(core: Core, x: Any, target: Any, mask: Any, reset: Any, lengths:
     mask = there if whole.mask is None else whole.mask & there
     fields = {**vars(whole), "mask": None if bool(mask.all()) else mask}
     return Stream(Window(**fields), lengths, ends, device)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)

@@ -42,7 +42,8 @@ class Traces:
             discount: of later losses in the head's targets.
             last, start: its live leaves behind and before the window, whose graph is still there.
         """
-        before, self.jacobian = self.jacobian, jacobian(last, start, self.estimator.layout)
+        dtype = self.estimator.spec.dtype
+        before, self.jacobian = self.jacobian, jacobian(last, start, self.estimator.layout).to(dtype)
         if place.behind_ends():
             self.held = {}
             return
@@ -60,8 +61,8 @@ class Traces:
         """Add this window's share to the head's gradients. Shapes: error [batch, width], the regression's gradient."""
         parameters = dict(self.estimator.head.named_parameters())
         for name, trace in self.held.items():
-            gradient = torch.einsum("bi,bi...->...", error, trace)
             parameter = parameters[name]
+            gradient = torch.einsum("bi,bi...->...", error, trace).to(parameter.dtype)  # autocast makes it another
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _sensitivities(self, view: Tensor, label: Tensor | None) -> dict[str, Tensor]:
@@ -75,7 +76,7 @@ class Traces:
 
         over = (None, 0, None if label is None else 0)
         found: dict[str, Tensor] = vmap(jacrev(once), in_dims=over)(weights, view, label)
-        return {name: value.detach() for name, value in found.items()}
+        return {name: value.detach().to(weights[name].dtype) for name, value in found.items()}
 
 
 def jacobian(last: Sequence[Tensor], start: Sequence[Tensor], layout: Layout) -> Tensor:
@@ -84,14 +85,12 @@ def jacobian(last: Sequence[Tensor], start: Sequence[Tensor], layout: Layout) ->
     eye = torch.eye(layout.width, dtype=rows.dtype, device=rows.device)
     seeds = _seeds(eye, layout, last)
     pairs = [(leaf, seed) for leaf, seed in zip(last, seeds, strict=True) if leaf.requires_grad]
-    found = torch.autograd.grad(
-        [leaf for leaf, _ in pairs],
-        list(start),
-        [seed for _, seed in pairs],
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=True,
-    )
+    found: Sequence[Tensor | None] = [None] * len(start)
+    if pairs:
+        leaves, asked = zip(*pairs, strict=True)
+        found = torch.autograd.grad(
+            leaves, list(start), asked, retain_graph=True, allow_unused=True, is_grads_batched=True
+        )
     whole = [g if g is not None else s.new_zeros(layout.width, *s.shape) for g, s in zip(found, start, strict=True)]
     return torch.stack([layout.rows([g[i] for g in whole]) for i in range(layout.width)], 1).detach()
 

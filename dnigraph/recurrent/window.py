@@ -76,6 +76,7 @@ def make_window(
     ends = _bools("ends", _flag(ends, batch), {(batch,): "one per sequence"}, misfits, device)
     if misfits:
         raise RecurrentError(misfits, f"the order is {order}; batch_first={core.batch_first}")
+    ends = ends if ends is not None and bool(ends.any()) else None
     if mask is not None and mask.ndim == 1:
         mask = (mask if core.batch_first else mask[:, None]).expand(shape)
     return Window(x, target, mask, _time_first(reset, core, length), ends, label, length, batch)

@@ -58,8 +58,10 @@ class Performer:
             elif inbox.lacks(known, anew):
                 lacking.append(inbox.link.source.name)
         wrong = [f"{port} is needed in tick {tick.number}: tick({{{port!r}: ...}})" for port in lacking]
-        blind = tick.learning and tick.labels.get(self.agent.name) is None and self.agent.trains()
-        return wrong + [self._unlabelled(box, tick) for box in self.outboxes if blind and _looks(box, tick)]
+        if not tick.learning or tick.labels.get(self.agent.name) is not None:
+            return wrong
+        blind = [box for box in self.outboxes if _looks(box, tick)]
+        return wrong + [self._unlabelled(box, tick) for box in blind if self.agent.trains()]
 
     def fire(self, tick: Tick) -> Firing | None:
         """The forward pass; the firing, if there is anything to learn."""
