@@ -177,6 +177,56 @@ def test_a_learned_first_state_gets_the_gradient_of_every_beginning():
     torch.testing.assert_close(kept[-1], wanted)
 
 
+def test_a_state_that_is_given_beside_a_learned_one_gives_the_gradients_of_backprop():
+    rnn = beginning(boundary="oracle", clip=None, optimizer=lambda p: torch.optim.SGD(p, 1.0))
+    x, y = data(long=6)
+    state, reset = torch.randn(BATCH, WIDE, dtype=torch.double), torch.zeros(6, BATCH, dtype=torch.bool)
+    reset[0, 0] = reset[4, 1] = True
+    plain, out, begin = copy.deepcopy((rnn.core.module, rnn.core.readout, rnn.initial))
+
+    rnn.reset(state)
+    rnn.run(x, y, reset=reset)
+
+    outputs = []
+    for t in range(6):
+        state = plain(x[t], torch.where(reset[t][:, None], begin(BATCH), state))
+        outputs.append(out(state))
+    parameters = [*plain.parameters(), *out.parameters(), *begin.parameters()]
+    wanted = torch.autograd.grad((torch.stack(outputs) - y).square().mean() * 2, parameters)
+    moved = [*rnn.core.module.parameters(), *rnn.core.readout.parameters(), *rnn.initial.parameters()]
+    for before, after, gradient in zip(parameters, moved, wanted, strict=True):
+        torch.testing.assert_close(before - after, gradient)
+
+
+def test_a_file_of_before_the_first_window_takes_a_run_back(tmp_path):
+    rnn, other = made(optimizer=adam), made(optimizer=adam)
+    x, y = data()
+    other.save(tmp_path / "first.pt")
+    rnn.step(x[:3], y[:3])
+
+    rnn.load(tmp_path / "first.pt")
+    for one in (rnn, other):
+        torch.manual_seed(3)
+        one.step(x[3:6], y[3:6])
+        one.step(x[6:9], y[6:9])
+
+    assert same(weights(rnn), weights(other))
+    assert rnn.steps == 2
+
+
+def test_a_copy_in_the_middle_of_a_sequence_keeps_the_sum_of_its_gradients():
+    rnn = made(update="sequence", optimizer=adam)
+    x, y = data()
+    rnn.step(x[:3], y[:3], ends=True)
+    rnn.step(x[3:6], y[3:6])
+    other = copy.deepcopy(rnn)
+
+    for one in (rnn, other):
+        one.step(x[6:9], y[6:9], ends=True)
+
+    assert same(weights(rnn), weights(other))
+
+
 @pytest.mark.parametrize("options", [{"boundary": "oracle"}, {"blend": 0.5}])
 @pytest.mark.parametrize("copied", [False, True])
 def test_in_the_middle_of_a_sequence_a_learned_first_state_survives(options, copied, tmp_path):

@@ -9,6 +9,7 @@ class Oracle(Boundary):
     """Hands back the true target, bitwise: backprop through the same machinery."""
 
     kind = "oracle"
+    heeds = True
 
     def visit(self, value: Tensor) -> Visit:
         return Visit((value,), None, lambda target: (target,))

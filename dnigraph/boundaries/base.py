@@ -27,7 +27,9 @@ class Boundary(nn.Module, ABC):
 
     kind: str = "boundary"  # for the plan's table: "dni", "oracle", "local-loss"
     head_name: str | None = None  # "mlp 128"; None: it has no head
-    heeds: bool = True  # whether what the producer gets is, or foretells, what comes back from the consumers
+    heeds: bool = (
+        False  # True: what the producer gets is, or foretells, what comes back, and is nothing where none does
+    )
 
     def __init__(self, spec: CrossingSpec, context: Context) -> None:
         super().__init__()

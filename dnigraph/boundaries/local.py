@@ -27,7 +27,6 @@ class LocalLoss(Boundary):
     """
 
     kind = "local-loss"
-    heeds = False
 
     def __init__(
         self, spec: CrossingSpec, context: Context, classes: int | None, loss: Loss, hidden: int | None

@@ -18,6 +18,7 @@ class Silent(Boundary):
     """
 
     kind = "silent"
+    heeds = True
 
     def __init__(self, spec: CrossingSpec, context: Context, warm_up: int = 0, refresh: int = 0):
         super().__init__(spec, context)

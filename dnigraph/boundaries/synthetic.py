@@ -59,6 +59,7 @@ class Dni(Boundary):
     """
 
     kind = "dni"
+    heeds = True
 
     def __init__(self, spec: CrossingSpec, context: Context, head: HeadChoice = "auto", options: Options | None = None):
         super().__init__(spec, context)

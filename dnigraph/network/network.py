@@ -45,8 +45,8 @@ class Network(Wired):
                 link feeds. A single value where there is just one.
             targets: by agent; a single value where just one agent has a loss. An agent without a target in this tick
                 learns from its links alone.
-            label: what heads look at where they have a condition: one for all, or by agent. None: the target, where
-                just one agent has a loss; else each agent's own.
+            label: what heads look at where they have a condition: one for all, or by agent; needed in every tick in
+                which their senders fire. None: the target, where just one agent has a loss; else each agent's own.
             ends: an episode ends. Nobody will read what is still on its way: nothing comes back for it, what waits
                 learns, and the next tick begins anew.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dnigraph.checkpoint import load_checkpoint, restore_random, save_checkpoint
 
 from .errors import NetworkError
-from .running.keeping import groups_of, state_of, take_up
+from .running.keeping import groups_of, set_aside, state_of, take_back, take_up
 
 if TYPE_CHECKING:
     from .wired import Wired
@@ -89,7 +89,7 @@ def load(net: "Wired", path: str | os.PathLike[str], inputs: Any) -> None:
             ["this network has not run yet, so it has no heads: net.load(path, inputs), with what `tick` is given"],
             "the checkpoint cannot be loaded",
         )
-    wrong = list(_differences("", structure(net), state["structure"]))
+    wrong = list(_differences("", _told(structure(net), state["structure"]), state["structure"]))
     wrong = wrong or list(_other_weights(net, state["modules"]))
     wrong += _differences("optimizer", _optimizers(net), state.get("optimizers", _optimizers(net)))
     if wrong:
@@ -111,7 +111,17 @@ def _said(initial: Any) -> Any:
         return list(initial)
     if isinstance(initial, Tensor):
         return f"tensor {list(initial.shape)}"
-    return None if initial is None else "function"
+    return None if initial is None else "function" if callable(initial) else type(initial).__name__
+
+
+def _told(here: Any, there: Any) -> Any:
+    """The structure without the facts of agents and links that an older file does not tell."""
+    if isinstance(here, list) and isinstance(there, list):
+        return [*(_told(own, other) for own, other in zip(here, there, strict=False)), *here[len(there) :]]
+    if not (isinstance(here, Mapping) and isinstance(there, Mapping)):
+        return here
+    facts = {"clip", "initial", "options"}
+    return {key: _told(own, there.get(key)) for key, own in here.items() if key in there or key not in facts}
 
 
 def _optimizers(net: "Wired") -> dict[str, list[str | None]]:
@@ -149,14 +159,16 @@ def _as_it_was(net: "Wired") -> Iterator[None]:
     """
     modules, actors = net.modules(), net._actors()
     before = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
-    held = {name: state_of(actor) for name, actor in actors.items()}
+    held = {name: (state_of(actor), set_aside(actor)) for name, actor in actors.items()}
     try:
         yield
     except Exception as error:
         for name, module in modules.items():
             module.load_state_dict(before[name])
         for name, actor in actors.items():
-            take_up(actor, held[name])
+            state, waiting = held[name]
+            take_up(actor, state)
+            take_back(actor, waiting)
         if isinstance(error, NetworkError):
             raise
         raise NetworkError([f"{type(error).__name__}: {error}"], "the checkpoint belongs to another network") from error

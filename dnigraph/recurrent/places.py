@@ -20,6 +20,7 @@ class Place:
     fresh: Tensor | None  # bool [batch]: which sequences begin here; None: none
     seen: Any  # what the head looks at beside the state
     view: Tensor | None = None  # what the head saw of the state, where that is known already
+    born: Tensor | None = None  # bool [batch]: which of those that begin do so in the usual first state; None: all
 
     def behind_ends(self) -> bool:
         """Whether all sequences begin here."""
@@ -45,9 +46,9 @@ def begin(
     if place is None:
         device = layout.live_leaves(first)[0].device
         all_anew = torch.ones(window.batch, dtype=torch.bool, device=device)
-        if given is not None and window.reset is not None:
-            given = layout.choose(window.reset[0], first, given)
-        return Place(list(first if given is None else given), all_anew, None)
+        if given is None or window.reset is None:
+            return Place(list(first if given is None else given), all_anew, None)
+        return Place(layout.choose(window.reset[0], first, given), all_anew, None, born=window.reset[0])
     if (known := layout.batch(place.leaves)) != window.batch:
         raise RecurrentError(
             [f"the window has {window.batch} sequences, the stream has {known}"],

@@ -1,5 +1,6 @@
 """The runner of recurrent networks: windows of a stream, one after the other, with credit over their ends."""
 
+import copy
 import os
 import warnings
 from collections.abc import Mapping
@@ -259,6 +260,8 @@ class Recurrent:
             if name in ("core", "initial"):  # at once: a user may want to look at them before the first window
                 module.load_state_dict(self._waiting["modules"][name])
         self.steps, self.skipped, self.ending = (self._waiting[name] for name in ("steps", "skipped", "ending"))
+        if not self._waiting["groups"]:
+            self._learner = None  # the file is of before the first window
         if self._learner is not None or not self._waiting["groups"]:
             self._resume()
         restore_random(state)
@@ -313,6 +316,14 @@ class Recurrent:
             self._place = mended(learner.layout, self._place)
         if self._looks() or core["skipped"]:
             learned.reports = {"core": {**core, "skipped": float(self.skipped)}, "horizon": learned.metrics}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recurrent":
+        other: Recurrent = object.__new__(type(self))
+        memo[id(self)] = other
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        for copied, own in zip(other.parameters(), self.parameters(), strict=True):  # sums of a sequence in its middle
+            copied.grad = None if own.grad is None else own.grad.clone()
+        return other
 
     def _refuse_idle(self) -> None:
         """Look whether anything could learn."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import RecurrentError
+from .options import weight_of
 from .places import Place
 from .stored import packed, unpacked
 
@@ -48,7 +49,8 @@ def fitting(run: "Recurrent", state: Mapping[str, Any]) -> dict[str, Any]:
     misfits, there = [], state.get("options", {})
     for name in ("boundary", "blend", "traces", "auxiliary"):  # what decides which state there is
         own = getattr(run.options, name)
-        if name in there and own != there[name]:
+        alike = weight_of if name == "auxiliary" else lambda value: value
+        if name in there and alike(own) != alike(there[name]):
             misfits.append(f"{name}={own!r} here and {there[name]!r} in the file")
     both = run._learner is not None and state["groups"]  # else one of them has not seen a window yet
     for name in ("core", "initial", "head", "auxiliary") if both else ("core", "initial"):

@@ -91,6 +91,7 @@ class Horizon(Boundary):
     """
 
     kind = "horizon"
+    heeds = True
 
     def __init__(self, spec: CrossingSpec, context: Context, rnn: "Recurrent") -> None:
         learner = rnn.prepared()

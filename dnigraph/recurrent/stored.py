@@ -35,9 +35,10 @@ class Stored:
 
     def begin(self, layout: Layout, first: Sequence[Any]) -> Place:
         """Where it begins; first states that come of parameters with their graph, which nothing has changed since."""
-        if not self.learned or self.place.fresh is None:
+        born = self.place.fresh if self.place.born is None else self.place.born
+        if not self.learned or born is None:
             return self.place
-        return replace(self.place, leaves=layout.choose(self.place.fresh, first, self.place.leaves))
+        return replace(self.place, leaves=layout.choose(born, first, self.place.leaves))
 
 
 def sweep(
@@ -82,6 +83,8 @@ def unpacked(states: Sequence[dict[str, Any]]) -> list[Stored]:
     """What `packed` packed."""
     now = random_state()
     return [
-        Stored(Window(**s["window"]), Place(**s["place"]), s["seen"], {**now, "torch": s["torch"]}, s["learned"])
+        Stored(
+            Window(**s["window"]), Place(**s["place"]), s["seen"], {**now, "torch": s["torch"]}, s.get("learned", False)
+        )
         for s in states
     ]

@@ -41,7 +41,7 @@ class Stage:
             graph.add_edges_from(
                 (link.source.agent, sink.agent)
                 for sink, link in self.feeds.items()
-                if link.initial is None and not self.tried & {link.source.agent, sink.agent}
+                if link.initial is None and not link.outside and not self.tried & {link.source.agent, sink.agent}
             )
             parts = enumerate(nx.strongly_connected_components(graph))
             self._circle = {name: number for number, part in parts for name in part}

@@ -1,6 +1,5 @@
 """What travels between agents: messages one way, answers the other."""
 
-import copy
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -22,8 +21,8 @@ class Message:
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", _version(self.value))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Message":
-        return Message(self.sent, copy.deepcopy(self.value, memo), self.wants)  # a copy's memory counts anew
+    def __reduce__(self) -> tuple[type["Message"], tuple[int, Any, bool]]:
+        return Message, (self.sent, self.value, self.wants)  # a copy's memory counts writes anew
 
     @property
     def spoilt(self) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dnigraph.conditions import ConditionError
 from dnigraph.module import DecoupledModule
-from dnigraph.passes.errors import DniGraphError
 from dnigraph.updates import Group
 
 from ..description.link import Agent
@@ -70,12 +69,11 @@ class Performer:
         try:
             self._run(firing, tick, updates)
         except BaseException as error:
-            where = f"in agent {self.agent.name!r}, tick {tick.number}{_read_by(firing)}"
-            sizes = _sizes(firing, tick, self._free)
+            error.add_note(f"in agent {self.agent.name!r}, tick {tick.number}{_read_by(firing)}")
+            sizes = {} if isinstance(self.agent.module, WindowModule) else _sizes(firing, tick, self._free)
+            if len(set(sizes.values())) > 1:
+                error.add_note(_of_two_sizes(sizes))
             firing.done()
-            if isinstance(error, Exception) and not isinstance(error, DniGraphError) and len(set(sizes.values())) > 1:
-                raise NetworkError(_of_two_sizes(self.agent.name, sizes, error), "the batches do not fit") from error
-            error.add_note(where)
             raise
         if updates:
             return firing
@@ -199,14 +197,12 @@ def _sizes(firing: Firing, tick: Tick, free: Mapping[str, str]) -> dict[str, int
     return {name: len(v) for name, v in given.items() if isinstance(v, Tensor) and v.dim()}
 
 
-def _of_two_sizes(agent: str, sizes: Mapping[str, int], error: Exception) -> list[str]:
+def _of_two_sizes(sizes: Mapping[str, int]) -> str:
     said = ", ".join(f"{size} ({name})" for name, size in sizes.items())
-    why = (str(error).splitlines() or [""])[0]
-    return [
-        f"{agent} was given batches of different sizes, {said}, and failed: {type(error).__name__}: {why}",
-        "keep the batch as large as it is while messages of it are on their way (drop_last=True), or end the episode "
-        "before another size: tick(..., ends=True)",
-    ]
+    return (
+        f"its inputs are of different sizes: {said}. If that is the batch: keep it as large as it is while messages of "
+        "it are on their way (drop_last=True), or end the episode before another size, tick(..., ends=True)"
+    )
 
 
 def _read_by(firing: Firing) -> str:
