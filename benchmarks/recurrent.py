@@ -69,7 +69,8 @@ def jobs(suite: str, text: str = "king-james") -> list[list[dict[str, Any]]]:
     task = {"copy": "copy", "repeat": "repeat copy"}[suite]
     seeds = FRESH[:3]
     three = [[_job(task, arm, s, 3, 40_000, 500) for s in seeds for arm in arms] for arms in (same[:3], same[3:])]
-    others = [[_job(task, arm, s, t, 20_000, 500) for s in seeds for arm in same[:3]] for t in (2, 4, 5)]
+    long = {2: 20_000, 4: 40_000, 5: 20_000}
+    others = [[_job(task, arm, s, t, long[t], 500) for s in seeds for arm in same[:3]] for t in long]
     longer = [[_job(task, "truncated", s, t, 20_000, 500) for s in seeds] for t in (10, 20)]
     return three + longer + others
 
