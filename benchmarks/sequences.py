@@ -3,6 +3,7 @@
 Shapes: x [time, batch, features], target [time, batch, ...], mask [time]: the steps at which an answer is asked.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -28,19 +29,19 @@ class Batch:
     mask: Tensor
 
 
-class Task:
+class Task(ABC):
     """What a job trains on. Everything in `vars` is kept on disk with the job."""
 
     rate = RATE
     stream = False  # whether it goes on for ever; then a batch is one window
 
+    @abstractmethod
     def net(self) -> dict[str, Any]:
         """The step module and what belongs to it, for `dg.Recurrent`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self, horizon: int) -> Batch:
         """The next sequences."""
-        raise NotImplementedError
 
     def harder(self) -> bool:
         """Ask for more, now that it is solved; False: there is no more."""

@@ -215,6 +215,16 @@ def test_its_targets_are_no_labels():
     net.tick(x, y, label=label)
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_window_that_does_not_fit_is_told_in_the_order_of_the_network(batch_first):
+    rnn, _ = pair("gru")
+    x = torch.randn(5, 5, IN)
+    order = "batch, time" if batch_first else "time, batch"
+
+    with pytest.raises(dg.NetworkError, match=rf"has 5 steps, the horizon is 3: .* way out: the order is \[{order}"):
+        rnn.network(torch.randn(WINDOW, BATCH, IN), batch_first=batch_first).tick(x, x)
+
+
 def test_a_target_of_another_shape_is_told():
     rnn, _ = pair("gru")
     x, _ = next(stream("gru", 1))

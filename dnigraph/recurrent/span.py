@@ -39,7 +39,7 @@ class Span(WindowModule):
 
     def forward(self, x: Any, state: Tensor | None = None, **rest: Any) -> dict[str, Any]:
         rnn, layout = self._rnn[0], self._layout
-        window = make_window(self.core, rnn.options.horizon, self._turned(x), None, None, None, None, None)
+        window = self._window(x)
         first = first_leaves(self.core, layout, rnn.initial, window)
         leaves = first if state is None else self._leaves(state, rest, first)
         passed = run_window(self.core, layout, leaves, first, window, early=False)
@@ -59,12 +59,22 @@ class Span(WindowModule):
         misfits = [list(t.shape) for t in pytree.tree_leaves(target) if isinstance(t, Tensor) and t.shape[:2] != shape]
         length, batch = shape[self.core.time], shape[1 - self.core.time]
         if misfits:
-            order = "[batch, time, ...]" if self.batch_first else "[time, batch, ...]"
             raise RecurrentError(
                 [f"target is {wrong}, where the window has {length} steps of {batch} sequences" for wrong in misfits],
-                f"the order is {order}: rnn.network(..., batch_first={not self.batch_first}) asks for the other one",
+                f"the order is {self._order}",
             )
         return self._share(output, Window(None, target, None, None, None, None, length, batch))
+
+    def _window(self, x: Any) -> Window:
+        try:
+            return make_window(self.core, self._rnn[0].options.horizon, self._turned(x), None, None, None, None, None)
+        except RecurrentError as error:
+            raise RecurrentError(error.misfits, f"the order is {self._order}") from error
+
+    @property
+    def _order(self) -> str:
+        order = "[batch, time, ...]" if self.batch_first else "[time, batch, ...]"
+        return f"{order}: rnn.network(..., batch_first={not self.batch_first}) asks for the other one"
 
     def _share(self, output: Any, window: Window) -> Tensor | None:
         rnn = self._rnn[0]

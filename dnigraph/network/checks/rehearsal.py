@@ -111,7 +111,7 @@ def _runs(agent: Agent, arguments: dict[str, Any], stage: Stage, found: Rehearsa
             for name, value in arguments.items()
         )
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        why = "; ".join(lines) if isinstance(error, DniGraphError) else lines[0]  # torch's go on with stacks
+        why = " ".join(lines) if isinstance(error, DniGraphError) else lines[0]  # torch's go on with stacks
         found.problems.append(f"{agent.name} cannot take what it is given ({said}): {type(error).__name__}: {why}")
         return False
     found.writes |= {f"{agent.name}.{name}" for name, version in before.items() if given[name]._version != version}

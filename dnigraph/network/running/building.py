@@ -77,7 +77,6 @@ def _lay(
         inbox.initial = _first(link, sample, batch, inbox.optional)
         inbox.like = sample if isinstance(sample, Tensor) else None
         inbox.writes = str(sink) in found.writes
-        inbox.device = sample.device if isinstance(sample, Tensor) else None
         if isinstance(inbox, Foretold):
             if not isinstance(sample, Tensor):
                 raise NetworkError([f"{link.name}: only a tensor can be predicted"])

@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Container
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..description.clock import Clock
@@ -30,8 +29,7 @@ class Inbox:
         self.entries: list[Entry] = []
         self.ready: list[Answer] = []
         self.initial: Any = None  # what is read before anything has arrived, or what makes it; None: nothing
-        self.like: Tensor | None = None  # of whose precision, and on whose device, it is
-        self.device: torch.device | None = None  # where its messages lie, for a checkpoint that comes from elsewhere
+        self.like: Tensor | None = None  # an example of a message: of its precision, and on its device, all of this is
         self.writes = False  # whether its reader writes to what it is given, and so needs a copy
         self.optional = False  # whether its argument has a default
         self.most = max(MOST, -(-clock.every // sender.every) + 1)  # that wait to be averaged
@@ -176,7 +174,7 @@ class Inbox:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        state = moved(state, self.device)
+        state = moved(state, None if self.like is None else self.like.device)
         self.coming = deque(Message(**m) for m in state["coming"])
         self.entries = []
         for e in state["entries"]:
