@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 import dnigraph as dg
-from dnigraph import data
+from dnigraph.demo import images as data
 
 from .fashion import batches, evaluate, net
 from .timing import RESULTS, report

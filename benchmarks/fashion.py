@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dnigraph as dg
-from dnigraph import data
+from dnigraph.demo import images as data
 
 from .timing import RESULTS, report
 

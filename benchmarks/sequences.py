@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dnigraph as dg
-from dnigraph import data
-from dnigraph.text import load_text
+from dnigraph.demo import images as data
+from dnigraph.demo.texts import load_text
 
 BITS, BATCH, WIDTH, RATE = 4, 32, 64, 1e-3
 SOLVED = 0.15  # bits of error per bit of the answer; guessing gives 1

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import dnigraph as dg
-from dnigraph.passes.capture.inputs import one_more_row, varied
-from dnigraph.passes.capture.luck import seed_all
-from dnigraph.passes.capture.trees import flatten, unflatten
-from dnigraph.passes.capture.untouched import fresh_copies, untouched
+from dnigraph.passes.graph.pytrees import flatten, unflatten
+from dnigraph.passes.sandbox.example import one_more_row, varied
+from dnigraph.passes.sandbox.rng import seed_all
+from dnigraph.passes.sandbox.snapshot import fresh_copies, untouched
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 PARTS = 3

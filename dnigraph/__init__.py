@@ -2,28 +2,28 @@
 
 from .boundaries import Boundary, BoundaryError, CrossingSpec, Visit, dni, local_loss, oracle
 from .boundaries.silent import silent
-from .checking import CheckError, Report, check
-from .checkpoint import CheckpointError
-from .choices import UnconditionedWarning
-from .conditions import Condition, ConditionError, embedded, one_hot
-from .data import DataError
 from .decouple import decouple, plan
+from .decoupled.attribute_guards import SettingsWarning
+from .decoupled.choices import UnconditionedWarning
+from .decoupled.module import DecoupledModule
+from .decoupled.on_hooks import HooksWarning
+from .demo.images import DataError
 from .draw import draw
 from .dynamo import Backend, Interfaces, UnmatchedWarning, backend_of
 from .heads import conv, linear, low_rank, mlp, tokens
-from .hooked import HooksWarning
-from .local import Local, StepResult
-from .measure import saved_bytes
-from .module import DecoupledModule
+from .heads.conditions import Condition, ConditionError, embedded, one_hot
 from .network import EventLog, Network, NetworkError, TickResult, stack
-from .passes.balance import balanced
-from .passes.cuts import after, before
+from .passes.cuts.balance import balanced
+from .passes.cuts.resolve import after, before
 from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, PlanError
-from .passes.marker import cut
-from .passes.plan import Plan
-from .probing import Probe, probe
+from .passes.graph.mark import cut
+from .passes.plan.plan import Plan
+from .proof.check import CheckError, Report, check
+from .proof.memory import saved_bytes
+from .proof.probe import Probe, probe
 from .recurrent import Recurrent, RecurrentError
-from .settings import SettingsWarning
+from .runners.checkpoint import CheckpointError
+from .runners.local import Local, StepResult
 
 __version__ = "0.1.0"
 __all__ = [

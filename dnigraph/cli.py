@@ -33,7 +33,7 @@ def main() -> None:
 )
 def demo(data: str, steps: int | None, batch: int, seed: int, draw: Path) -> None:
     """Cut a small ResNet into 4 parts and train it in every way, beside backprop and the controls."""
-    from .demo import run  # scikit-learn and the like are needed here only
+    from .demo.run import run
 
     try:
         run(data, steps, batch, seed, draw)

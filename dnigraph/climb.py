@@ -8,23 +8,23 @@ from typing import Any, TypeVar
 import torch
 from torch import fx, nn
 
-from .captured import CapturedModule
-from .checking import CheckError
-from .checking import check as run_check
-from .choices import Choices
-from .hooked import HookedModule, HooksWarning, hooked_plan
-from .module import DecoupledModule, in_mode
-from .passes.capture.hooks import RUNG as HOOKS
-from .passes.capture.hooks import observe
+from .decoupled.choices import Choices
+from .decoupled.module import DecoupledModule, in_mode
+from .decoupled.on_graphs import CapturedModule
+from .decoupled.on_hooks import HookedModule, HooksWarning, hooked_plan
+from .decoupled.specialization import cut
 from .passes.capture.ladder import capture as run_capture
 from .passes.capture.ladder import rungs
+from .passes.capture.module_graph import RUNG as HOOKS
+from .passes.capture.module_graph import observe
 from .passes.capture.restless import Restless, Unready
-from .passes.capture.trees import flatten
-from .passes.capture.untouched import one_at_a_time
-from .passes.cuts import Cuts
+from .passes.cuts.resolve import Cuts
 from .passes.errors import CaptureError, CutError, DniGraphError
-from .passes.plan import Plan
-from .variant import cut
+from .passes.graph.pytrees import flatten
+from .passes.plan.plan import Plan
+from .passes.sandbox.snapshot import one_at_a_time
+from .proof.check import CheckError
+from .proof.check import check as run_check
 
 T = TypeVar("T")
 

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from .boundaries import BoundaryChoice
-from .captured import CapturedModule
-from .choices import Choices, warn_unconditioned
 from .climb import Climb
-from .conditions import ConditionChoice
+from .decoupled.choices import Choices, warn_unconditioned
+from .decoupled.module import DecoupledModule, canonical
+from .decoupled.on_graphs import CapturedModule
 from .heads import HeadChoice
-from .module import DecoupledModule, canonical
+from .heads.conditions import ConditionChoice
 from .passes.capture.ladder import capture as run_capture
-from .passes.cuts import Cuts
+from .passes.cuts.resolve import Cuts
 from .passes.errors import DniGraphError
-from .passes.plan import Plan
+from .passes.plan.plan import Plan
 
 
 def decouple(

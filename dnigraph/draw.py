@@ -2,10 +2,10 @@
 
 import os
 
-from .module import DecoupledModule
+from .decoupled.module import DecoupledModule
 from .network import Network
 from .passes.draw import draw as draw_plan
-from .passes.plan import Plan
+from .passes.plan.plan import Plan
 
 
 def draw(what: DecoupledModule | Network | Plan, path: str | os.PathLike[str]) -> None:

@@ -7,14 +7,14 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from models import CLASSES, ZOO, Chain, Several, cut_up, labels, loss_of
+from kit.models import CLASSES, ZOO, Chain, Several, cut_up, labels, loss_of
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.boundaries.synthetic import GAIN
+from dnigraph.boundaries.dni import GAIN
 
 CONDITION = dg.one_hot(CLASSES)
-captured_module = importlib.import_module("dnigraph.captured")
+captured_module = importlib.import_module("dnigraph.decoupled.on_graphs")
 
 
 class Says(nn.Module):

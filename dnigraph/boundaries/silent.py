@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..conditions import Context
-from .base import Boundary, CrossingSpec, Visit
+from ..heads.conditions import Context
+from .boundary import Boundary, CrossingSpec, Visit
 
 if TYPE_CHECKING:
-    from .make import BoundaryFactory
+    from .named import BoundaryFactory
 
 
 class Silent(Boundary):

@@ -9,16 +9,16 @@ import torch
 from torch import fx, nn
 
 from ..boundaries import Boundary, BoundaryChoice
-from ..choices import Choices
-from ..conditions import ConditionChoice, Context
-from ..module import in_mode
-from ..passes.capture.trees import flatten, unflatten
-from ..passes.capture.untouched import fresh_copies, untouched
-from ..passes.cuts import Cuts
+from ..decoupled.choices import Choices
+from ..decoupled.module import in_mode
+from ..heads.conditions import ConditionChoice, Context
+from ..passes.cuts.resolve import Cuts
 from ..passes.errors import DniGraphError, nearest
-from ..passes.marker import traced_mark
-from ..passes.plan import Plan
-from .captured import Captured
+from ..passes.graph.mark import traced_mark
+from ..passes.graph.pytrees import flatten, unflatten
+from ..passes.plan.plan import Plan
+from ..passes.sandbox.snapshot import fresh_copies, untouched
+from .compiled_graph import Captured
 from .frames import compiled_model, owns, plain
 from .interfaces import Interfaces
 

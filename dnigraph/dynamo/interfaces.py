@@ -10,13 +10,13 @@ import torch
 from torch import fx, nn
 
 from ..boundaries import Boundary
-from ..choices import Choices, warn_unconditioned
-from ..conditions import Context
-from ..module import described
-from ..passes.cuts import Cuts, Resolved, spelled
+from ..decoupled.choices import Choices, warn_unconditioned
+from ..decoupled.module import described
+from ..heads.conditions import Context
+from ..passes.cuts.resolve import Cuts, Resolved, spelled
 from ..passes.errors import CutError
-from ..passes.plan import Crossing, Plan
-from ..passes.split import boundary_key
+from ..passes.parts.split import boundary_key
+from ..passes.plan.plan import Crossing, Plan
 
 CAPTURED = "{} that torch.compile captured of the model"
 Key = tuple[Any, ...]

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..passes.capture.dynamo import Paths, held, spelled_path, stated_modules
-from ..passes.capture.untouched import tensor_names
+from ..passes.capture.dynamo_graph import Paths, held, spelled_path, stated_modules
+from ..passes.sandbox.snapshot import tensor_names
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnigraph.conditions import condition_for
-
-from .base import Head
+from .conditions import condition_for
+from .head import Head
 from .layers import Hidden, LabelShift, beside, silent
 from .spec import CrossingSpec
 

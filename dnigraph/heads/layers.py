@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnigraph.conditions import Condition, OneHot, is_soft
+from .conditions import Condition, OneHot, is_soft
 
 GAIN = 3.0  # how many times faster than the model a head learns; see `Head`
 

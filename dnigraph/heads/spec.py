@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from dnigraph.conditions import ConditionChoice
+from .conditions import ConditionChoice
 
 
 @dataclass(frozen=True)

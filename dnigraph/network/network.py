@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from . import saving
-from .errors import NetworkError
-from .running.built import deliver
-from .running.keeping import set_aside, take_back
+from . import network_checkpoint as saving
+from .network_error import NetworkError
+from .running.actor_state import set_aside, take_back
+from .running.running_network import deliver
 from .running.threads import refuse_shared, run_threads
 from .running.tick import Tick, TickResult
-from .showing.log import EventLog
-from .wired import Wired
+from .showing.event_log import EventLog
+from .topology import Wired
 
 
 class Network(Wired):

@@ -1,6 +1,6 @@
 """Credit through time: recurrent networks whose windows learn from synthetic gradients."""
 
-from .errors import RecurrentError
+from .recurrent_error import RecurrentError
 from .runner import Recurrent
 
 __all__ = ["Recurrent", "RecurrentError"]

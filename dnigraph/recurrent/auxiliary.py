@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dnigraph.heads.layers import silent
-
-from .narrow import RANK, WIDE
+from ..heads.bottleneck import RANK, WIDE
+from ..heads.layers import silent
 
 
 class Auxiliary(nn.Module):

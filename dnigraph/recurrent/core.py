@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dnigraph.module import DecoupledModule
-
-from .errors import RecurrentError
+from ..decoupled.module import DecoupledModule
+from .recurrent_error import RecurrentError
 
 Initial = Callable[[int], Any]  # from a number of sequences to their first state
 

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dnigraph.boundaries.scale import RunningScale
-from dnigraph.conditions import ConditionChoice, ConditionError
-from dnigraph.heads import CrossingSpec, HeadChoice, make_head
-
+from ..boundaries.scale import RunningScale
+from ..heads import CrossingSpec, HeadChoice, make_head
+from ..heads.conditions import ConditionChoice, ConditionError
 from .layout import Layout
 from .options import Options
 
 if TYPE_CHECKING:
-    from .traces import Traces
+    from .eligibility_traces import Traces
 
 
 class Estimator(nn.Module):

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from dnigraph.passes.errors import nearest
-
-from .errors import RecurrentError
+from ..passes.errors import nearest
+from .recurrent_error import RecurrentError
 
 
 class Feedback(nn.Module):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dnigraph.passes.capture.trees import flatten
-
-from .errors import RecurrentError
+from ..passes.graph.pytrees import flatten
+from .recurrent_error import RecurrentError
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnigraph.updates import Group
-
+from ..runners.optimizers import Group
 from .auxiliary import Auxiliary
-from .back import backward
+from .backward import backward
+from .carried_state import Place
 from .core import Core
 from .credit import NONE, Credit, alive, guessed, mixed
+from .eligibility_traces import Traces
 from .estimator import Estimator, measure
-from .groups import step_groups
-from .inputs import Seen
+from .input_condition import Seen
 from .layout import Layout
 from .options import Options, Strengths
-from .places import Place
-from .traces import Traces
+from .update_rules import step_groups
 from .window import Forward, Loss, Window, run_window, window_loss
 
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dnigraph.passes.errors import nearest
-
-from .errors import RecurrentError
+from ..passes.errors import nearest
+from .recurrent_error import RecurrentError
 
 BOUNDARIES = {
     "dni": "a head predicts the gradient of all that comes later",

@@ -10,26 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from dnigraph.boundaries import Boundary
-from dnigraph.checkpoint import load_checkpoint, restore_random, save_checkpoint
-from dnigraph.conditions import ConditionChoice
-from dnigraph.heads import HeadChoice
-from dnigraph.local import StepResult
-from dnigraph.network import Network
-from dnigraph.updates import MakeOptimizer, MakeScheduler
-
-from .conversion import network_of
+from ..boundaries import Boundary
+from ..heads import HeadChoice
+from ..heads.conditions import ConditionChoice
+from ..network import Network
+from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint
+from ..runners.local import StepResult
+from ..runners.optimizers import MakeOptimizer, MakeScheduler
+from .as_network import network_of
+from .carried_state import Place, begin, behind, mended
 from .core import Core, Initial, make_core
-from .errors import RecurrentError, all_at_once
 from .feedback import Feedback
-from .groups import Rules
 from .learner import Learned, Learner, Tally
-from .making import first_leaves, make_learner
+from .learner_factory import first_leaves, make_learner
 from .options import Options, Strengths
-from .places import Place, begin, behind, mended
-from .saving import fitting, state_of, take_up
-from .stored import Stored, sweep
+from .recurrent_error import RecurrentError, all_at_once
+from .run_checkpoint import fitting, state_of, take_up
+from .stored_windows import Stored, sweep
 from .stream import make_stream
+from .update_rules import Rules
 from .window import Loss, Window, make_window
 
 MANY = 1000  # windows that wait for the end of their sequences: more than most have

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torch.utils import _pytree as pytree
 
 from .core import Core
-from .errors import RecurrentError
+from .recurrent_error import RecurrentError
 from .window import Window, make_window, slice_time
 
 

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from dnigraph.passes.capture.trees import field_of
-
+from ..passes.graph.pytrees import field_of
 from .core import Core
-from .errors import RecurrentError
 from .layout import Layout
+from .recurrent_error import RecurrentError
 
 Loss = Callable[[Any, Any], Tensor] | str
 

@@ -10,9 +10,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..graph.captured_graph import Owner, Recording, lookup
+from ..sandbox.snapshot import fresh_copies, untouched
 from .layout import note_lines
-from .recording import Owner, Recording, lookup
-from .untouched import fresh_copies, untouched
 
 
 def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:

@@ -12,15 +12,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-from ..marker import cut as marker
-from .call import Call, Mode
-from .inputs import input_names, one_more_row
-from .recording import Recording
-from .symbols import guard
-from .transforms import as_function, stretches
-from .trees import HOLE, Tree, flatten, unflatten
-from .trial import Trial
-from .untouched import fresh_copies, untouched
+from ..graph.captured_graph import Recording
+from ..graph.mark import cut as marker
+from ..graph.ops import Call, Mode
+from ..graph.pytrees import HOLE, Tree, flatten, unflatten
+from ..sandbox.example import input_names, one_more_row
+from ..sandbox.runs import Trial
+from ..sandbox.snapshot import fresh_copies, untouched
+from .record.symbols import guard
+from .torch_func import as_function, stretches
 
 _REGIONS: Any = torch.ops.higher_order
 _ALIAS = torch.ops.aten.alias.default

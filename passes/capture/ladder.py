@@ -6,13 +6,13 @@ from typing import Any
 from torch import nn
 
 from ..errors import CaptureError, nearest
+from ..graph.captured_graph import Recording
+from ..sandbox.snapshot import untouched
 from .export import export
-from .hooks import RUNG as HOOKS
-from .record import record
-from .recording import Recording
+from .module_graph import RUNG as HOOKS
+from .record.record import record
 from .restless import Restless, Unready
 from .symbolic import trace
-from .untouched import untouched
 
 Rung = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Recording]
 

@@ -2,7 +2,7 @@
 
 from torch import fx, nn
 
-from .recording import Recording, lookup
+from ..graph.captured_graph import Recording, lookup
 
 # What makes or keeps them, by its name in any of torch's spellings, and as layers.
 _CALLS = (

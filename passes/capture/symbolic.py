@@ -7,8 +7,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-from .recording import Recording
-from .trees import HOLE, Tree
+from ..graph.captured_graph import Recording
+from ..graph.pytrees import HOLE, Tree
 
 
 def trace(model: nn.Module) -> Recording:

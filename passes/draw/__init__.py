@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DniGraphError, nearest
-from ..plan import Plan
-from .net import net
-from .page import html
-from .place import place
+from ..plan.plan import Plan
+from .columns import place
+from .html import html
+from .items import net
 from .svg import svg
 from .text import dot, json_text, mermaid
 

@@ -7,10 +7,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from .arrange import LINE, NAME, PAD, Box, length
-from .net import Item, short
-from .place import MARGIN, Picture
-from .route import Point, Wire
+from .columns import MARGIN, Picture
+from .items import Item, short
+from .rows import LINE, NAME, PAD, Box, length
+from .wires import Point, Wire
 
 HEADER = 78.0
 CORNER = 7.0

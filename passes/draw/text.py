@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..plan import Plan
-from .arrange import Box
-from .net import Item, Net, items
-from .place import Picture
+from ..plan.plan import Plan
+from .columns import Picture
+from .items import Item, Net, items
+from .rows import Box
 from .svg import colours
 
 _SHAPES = {"part": "box", "crossing": "box", "input": "oval", "output": "oval"}

@@ -6,11 +6,10 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from dnigraph.boundaries import Boundary, BoundaryChoice
-from dnigraph.conditions import ConditionChoice
-from dnigraph.heads import HeadChoice
-from dnigraph.updates import MakeOptimizer
-
+from ...boundaries import Boundary, BoundaryChoice
+from ...heads import HeadChoice
+from ...heads.conditions import ConditionChoice
+from ...runners.optimizers import MakeOptimizer
 from .clock import Clock
 from .policy import Policy
 from .ports import Inputs, inputs_of

@@ -8,9 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from dnigraph.passes.errors import nearest
-
-from ..errors import NetworkError
+from ...passes.errors import nearest
+from ..network_error import NetworkError
 
 
 class Policy(ABC):

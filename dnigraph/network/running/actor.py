@@ -1,8 +1,8 @@
 """An agent at work: what it does in a tick, and when its parameters move."""
 
 from .outbox import Outbox
-from .performing import Performer
-from .synthetic import Foretold
+from .performer import Performer
+from .predicted_inbox import Foretold
 from .tick import Tick
 
 

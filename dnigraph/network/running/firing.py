@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnigraph.boundaries import Visit
-from dnigraph.schedule import backward, pairs
-
-from .entry import Reading
+from ...boundaries import Visit
+from ...runners.step import backward, pairs
+from .arrivals import Reading
 from .inbox import Inbox
 from .outbox import Outbox
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from ..description.clock import Clock
 from ..description.link import Link, Port
-from ..errors import NetworkError
+from ..network_error import NetworkError
+from .arrivals import ABSENT, KEPT, Entry, Reading, first, moved, plain
 from .channel import Answer, Channel, Message
-from .entry import ABSENT, KEPT, Entry, Reading, first, moved, plain
 
 
 class Inbox:

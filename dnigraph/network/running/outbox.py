@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dnigraph.boundaries import Boundary, Visit, sum_in_order
-from dnigraph.schedule import backward, pairs
-from dnigraph.updates import Group
-
+from ...boundaries import Boundary, Visit, sum_in_order
+from ...runners.optimizers import Group
+from ...runners.step import backward, pairs
 from ..description.link import Agent, Link
+from .arrivals import moved
 from .channel import Answer, Channel, Message
-from .entry import moved
 from .tick import Tick
 
 if TYPE_CHECKING:

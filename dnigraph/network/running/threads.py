@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from ..errors import NetworkError
+from ..network_error import NetworkError
 from .actor import Actor
-from .built import deliver
 from .channel import Line
 from .inbox import Inbox
+from .running_network import deliver
 from .tick import Tick
 
 if TYPE_CHECKING:

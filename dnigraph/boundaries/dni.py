@@ -1,0 +1,211 @@
+"""The decoupled neural interface: a head predicts the gradient, and learns from the one that comes later."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..heads import HeadChoice, make_head
+from ..heads.conditions import Context
+from ..heads.head import Foreign
+from ..heads.layers import GAIN
+from .boundary import Boundary, BoundaryError, CrossingSpec, Visit
+from .replay import Replay
+from .scale import RunningScale
+
+MEASURED = 8  # visits from one measurement of the estimate to the next: it costs two passes over it
+NOTHING = 1e15  # values beyond it stand for nothing at all: masked scores. Their squares would not be finite
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `dni(...)` can be told."""
+
+    warm_up: int = 0  # visits in which the producer waits for the true gradient while the head learns
+    refresh: int = 0  # every so many visits the producer gets the true gradient; 0: never
+    blend: float = 0.0  # share of what comes from above, the rest is the estimate: BP(lambda)
+    replay: int = 0  # earlier batches from which the head learns again in every step
+    decay: float = 0.99  # of the running scale
+
+    def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("warm_up", "refresh", "replay")}
+        misfits = [f"{k}={v!r} (a whole number from 0 on)" for k, v in counts.items() if not _is_count(v)]
+        if not 0 <= self.blend <= 1:
+            misfits.append(f"blend={self.blend!r} (from 0, the estimate, to 1, backprop)")
+        if not 0 <= self.decay < 1:
+            misfits.append(f"decay={self.decay!r} (from 0 to less than 1)")
+        if misfits:
+            raise BoundaryError(f"dni: these options do not fit: {', '.join(misfits)}")
+
+
+class Dni(Boundary):
+    """Gives the producer its head's prediction at once, and the head the true gradient when it comes.
+
+        estimate        M(value, label)                              once per step, in units of GAIN times the scale
+        producer gets   estimate * GAIN * scale / batch              before the target is known
+        head learns     mean((estimate - target * batch / (GAIN * scale'))^2)    when it is, and scale' knows it
+
+    A head sees gradients per sample (the mean over the batch undone) and in units of their running size, so one
+    learning rate serves all batch sizes, widths and depths. `GAIN` makes it learn faster than the model: see `Head`.
+
+    Shapes: value [batch, *features].
+
+    Source: Jaderberg et al. 2017, arXiv 1608.05343, section 2 and supplement A (BP(lambda)).
+    """
+
+    kind = "dni"
+    heeds = True
+
+    def __init__(self, spec: CrossingSpec, context: Context, head: HeadChoice = "auto", options: Options | None = None):
+        super().__init__(spec, context)
+        self.options = options or Options()
+        self.head = make_head(head, spec)
+        self.head_name = self.head.name
+        self.scale = RunningScale(self.options.decay).to(spec.device)
+        self.replay = Replay(self.options.replay) if self.options.replay else None
+        self.register_buffer("visits", torch.zeros((), dtype=torch.long))
+        self.visits: Tensor
+        self._count: int | None = 0  # of `visits`, so that no device is waited for; None: look it up
+        self._seen: Comparison | None = None
+        self._masks = False  # whether values beyond `NOTHING` were met
+        self._sample = list(self.head.parameters())[:1]  # in a list: it is the head's, and speaks of its precision
+
+    def visit(self, value: Tensor) -> Visit:
+        return self._visit(value, self._next_share)
+
+    def again(self, value: Tensor) -> Visit:
+        """The head's regression alone, with the weights that it has now."""
+        return self._visit(value, lambda: 0.0)
+
+    @property
+    def waits(self) -> bool:
+        """Whether some visits are true."""
+        return bool(self.options.warm_up or self.options.refresh or self.options.blend)
+
+    @property
+    def needs_label(self) -> bool:
+        """Whether its head looks at one."""
+        return self.head.condition is not None
+
+    def settings(self) -> dict[str, Any]:
+        """Its head, the head's condition, and the options of `dni`."""
+        condition = None if self.head.condition is None else str(self.head.condition)
+        return {"head": self.head_name, "condition": condition, **vars(self.options)}
+
+    def _visit(self, value: Tensor, next_share: Callable[[], float]) -> Visit:
+        if not isinstance(self.head, Foreign):
+            self.expect_width(value)
+        batch = len(value) if value.ndim else 1
+        label = self._label(value)
+        share = next_share()
+        estimate = self._estimate(value.detach(), label)
+        given = (estimate.detach() * (self.scale() * (GAIN / batch))).to(value.dtype)
+        again = None if self.replay is None else self.replay.loss(self._estimate)
+
+        def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
+            if target is None:
+                return (None,) * len(roots)
+            with torch.no_grad():
+                error = self._compare(estimate.detach(), target, batch)
+                if self.replay is not None and value.ndim:
+                    self.replay.remember(value.detach(), label, estimate.detach() - error)
+                blended = None if share == 0 else _blend(target, given, share)
+            return blended, error.mul_(2 / error.numel()), *_ones(again)
+
+        roots = (value, estimate) if again is None else (value, estimate, again)
+        now = None if share else (given, *[None] * (len(roots) - 1))
+        return Visit(roots, now, settle)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the last visit that was measured (the first one, then every `MEASURED`-th) and whose target was not zero:
+        the cosine of estimate and target, the squared error relative to the target's square (1: as bad as saying
+        nothing), and the target's root mean square per sample.
+        """
+        return {} if self._seen is None else dict(self._seen.metrics)
+
+    def _next_share(self) -> float:
+        """How much of the true gradient the producer gets in this visit: 0 none, so it need not wait; 1 all of it."""
+        self._count = (int(self.visits) if self._count is None else self._count) + 1
+        self.visits += 1
+        refreshes = self.options.refresh > 0 and self._count % self.options.refresh == 0
+        return 1.0 if refreshes or self._count <= self.options.warm_up else self.options.blend
+
+    def _label(self, value: Tensor) -> Tensor | None:
+        return None if self.head.condition is None else self.label_beside(value, self.head.condition)
+
+    def _estimate(self, value: Tensor, label: Tensor | None) -> Tensor:
+        """The head's prediction, in the head's own precision, whatever autocast does to the model around it."""
+        value = self._unmasked(value.to(self._sample[0].dtype) if self._sample else value)
+        if not torch.is_autocast_enabled(value.device.type):
+            return self.head(value, label)  # type: ignore[no-any-return]
+        with torch.autocast(value.device.type, enabled=False):
+            return self.head(value, label)  # type: ignore[no-any-return]
+
+    def _unmasked(self, value: Tensor) -> Tensor:
+        """The value with 0 for what stands for nothing. Looked for in the first visit, and then now and again."""
+        if not self._masks and (self._count or 0) % MEASURED == 1 and value.numel():
+            self._masks = bool(value.abs().amax() > NOTHING)
+        return value.masked_fill(value.abs() > NOTHING, 0) if self._masks else value
+
+    def _compare(self, estimate: Tensor, target: Tensor, batch: int) -> Tensor:
+        """How far the estimate is from the target, in units of the running scale; 0 where the target is not finite."""
+        target = target.to(estimate.dtype)
+        size = torch.linalg.vector_norm(target)
+        inverse = self.scale.update((size * (batch / target.numel() ** 0.5)).square())
+        if isinstance(inverse, Tensor):
+            error = torch.addcmul(estimate, target, inverse, value=-batch / GAIN).nan_to_num_(0.0, 0.0, 0.0)
+        elif math.isfinite(float(size)) and math.isfinite(inverse):
+            error = torch.add(estimate, target, alpha=-batch * inverse / GAIN)
+        else:
+            error = torch.zeros_like(estimate)
+        if self._seen is None or (self._count or 0) % MEASURED == 0:
+            norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
+            self._seen = Comparison(size, *norms, inverse, batch, target.numel())
+        return error
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._count = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The sizes (2-norms) of one estimate, its target and the error between them, left on their device till asked."""
+
+    target: Tensor
+    estimate: Tensor  # in units of GAIN times the scale, as the error
+    error: Tensor
+    inverse: Tensor | float  # one over the scale
+    batch: int
+    numel: int
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """As numbers; empty where the target was zero or not finite."""
+        target, estimate, error = float(self.target), float(self.estimate), float(self.error)
+        unit = GAIN / (float(self.inverse) * self.batch)
+        if not 0 < target < float("inf"):
+            return {}
+        estimate, error = estimate * unit, error * unit
+        dot = (estimate**2 + target**2 - error**2) / 2
+        return {
+            "cosine": dot / (estimate * target) if estimate > 0 else 0.0,
+            "error": (error / target) ** 2,
+            "target_rms": target * self.batch / self.numel**0.5,
+        }
+
+
+def _blend(target: Tensor, given: Tensor, share: float) -> Tensor:
+    return target if share == 1 else torch.lerp(given, target.to(given.dtype), share)
+
+
+def _ones(again: Tensor | None) -> tuple[Tensor, ...]:
+    return () if again is None else (torch.ones_like(again),)
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0

@@ -1,0 +1,1 @@
+"""What `decouple` returns."""

@@ -1,0 +1,202 @@
+"""A decoupled model that runs whole: boundaries are hooked onto what its modules hand each other, call by call."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..boundaries import Boundary
+from ..passes.capture.annotate import batch_dim
+from ..passes.capture.module_graph import RUNG, events, heard, parameters
+from ..passes.capture.module_hooks import Site, Watch
+from ..passes.cuts.resolve import Cuts, resolve
+from ..passes.graph.pytrees import flatten
+from ..passes.plan.partition import partition, to_plan
+from ..passes.plan.plan import Crossing, Plan
+from .module import DecoupledModule, MakeBoundary, described, warn_late
+
+COST = (
+    "on hooks: the model runs whole, so it is trained drop-in and its parts cannot be run, placed or compiled by "
+    "themselves; a step in which a cut module does not run is not cut there"
+)
+
+
+class HooksWarning(UserWarning):
+    """A gradient leaks around a cut: only a graph of the model would let it be cut there."""
+
+
+def hooked_plan(graph: fx.Graph, model: nn.Module, cuts: Cuts) -> Plan:
+    """The plan for the graph that `observe` made. What goes around the cuts keeps its true gradient; a note says so.
+
+    Raises:
+        CutError: cuts do not fit the model.
+    """
+    modules = [path for path, _ in model.named_modules() if path]
+    resolved = resolve(graph, cuts, modules)
+    plan = to_plan(graph, partition(graph, resolved.edges), type(model).__name__, RUNG)
+    plan = replace(plan, crossings=tuple(_named(graph, c) for c in plan.crossings))
+    crossings = tuple(c if _can_be_cut(graph, plan, c) else replace(c, gradient=False) for c in plan.crossings)
+    leaking = [c for c, kept in zip(plan.crossings, crossings, strict=True) if c.gradient and not kept.gradient]
+    notes = [n for n in plan.notes if not any(n.startswith(f"'{c.name}' goes around the cuts") for c in leaking)]
+    plan = replace(plan, crossings=crossings, notes=(*resolved.notes, COST, *notes))
+    return replace(plan, notes=(*plan.notes, *_leaks(graph, plan, leaking)))
+
+
+def _named(graph: fx.Graph, crossing: Crossing) -> Crossing:
+    """The crossing, called after its site where that is no output of a module, which is called after the module."""
+    site = next((n.meta.get("site") for n in graph.nodes if n.name == crossing.node), None)
+    return replace(crossing, name=_name(site)) if site is not None and site.side == "enter" else crossing
+
+
+def _name(site: Site) -> str:
+    return site.key + ("_in" if site.side == "enter" else "") + (f"_{site.leaf}" if site.leaf else "")
+
+
+def _can_be_cut(graph: fx.Graph, plan: Plan, crossing: Crossing) -> bool:
+    """Whether a boundary on the value itself does no harm: nobody reads it in the part that makes it."""
+    if crossing.asked:
+        return crossing.gradient
+    here = next(set(part.nodes) for part in plan.parts if part.name == crossing.producer)
+    node = next(n for n in graph.nodes if n.name == crossing.node)
+    return crossing.gradient and "site" in node.meta and not any(user.name in here for user in node.users)
+
+
+def _leaks(graph: fx.Graph, plan: Plan, leaking: list[Crossing]) -> list[str]:
+    """A line on the parameters that hear through these values, if any."""
+    nodes = {node.name: node for node in graph.nodes}
+    sites = {nodes[c.node] for c in plan.crossings if c.gradient}
+    past = sorted(parameters(heard([nodes[c.node] for c in leaking], sites)))
+    if not past:
+        return []
+    around = ", ".join(c.name for c in leaking[:3]) + (", ..." if len(leaking) > 3 else "")
+    some = ", ".join(past[:3]) + (", ..." if len(past) > 3 else "")
+    return [f"true gradients leak around the cuts through {around} to {len(past)} parameters below them: {some}"]
+
+
+class HookedModule(DecoupledModule):
+    """A decoupled model whose original runs as it is, each time, with boundaries on the way between its modules."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, plan: Plan, make_boundary: MakeBoundary):
+        super().__init__(model, make_boundary)
+        self._observed, self._plan, self._stand_ins = graph, plan, dict[str, Boundary]()
+        nodes = {node.name: node for node in graph.nodes}
+        self._seen = {node.meta["site"] for node in events(graph)}
+        self._sites: dict[Site, str] = {}  # to the names of crossings
+        cut = [c for c in plan.crossings if c.gradient]
+        self._sites |= {nodes[c.node].meta["site"]: c.name for c in cut}
+        list(self._stand((c, nodes[c.node].meta) for c in cut))
+        self._plan = described(plan, self.boundaries)
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._below = trained - parameters(heard(_results(graph), {nodes[c.node] for c in cut}))
+        self.graph = _whole(self._signature)
+
+    # ---- to look at
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, made of the example call; the same in both modes."""
+        return self._plan
+
+    @property
+    def parts(self) -> dict[str, fx.GraphModule]:
+        """None: the model runs whole."""
+        return {}
+
+    def parameters_of_parts(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters that each part of the plan trains."""
+        named = dict(self.original.named_parameters())
+        nodes = {node.name: node for node in self._observed.nodes}
+        return {
+            part.name: [named[n] for node in part.nodes for n, _, _ in nodes[node].meta["parameters"]]
+            for part in self._plan.parts
+        }
+
+    def parameters_below(self) -> set[str]:
+        """The parameters that no gradient reached in the example call but through boundaries."""
+        return self._below
+
+    # ---- to run
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: no call needs anything new."""
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if not (self.training and torch.is_grad_enabled() and self._sites):
+            return self.original(*args, **kwargs)  # boundaries would do nothing
+        first = next((v for v in flatten((args, kwargs))[0] if isinstance(v, Tensor) and v.dim()), None)
+        batch = 1 if first is None else first.shape[0]
+        places = {(site.path, site.side) for site in self._sites}
+        with Watch(self.original, lambda site, value: self._passed(site, value, batch), places).attached():
+            return self.original(*args, **kwargs)
+
+    def _passed(self, site: Site, value: Tensor, batch: int) -> Tensor:
+        name = self._sites.get(site)
+        if name is None and site in self._seen:
+            return value  # nobody cut here
+        name = name or self._further(site, value, batch)
+        boundary = self._stand_ins.get(name) or self.boundaries[name]
+        # What a head saves for its backward pass is no part of what a checkpointed region makes again.
+        with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is):  # a result itself would hold its graph
+            passed: Tensor = boundary(value)
+        return passed
+
+    def _further(self, site: Site, value: Tensor, batch: int) -> str:
+        """A boundary for a call of a cut module, or a tensor of it, that the example did not have."""
+        name = self._sites[site] = _name(site)
+        if name not in self.boundaries:
+            crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
+            meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), batch)}
+            for boundary in self._stand([(crossing, meta)]):
+                warn_late(boundary)
+        return name
+
+    def standing(self) -> dict[str, nn.Module]:
+        """What stands on the crossings at this moment, by their names."""
+        return {name: self._stand_ins.get(name, boundary) for name, boundary in self.boundaries.items()}
+
+    @contextmanager
+    def standing_in(self, make: Callable[[str], Boundary]) -> Iterator[None]:
+        """Let other boundaries stand on the crossings inside the block; `make` is called with each one's key."""
+        self._stand_ins = {name: make(name.replace(".", "_")).train(self.training) for name in self.boundaries}
+        try:
+            yield
+        finally:
+            self._stand_ins = {}
+
+    # ---- modes and copies
+
+    def train(self, mode: bool = True) -> "HookedModule":
+        """Set the mode of the model and of its boundaries."""
+        super().train(mode)
+        self.original.training = mode
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "HookedModule":
+        """A copy with weights, heads and label context of its own, on the same plan."""
+        model = copy.deepcopy(self.original, memo)
+        made = memo[id(self)] = HookedModule(model, self._observed, self._plan, self._make_boundary)
+        made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
+        made._sites = dict(self._sites)
+        made.context = copy.deepcopy(self.context, memo)
+        made.train(self.training)
+        return made
+
+
+def _results(graph: fx.Graph) -> list[fx.Node]:
+    return list(next(node for node in graph.nodes if node.op == "output").all_input_nodes)
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
+
+
+def _whole(signature: Any) -> fx.Graph:
+    """A graph for whoever prints it: the model is one node."""
+    graph = fx.Graph()
+    given = [graph.placeholder(name) for name in signature.parameters]
+    graph.output(graph.create_node("call_module", "original", tuple(given)))
+    return graph

@@ -1,0 +1,137 @@
+"""One graph of Dynamo's: cut for each instance that it runs for, with boundaries between its parts."""
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx, nn
+
+from ..passes.capture.dynamo_graph import POSITION, annotate_without_data, to_recording
+from ..passes.cuts.resolve import resolve
+from ..passes.errors import CaptureError
+from ..passes.parts.lift import lift
+from ..passes.parts.split import insert_boundaries, split
+from ..passes.plan.partition import partition, to_plan
+from .frames import place
+from .interfaces import Interfaces, Spot
+from .naming import Naming
+
+if TYPE_CHECKING:
+    from .backend import Backend
+
+STEPS = 3  # of the first graph, after which all graphs of a step have been captured
+
+
+class Captured:
+    """What the backend hands back to Dynamo for a graph: called with the graph's inputs, it gives the graph's outputs.
+
+    It is cut when it first runs for an instance, since only then is it known whose tensors come in; a mistake in the
+    cuts is raised there, as it is. Without gradient it runs uncut.
+    """
+
+    def __init__(self, backend: "Backend", module: fx.GraphModule, examples: Sequence[Any]):
+        self.backend, self.module = backend, module
+        self._naming = Naming(module.graph, examples)
+        self._runs: dict[tuple[int, ...], Run] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, *args: Any) -> Any:
+        """The graph's outputs."""
+        if not torch.is_grad_enabled():
+            return self.module.forward(*args)
+        key = tuple([id(args[i]) for i in self._naming.held])
+        run = self._runs.get(key)
+        if run is None or not run.is_for(args):
+            with self._lock:
+                run = self._runs[key] = self._bind(args)
+        return run(args)
+
+    def _bind(self, args: Sequence[Any]) -> "Run":
+        """Cut the graph for the instance whose tensors are among `args`."""
+        self._runs = {key: run for key, run in self._runs.items() if run.lives()}
+        witness = next((args[i] for i in self._naming.held), None)
+        model = self.backend.model_of({id(args[i]) for i in self._naming.held})
+        if model is None:
+            return Run(self.module.forward, range(len(args)), None, witness)
+        interfaces = self.backend.interfaces(model)
+        where = place()
+        try:
+            return self._cut(model, interfaces, where, args, witness)
+        except CaptureError as error:
+            interfaces.stay_whole(where, "; ".join(error.reasons))
+            return Run(self.module.forward, range(len(args)), None, witness)
+
+    def _cut(self, model: nn.Module, interfaces: Interfaces, where: str, args: Sequence[Any], witness: Any) -> "Run":
+        instance = self._naming.instance(model, args)
+        recording = to_recording(self.module, instance.tensors, instance.paths)
+        annotate_without_data(recording, self.module, args)
+        graph = recording.graph
+        spot = Spot(where, next((instance.tensors[i] for i in self._naming.held), ""))
+        resolved = resolve(graph, interfaces.cuts(spot), [path for path, _ in model.named_modules()], strict=False)
+        parts = partition(graph, resolved.edges)
+        interfaces.learn(spot, resolved)
+        plan = to_plan(graph, parts, type(model).__name__, recording.rung)
+        plan = replace(plan, notes=resolved.notes + plan.notes)
+        plan, boundaries = interfaces.stand(spot, plan, {node.name: node for node in graph.nodes})
+        found = split(graph, plan)
+        graphs, top = lift(found.graphs, insert_boundaries(found.top, plan))
+        made = {name: self._part(part, name) for name, part in graphs.items()}
+        order = [node.meta[POSITION] for node in top.nodes if node.op == "placeholder"]
+        return Run(_runner(top, made, boundaries), order, interfaces, witness)
+
+    def _part(self, graph: fx.Graph, name: str) -> nn.Module:
+        made = fx.GraphModule(self.module, graph, class_name=name)
+        if self.backend.compiler != "eager":
+            made.compile(backend=self.backend.compiler)
+        return made
+
+
+def _runner(top: fx.Graph, parts: dict[str, nn.Module], boundaries: nn.ModuleDict) -> Callable[..., Any]:
+    """The function that runs the parts and the boundaries between them."""
+    made = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Cut")
+    made.graph = top  # first: it would have the code of all modules below written again
+    made._modules |= {**parts, "dni": boundaries}
+    return made.forward
+
+
+class Run:
+    """A graph, ready to run for one instance.
+
+    Args:
+        order: which of the arguments `function` takes, in order.
+        interfaces: of the model; None: the graph runs uncut.
+        witness: a tensor of the instance. It tells whether the ids by which this run is found still mean the instance.
+    """
+
+    def __init__(self, function: Callable[..., Any], order: Sequence[int], interfaces: Interfaces | None, witness: Any):
+        self.function, self.order, self.interfaces = function, order, interfaces
+        self._witness = (lambda: None) if witness is None else weakref.ref(witness)
+        self._id = None if witness is None else id(witness)
+        self._steps = 0
+
+    def __call__(self, args: Sequence[Any]) -> Any:
+        """The outputs of the graph for all its inputs."""
+        if self.interfaces is not None:
+            self.interfaces.follow()
+            self._count(self.interfaces)
+        return self.function(*[args[i] for i in self.order])
+
+    def lives(self) -> bool:
+        """Whether the instance is still there."""
+        return self._id is None or self._witness() is not None
+
+    def is_for(self, args: Sequence[Any]) -> bool:
+        """Whether `args`, which have the ids of the instance's tensors, are these tensors."""
+        if self._id is None:
+            return True
+        witness = self._witness()
+        return witness is not None and any(arg is witness for arg in args)
+
+    def _count(self, interfaces: Interfaces) -> None:
+        if self._steps < STEPS:
+            self._steps += 1
+            if self._steps == STEPS:
+                interfaces.look_back()

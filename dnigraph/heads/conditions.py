@@ -1,0 +1,267 @@
+"""The label and how a head looks at it: what makes a DNI a conditioned DNI (cDNI).
+
+Without the label the best estimate of a gradient is only the miscalibration of the layers above; with it, one cut is
+within noise of backprop. So the label is one word: `condition=one_hot(10)`.
+
+Source: Jaderberg et al. 2017, arXiv 1608.05343, section 3.1 (cDNI).
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..passes.errors import DniGraphError
+
+if TYPE_CHECKING:
+    from .spec import CrossingSpec
+
+
+class ConditionError(DniGraphError, ValueError):
+    """The label and what a boundary wants to know about it do not fit."""
+
+
+class Context:
+    """The label of the step that runs now, shared by all boundaries of one decoupled model.
+
+    Each thread has its own label, so two threads can run one model on two batches. A copy of a context is a new one
+    without a label: a copied model is another model.
+    """
+
+    def __init__(self) -> None:
+        self._of_this_thread = threading.local()
+
+    @property
+    def label(self) -> Any:
+        """The label given to the innermost `conditioned` of this thread; None outside of it."""
+        return getattr(self._of_this_thread, "label", None)
+
+    @contextmanager
+    def conditioned(self, label: Any) -> Iterator[None]:
+        """Every boundary of the model sees `label` inside the block. Blocks nest, and end with an exception, too."""
+        before = self.label
+        self._of_this_thread.label = label
+        try:
+            yield
+        finally:
+            self._of_this_thread.label = before
+
+    def __reduce__(self) -> tuple[type["Context"], tuple[()]]:
+        return Context, ()
+
+
+class Condition(nn.Module, ABC):
+    """Turns a label into numbers that a head can look at, `width` of them for each entry of the label.
+
+    A condition with weights gives every head its own copy (`own`), so that heads stay independent of each other.
+    """
+
+    width: int
+    labels: int | None = None  # how many different labels there are, where they are numbered
+
+    @abstractmethod
+    def encode(self, label: Tensor) -> Tensor:
+        """The numbers of a label that `check` let through. Shapes: [*label] -> [*label, width]."""
+
+    def forward(self, label: Tensor) -> Tensor:
+        return self.encode(label)
+
+    def own(self) -> "Condition":
+        """The condition that one head may train for itself."""
+        return self
+
+    def check(self, label: Any, batch: int | None, name: str) -> Tensor:
+        """The label, when it can be encoded beside a batch of `batch` samples (None: no batch to compare with).
+
+        Raises:
+            ConditionError: the label is missing, no tensor, or of another batch.
+        """
+        if label is None:
+            raise ConditionError(
+                f"boundary '{name}' looks at the label: run the forward pass inside `with dm.conditioned(label):`"
+            )
+        if not isinstance(label, Tensor):
+            raise ConditionError(f"boundary '{name}' needs the label as a tensor, not as {type(label).__name__}")
+        if batch is not None and (label.ndim == 0 or len(label) != batch):
+            got = "a single number" if label.ndim == 0 else f"{len(label)} samples"
+            raise ConditionError(
+                f"boundary '{name}': the label has {got} (shape {list(label.shape)}), the batch has {batch}"
+            )
+        return label
+
+
+class _Numbered(Condition):
+    """A label that counts from 0 to `labels` - 1; `ignore` marks the entries that have none."""
+
+    labels: int
+
+    def __init__(self, labels: int, ignore: int) -> None:
+        super().__init__()
+        self.labels, self.ignore = labels, ignore
+        self._seen_in_range = False
+
+    def check(self, label: Any, batch: int | None, name: str) -> Tensor:
+        given = super().check(label, batch, name)
+        if given.is_floating_point() or given.is_complex():
+            raise ConditionError(f"boundary '{name}': {self._expected()}, not {_kind(given)}")
+        self._check_range(given, name)
+        return given
+
+    def index(self, label: Tensor) -> Tensor:
+        """The row of a table of `labels` + 1 rows that belongs to each entry; the last row is for ignored ones."""
+        label = label.long()
+        return label.where(label != self.ignore, self.labels)
+
+    def _check_range(self, label: Tensor, name: str) -> None:
+        """On an accelerator only the first label is looked at: each look makes the host wait for the device."""
+        if label.numel() == 0 or (label.device.type != "cpu" and self._seen_in_range):
+            return
+        low, high = _range(label)
+        if low < 0 or high >= self.labels:
+            low, high = _range(label[label.long() != self.ignore])
+        if low < 0 or high >= self.labels:
+            raise ConditionError(
+                f"boundary '{name}': {self._expected()}, but this label goes from {low} to {high}"
+                + (f"; entries equal to {self.ignore} count as unlabelled" if low < 0 else "")
+            )
+        self._seen_in_range = True
+
+    def _expected(self) -> str:
+        return f"{self} takes whole numbers from 0 to {self.labels - 1}"
+
+
+class OneHot(_Numbered):
+    """One number per class: 1 for the class of the label, 0 for the others. Made by `one_hot`."""
+
+    def __init__(self, classes: int, ignore: int) -> None:
+        super().__init__(classes, ignore)
+        self.width = classes
+
+    def check(self, label: Any, batch: int | None, name: str) -> Tensor:
+        if is_soft(label) and label.ndim > 1 and label.shape[-1] == self.width:
+            return Condition.check(self, label, batch, name)
+        return super().check(label, batch, name)
+
+    def encode(self, label: Tensor) -> Tensor:
+        if is_soft(label):
+            return label.float()
+        return F.one_hot(self.index(label), self.labels + 1)[..., :-1].float()
+
+    def _expected(self) -> str:
+        return f"{super()._expected()}, or soft labels [batch, {self.width}]"
+
+    def __repr__(self) -> str:
+        return f"one_hot({self.labels})"
+
+
+class Embedded(_Numbered):
+    """A learned vector per label. Made by `embedded`."""
+
+    def __init__(self, vocabulary: int, width: int, ignore: int) -> None:
+        super().__init__(vocabulary, ignore)
+        self.width = width
+        self.table = nn.Embedding(vocabulary + 1, width, padding_idx=vocabulary)
+
+    def encode(self, label: Tensor) -> Tensor:
+        vectors: Tensor = self.table(self.index(label))
+        return vectors
+
+    def own(self) -> "Embedded":
+        return Embedded(self.labels, self.width, self.ignore)
+
+    def __repr__(self) -> str:
+        return f"embedded({self.labels}, {self.width})"
+
+
+class Encoded(Condition):
+    """A user's module, with a `width`, that turns the label into [*batch, width]."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.width = int(module.width)  # type: ignore[arg-type]  # checked by `condition_for`
+
+    def encode(self, label: Tensor) -> Tensor:
+        encoded: Tensor = self.module(label)
+        return encoded
+
+    def __repr__(self) -> str:
+        return f"{type(self.module).__name__}({self.width})"
+
+
+ConditionChoice: TypeAlias = "Condition | Callable[[CrossingSpec], nn.Module] | None"
+
+
+def one_hot(classes: int, *, ignore: int = -100) -> Condition:
+    """Heads see the label as one of `classes` classes.
+
+    Shapes: the label is [batch] or [batch, tokens] of whole numbers, or soft, [batch, classes] of floats.
+    Entries equal to `ignore` (what `cross_entropy` ignores, too) say nothing.
+
+    Raises:
+        ConditionError: `classes` is not a positive whole number.
+    """
+    return OneHot(_positive("one_hot: classes", classes), ignore)
+
+
+def embedded(vocabulary: int, width: int, *, ignore: int = -100) -> Condition:
+    """Heads see a learned vector of `width` numbers for each of `vocabulary` labels; each head learns its own.
+
+    Shapes: the label is [batch] or [batch, tokens] of whole numbers. Entries equal to `ignore` say nothing.
+
+    Raises:
+        ConditionError: a size is not a positive whole number.
+    """
+    return Embedded(_positive("embedded: vocabulary", vocabulary), _positive("embedded: width", width), ignore)
+
+
+def condition_for(spec: "CrossingSpec") -> Condition | None:
+    """The condition that the head of this crossing owns; None where it has none.
+
+    Raises:
+        ConditionError: the choice is neither a condition nor a factory of modules with a `width`.
+    """
+    choice = spec.condition
+    if choice is None or isinstance(choice, Condition):
+        return choice.own() if choice is not None else None
+    if isinstance(choice, nn.Module) or not callable(choice):
+        raise ConditionError(
+            f"a condition is one_hot(classes), embedded(vocabulary, width) or a callable that makes a module for a "
+            f"crossing, not {type(choice).__name__}; wrap a ready module: condition=lambda spec: module"
+        )
+    module = choice(spec)
+    if isinstance(module, Condition):
+        return module
+    if not isinstance(module, nn.Module) or not isinstance(getattr(module, "width", None), int):
+        raise ConditionError(
+            f"the condition made for boundary '{spec.name}' must be an nn.Module with a whole number `width`, "
+            f"the size of the last axis that it gives; it is {type(module).__name__}"
+        )
+    return Encoded(module)
+
+
+def is_soft(label: object) -> bool:
+    """Whether a label is a distribution over classes and not a class."""
+    return isinstance(label, Tensor) and label.is_floating_point()
+
+
+def _range(label: Tensor) -> tuple[int, int]:
+    if label.numel() == 0 or label.dtype == torch.bool:
+        return 0, int(label.any())
+    low, high = label.aminmax()
+    return int(low), int(high)
+
+
+def _kind(label: Tensor) -> str:
+    return f"{str(label.dtype).removeprefix('torch.')} of shape {list(label.shape)}"
+
+
+def _positive(what: str, number: object) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ConditionError(f"{what} must be a positive whole number, not {number!r}")
+    return number

@@ -1,0 +1,67 @@
+"""What an actor holds between two ticks: for a checkpoint, or put aside while something else runs."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from ...runners.optimizers import Group
+from .actor import Actor
+from .predicted_inbox import Foretold
+
+
+def state_of(actor: Actor) -> dict[str, Any]:
+    """All that is its own between two ticks, without the module."""
+    return {
+        "chance": actor.chance.get_state(),
+        "present": actor.agent.present,
+        "inboxes": [inbox.state() for inbox in actor.inboxes],
+        "outboxes": [box.state() for box in actor.outboxes],
+        "optimizer": _optimizer_state(actor.group),
+        "heads": [_optimizer_state(box.group) for box in actor.outboxes],
+        "predictors": [_optimizer_state(i.group) if isinstance(i, Foretold) else None for i in actor.inboxes],
+    }
+
+
+def take_up(actor: Actor, state: Mapping[str, Any]) -> None:
+    """Go on from there."""
+    actor.chance.set_state(state["chance"])
+    actor.agent.present = state["present"]
+    for inbox, found in zip(actor.inboxes, state["inboxes"], strict=True):
+        inbox.load(found)
+    for box, found in zip(actor.outboxes, state["outboxes"], strict=True):
+        box.load(found)
+    states = [state["optimizer"], *state["heads"], *state["predictors"]]
+    for group, found in zip(groups_of(actor), states, strict=True):
+        if group is not None:
+            group.optimizer.load_state_dict(found)
+
+
+def groups_of(actor: Actor) -> list[Group | None]:
+    """Its optimiser, and those of its heads and predictors, in the order of a checkpoint."""
+    predictors = [i.group if isinstance(i, Foretold) else None for i in actor.inboxes]
+    return [actor.group, *(box.group for box in actor.outboxes), *predictors]
+
+
+def set_aside(actor: Actor) -> list[Any]:
+    """All that waits and lies here, to be put back; what follows begins with nothing."""
+    inboxes = [(i.coming, i.entries, i.ready) for i in actor.inboxes]
+    held = [actor.waiting, inboxes, [box.sent for box in actor.outboxes]]
+    actor.waiting = []
+    for inbox in actor.inboxes:
+        inbox.coming, inbox.entries, inbox.ready = deque(), [], []
+    for box in actor.outboxes:
+        box.sent = {}
+    return held
+
+
+def take_back(actor: Actor, held: list[Any]) -> None:
+    """Go on with what was set aside."""
+    actor.waiting, inboxes, sent = held
+    for inbox, (coming, entries, ready) in zip(actor.inboxes, inboxes, strict=True):
+        inbox.coming, inbox.entries, inbox.ready = coming, entries, ready
+    for box, own in zip(actor.outboxes, sent, strict=True):
+        box.sent = own
+
+
+def _optimizer_state(group: Group | None) -> dict[str, Any] | None:
+    return None if group is None else group.optimizer.state_dict()

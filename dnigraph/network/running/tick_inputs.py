@@ -1,0 +1,92 @@
+"""What a tick is given, by name: inputs of the network, targets and labels of its agents."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...passes.errors import nearest
+from ..description.link import Agent, Link, Port
+from ..description.window_module import WindowModule
+from ..network_error import NetworkError
+from .arrivals import batch_of
+from .tick import Tick
+
+
+class Given:
+    """The names that a network knows, looked up once.
+
+    Attributes:
+        inputs: sources without an agent, and "agent.input" that no link feeds.
+        needed: those of them that an agent cannot do without.
+    """
+
+    def __init__(self, agents: Mapping[str, Agent], links: Sequence[Link]) -> None:
+        self.agents = agents
+        fed = {sink for link in links for sink in link.sinks}
+        sources = list(dict.fromkeys(link.source.name for link in links if link.outside))
+        free = [(Port(a.name, n), a) for a in agents.values() for n in a.inputs.names if Port(a.name, n) not in fed]
+        self.inputs = [*sources, *(str(port) for port, _ in free)]
+        self.needed = [*sources, *(str(port) for port, agent in free if port.name not in agent.inputs.optional)]
+        self._known, self._fed = set(self.inputs), {str(sink) for sink in fed}
+        self._in_windows = {name for name, agent in agents.items() if isinstance(agent.module, WindowModule)}
+        self.learning = [name for name, agent in agents.items() if agent.loss is not None]
+
+    def named(self, inputs: Any) -> tuple[dict[str, Any], list[str]]:
+        """The inputs by name, and what is wrong with them."""
+        if inputs is None:
+            return {}, []
+        if isinstance(inputs, Mapping):
+            return dict(inputs), [self._strange(name) for name in inputs if not self._takes(name)]
+        names = self.needed if len(self.needed) == 1 else self.inputs
+        if len(names) == 1:
+            return {names[0]: inputs}, []
+        if not names:
+            return {}, ["the network has no inputs, so give it none"]
+        return {}, [f"the network has {len(names)} inputs, so name them: {', '.join(names)}"]
+
+    def tick(self, number: int, inputs: Any, targets: Any, label: Any, ends: bool, learning: bool) -> Tick:
+        """What one tick is given.
+
+        Raises:
+            NetworkError: a name is none of this network's; all of them are listed.
+        """
+        given, wrong = self.named(inputs)
+        by_agent = self._by_agent("targets", targets, wrong)
+        if label is None:
+            known = {name: target for name, target in by_agent.items() if name not in self._in_windows}
+            only = known.get(self.learning[0]) if len(self.learning) == 1 else None
+            labels = {name: known.get(name, only) for name in self.agents}
+        elif isinstance(label, Mapping):
+            labels = self._by_agent("label", label, wrong)
+        else:
+            labels = dict.fromkeys(self.agents, label)
+        if wrong:
+            raise NetworkError(wrong, "the tick does not fit")
+        batch = batch_of([*given.values(), *by_agent.values()])  # a network may have no inputs at all
+        tick = Tick(number, given, by_agent, labels, batch, learning, ends=ends)
+        for port in given.keys() - self._known:
+            agent, _, name = port.partition(".")
+            tick.others.setdefault(agent, {})[name] = given[port]
+        return tick
+
+    def _by_agent(self, what: str, given: Any, wrong: list[str]) -> dict[str, Any]:
+        if given is None:
+            return {}
+        if isinstance(given, Mapping):
+            strange = [name for name in given if name not in self.agents]
+            wrong += [f"{what}: there is no agent {name!r}{nearest(str(name), self.agents)}" for name in strange]
+            return dict(given)
+        if len(self.learning) != 1:
+            wrong.append(f"{len(self.learning)} agents have a loss, so name them: {what}={{agent: ...}}")
+            return {}
+        return {self.learning[0]: given}
+
+    def _takes(self, name: Any) -> bool:
+        """Whether there is such an input, or an agent that takes any name."""
+        if name in self._known:
+            return True
+        agent, dot, _ = str(name).partition(".")
+        return bool(dot) and agent in self.agents and self.agents[agent].inputs.open and name not in self._fed
+
+    def _strange(self, name: Any) -> str:
+        known = ", ".join(self.inputs) or "none"
+        return f"there is no input {name!r}{nearest(str(name), self.inputs)}; inputs: {known}"

@@ -1,0 +1,1 @@
+"""What a decoupled model is worth: checked, probed, measured."""

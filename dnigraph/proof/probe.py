@@ -1,0 +1,91 @@
+"""What the estimates are worth: one true gradient beside them, and nothing changed by looking."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..decoupled.module import DecoupledModule
+from ..passes.sandbox.snapshot import untouched
+from .check import StandIn
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Cosines between what the heads make of one batch and the truth (full backprop on the same batch)."""
+
+    crossings: dict[str, float]  # of the gradient handed to the producer
+    weights: dict[str, float]  # of the gradient of all weights of a part: what learning really follows
+
+
+def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: Any) -> Probe:
+    """Compare the estimates with true gradients on one batch. Model, heads and gradients stay as they are.
+
+    A head's own error, and even its cosine to its target, can look fine while nothing is learned: the targets of lower
+    cuts are built on the heads above. Only the truth tells.
+
+    Raises:
+        DniGraphError: the model is in eval mode.
+    """
+
+    def gradients() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        handed: dict[str, Tensor] = {}
+        with untouched(dm.original), untouched(dm._held()), torch.enable_grad(), dm.conditioned(target):
+            handles = [b.register_forward_pre_hook(_keeping(handed, name)) for name, b in dm.standing().items()]
+            try:
+                parts = _backward(dm, loss(dm(*args, **kwargs), target))
+            finally:
+                for handle in handles:
+                    handle.remove()
+        return handed, parts
+
+    ours, our_parts = gradients()
+    stand_ins: dict[str, StandIn] = {}
+    with dm.standing_in(lambda key: stand_ins.setdefault(key, StandIn("oracle"))):
+        true, true_parts = gradients()
+    return Probe(
+        {name: _cosine(ours[name], true[name]) for name in dm.boundaries if name in ours and name in true},
+        {name: _cosine(our_parts[name], true_parts[name]) for name in our_parts if name in true_parts},
+    )
+
+
+def _keeping(handed: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def keep(gradient: Tensor | None) -> None:
+        if gradient is not None:  # a silent boundary hands nothing down
+            handed[name] = gradient.detach()
+
+    def hook(module: nn.Module, args: Any) -> None:
+        if args[0].requires_grad:
+            args[0].register_hook(keep)
+
+    return hook
+
+
+def _backward(dm: DecoupledModule, loss: Tensor) -> dict[str, Tensor]:
+    """The gradients of a backward pass as one long vector for each part; `.grad` is put back."""
+    everything = [*dm.parameters()]
+    kept = [p.grad for p in everything]
+    try:
+        for p in everything:
+            p.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        found = {}
+        for name, held in dm.parameters_of_parts().items():
+            vectors = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in held]
+            if vectors:
+                found[name] = torch.cat(vectors)
+        return found
+    finally:
+        for p, grad in zip(everything, kept, strict=True):
+            p.grad = grad
+
+
+def _cosine(x: Tensor, y: Tensor) -> float:
+    """The cosine of two gradients; 0 where one of them is zero."""
+    x, y = x.flatten().double(), y.flatten().double()
+    norms = float(x.norm() * y.norm())
+    return float(x @ y) / norms if norms > 0 else 0.0

@@ -1,0 +1,112 @@
+"""A recurrent network as a network of models: one agent that sends itself its state, from window to window."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..boundaries import Boundary, CrossingSpec
+from ..boundaries.silent import silent
+from ..heads import HeadChoice
+from ..heads.conditions import Context
+from ..network.network import Network
+from .input_condition import Seen
+from .layout import Layout
+from .learner import Learner
+from .recurrent_error import RecurrentError
+from .window import make_window
+from .window_agent import STATE, Horizon, Span
+
+if TYPE_CHECKING:
+    from .runner import Recurrent
+
+CORE = "core"
+
+
+def network_of(rnn: "Recurrent", x: Any, label: Any, batch_first: bool | None, seed: int, log: bool) -> Network:
+    """The network that computes and learns what `rnn` does with a stream.
+
+    Raises:
+        RecurrentError: an option has no counterpart in a network, or nothing is known of the state.
+    """
+    shown = None if x is None else make_window(rnn.core, rnn.options.horizon, x, None, None, None, None, label)
+    learner = rnn.prepared(shown)
+    _refuse(rnn, learner)
+    layout, clip = learner.layout, rnn.rules.clip
+    span = Span(rnn, layout, rnn.core.batch_first if batch_first is None else batch_first)
+    net = Network(seed=seed, log=log)
+    net.add(
+        CORE, span, loss="loss" if isinstance(rnn.loss, str) else _Loss(span), optimizer=_Optimizers(rnn),
+        clip=clip.get("core", clip.get("*")),
+    )  # fmt: skip
+    boundaries: dict[str, Any] = {"silent": silent(), "oracle": "oracle"}
+    boundary = boundaries.get(rnn.options.boundary, _Horizons(rnn))
+    net.connect(f"{CORE}.{STATE}", f"{CORE}.{STATE}", delay=1, boundary=boundary)
+    for i in set(range(len(layout.axes))) - set(layout.live):
+        initial = _first(layout, i)
+        net.connect(f"{CORE}.rest_{i}", f"{CORE}.rest_{i}", delay=1, boundary=None, initial=initial)
+    return net
+
+
+def _refuse(rnn: "Recurrent", learner: Learner) -> None:
+    """What a network cannot do as `Recurrent` does it."""
+    options, (scale, discount, _) = rnn.options, rnn.strengths
+    given = {"auxiliary": options.auxiliary or None, "blend": options.blend, "traces": options.traces}
+    wrong = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    wrong += ["boundary='shuffled'"] if options.boundary == "shuffled" else []
+    wrong += ["update='sequence'"] if options.update == "sequence" and options.boundary != "oracle" else []
+    wrong += ["scheduler=..."] if rnn.rules.scheduler is not None else []
+    wrong += ["a clip for the heads"] if rnn.rules.of("heads")[2] is not None else []
+    if options.has_head:
+        wrong += [f"scale={scale} and discount={discount}: they must be equal"] if scale != discount else []
+        left = options.warm_up - learner.windows
+        wrong += [f"the {left} windows that are left of the warm-up"] if left > 0 else []
+        head = None if learner.estimator is None else learner.estimator.head
+        wrong += ['condition="input"'] if head is not None and isinstance(head.condition, Seen) else []
+    if wrong:
+        raise RecurrentError([f"a network has no counterpart of {words}" for words in wrong], "leave it out")
+
+
+def _first(layout: Layout, i: int) -> Callable[[int | None], Any]:
+    return lambda batch: layout.first(batch or 1)[i]
+
+
+class _Loss:
+    """The span's own loss, under the name of the user's. An object, as those below: it is copied with its network."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        loss = span._rnn[0].loss
+        self.__name__ = getattr(loss, "__name__", type(loss).__name__)
+
+    def __call__(self, made: Any, target: Any) -> Any:
+        return self.span.loss(made, target)
+
+
+class _Horizons:
+    """Makes what stands at a window's end."""
+
+    def __init__(self, rnn: "Recurrent") -> None:
+        self.rnn = rnn
+
+    def __call__(self, spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
+        return Horizon(spec, context, self.rnn)
+
+
+class _Optimizers:
+    """The optimisers of the run, with all that they know; for heads elsewhere new ones, as the user makes them."""
+
+    def __init__(self, rnn: "Recurrent") -> None:
+        self.rnn = rnn
+
+    def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        wanted = set(parameters)
+        for group in self.rnn.prepared().groups.values():
+            if wanted <= set(group.parameters):
+                return group.optimizer
+        make, _, _ = self.rnn.rules.of("heads")
+        if make is None:
+            raise RecurrentError(["no optimiser is named for the heads"], "add an entry '*' for the rest")
+        made: torch.optim.Optimizer = make(parameters)
+        return made

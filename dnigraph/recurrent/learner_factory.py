@@ -1,0 +1,83 @@
+"""The learner, made when the first window shows what the state looks like."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..heads import HeadChoice
+from ..heads.bottleneck import in_time
+from ..heads.conditions import ConditionChoice
+from ..passes.sandbox.rng import random_state, set_random_state
+from ..passes.sandbox.snapshot import untouched
+from .auxiliary import Auxiliary
+from .core import Core, Initial, first_state
+from .eligibility_traces import Traces
+from .estimator import Estimator
+from .input_condition import make_condition
+from .layout import Layout, find_layout
+from .learner import Learner
+from .options import Options
+from .update_rules import Rules, make_group
+from .window import Loss, Window, slice_time
+
+
+def make_learner(
+    core: Core, options: Options, loss: Loss, initial: Initial | None,
+    head: HeadChoice, condition: "ConditionChoice | str", rules: Rules, window: Window,
+) -> Learner:  # fmt: skip
+    """A learner for states such as those of this window. Heads draw from torch's random state, which is put back.
+
+    Raises:
+        RecurrentError, HeadError, ConditionError: a choice does not fit.
+    """
+    layout = layout_of(core, initial, window)
+    like = next((p for p in core.parameters() if p.is_floating_point()), torch.zeros(()))
+    estimator, kept = None, random_state()
+    try:
+        if options.has_head:
+            seen = make_condition(condition, options.horizon, window)
+            chosen = in_time() if head == "auto" else head
+            estimator = Estimator(layout, options, like, chosen, seen, core.bounded)
+        learner = Learner(core, layout, options, loss, estimator)
+        if options.auxiliary:
+            learner.auxiliary = Auxiliary(layout.width, like)
+    finally:
+        set_random_state(kept)
+    if estimator is not None and options.traces is not None:
+        learner.traces = Traces(estimator, options.traces)
+    owned: list[Any] = [core, learner.auxiliary, initial]
+    parameters = [p for m in owned if isinstance(m, nn.Module) for p in m.parameters()]
+    named = {"core": parameters, "heads": [] if estimator is None else list(estimator.parameters())}
+    groups = {name: make_group(name, found, rules) for name, found in named.items()}
+    learner.groups = {name: group for name, group in groups.items() if group is not None}
+    return learner
+
+
+def layout_of(core: Core, initial: Initial | None, window: Window) -> Layout:
+    """The layout of the states, from the first step of one sequence taken twice and three times, without a trace."""
+
+    def sample(count: int) -> Any:
+        index = torch.zeros(count, dtype=torch.long)
+
+        def some(t: Tensor) -> Tensor:
+            return t.index_select(1 - core.time, index.to(t.device))
+
+        first = slice_time(window.x, core.time, 0, 1)
+        return pytree.tree_map_only(Tensor, some, first)
+
+    def state(count: int) -> Any:
+        label = window.label[:1].expand(count, *window.label.shape[1:]) if isinstance(window.label, Tensor) else None
+        with torch.no_grad(), core.labelled(label):
+            return first_state(core, initial, sample(count), count)
+
+    with untouched(core):
+        return find_layout(state(2), state(3))
+
+
+def first_leaves(core: Core, layout: Layout, initial: Initial | None, window: Window) -> list[Any]:
+    """Leaves of the state in which the window's sequences begin; those that learn keep their graph."""
+    if initial is not None:
+        return layout.leaves(initial(window.batch))
+    return layout.first(window.batch)

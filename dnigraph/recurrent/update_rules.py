@@ -1,0 +1,91 @@
+"""The optimisers of a recurrent run: one for the core, one for the head."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..passes.errors import nearest
+from ..runners.optimizers import Group
+from .recurrent_error import RecurrentError
+
+NAMES = ("core", "heads")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the user wants parameters to move: one choice for all, or by name."""
+
+    optimizer: Any
+    scheduler: Any
+    clip: Mapping[str, float | None]
+
+    def of(self, name: str) -> tuple[Any, Any, Any]:
+        """What was chosen for "core" or "heads": what makes an optimiser, what makes a schedule, the largest norm.
+
+        Raises:
+            RecurrentError: a choice names something else.
+        """
+        choices = self.optimizer, self.scheduler, self.clip
+        strange = [key for c in choices if isinstance(c, Mapping) for key in c if key not in (*NAMES, "*")]
+        if strange:
+            raise RecurrentError(
+                [f"there is nothing called {key!r}{nearest(key, NAMES)}" for key in strange],
+                "name 'core', 'heads' or '*' for the rest",
+            )
+        make, schedule, clip = (c.get(name, c.get("*")) if isinstance(c, Mapping) else c for c in choices)
+        return make, schedule, clip
+
+
+def make_group(name: str, parameters: list[nn.Parameter], rules: Rules) -> Group | None:
+    """Optimiser, schedule and clip for these parameters, as the user chose; None where there is nothing to train.
+
+    Raises:
+        RecurrentError: a choice names something else, or makes no optimiser.
+    """
+    trained = list(dict.fromkeys(p for p in parameters if p.requires_grad))
+    make, schedule, clip = rules.of(name)
+    if not trained:
+        return None
+    if make is None:
+        raise RecurrentError([f"no optimiser is named for the {name}"], "add an entry '*' for the rest")
+    optimizer = make(trained)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise RecurrentError(
+            [f"optimizer(...) returned a {type(optimizer).__name__}"],
+            "return a torch optimiser: optimizer=lambda p: torch.optim.Adam(p, 1e-3)",
+        )
+    return Group(name, trained, optimizer, schedule(optimizer) if schedule else None, clip)
+
+
+def step_groups(groups: Mapping[str, Group]) -> float:
+    """One update of all, unless a gradient is not finite: then nothing moves. Returns the core's norm before the clip.
+
+    Whatever is not finite in a window is so in the core's gradient; the head's is looked at where it is clipped, or
+    where no core learns.
+    """
+    norms = {
+        name: _clipped(g) for name, g in groups.items() if name == "core" or g.clip is not None or len(groups) == 1
+    }
+    sound = all(norm < float("inf") for norm in norms.values())  # false for nan, too
+    for group in groups.values():
+        if sound and any(p.grad is not None for p in group.parameters):
+            group.optimizer.step()
+            if group.scheduler is not None:
+                group.scheduler.step()
+        group.forget()
+    return norms.get("core", 0.0) if sound else float("nan")
+
+
+def _clipped(group: Group) -> float:
+    """The norm of the gradient, which is then no larger than the clip."""
+    gradients = [p.grad for p in group.parameters if p.grad is not None]
+    if not gradients:
+        return 0.0
+    total = torch.nn.utils.get_total_norm(gradients)
+    norm = float(total)
+    if group.clip is not None and group.clip < norm < float("inf"):
+        torch.nn.utils.clip_grads_with_norm_(group.parameters, group.clip, total)
+    return norm

@@ -1,0 +1,1 @@
+"""Who trains a decoupled model."""

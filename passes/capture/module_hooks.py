@@ -1,0 +1,151 @@
+"""Hooks for one call: see, and perhaps replace, the tensors that enter and leave the modules of an untouched model."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..graph.mark import cut as marker
+
+
+@dataclass(frozen=True)
+class Site:
+    """One tensor at the border of a module call, or at a mark."""
+
+    path: str  # the module's path; the name of the mark
+    call: int  # 1 for the first call of this module in a forward pass
+    side: str  # "enter", "leave" or "mark"
+    leaf: int = 0  # its number among the tensors there
+
+    @property
+    def key(self) -> str:
+        """What cuts call this module call: `layers.3`, `layers.3@2`."""
+        return self.path if self.call == 1 else f"{self.path}@{self.call}"
+
+
+Handle = Callable[[Site, Tensor], Tensor]
+Place = tuple[str, str]  # path and side
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is done with the tensors at some places of a model."""
+
+    model: nn.Module
+    handle: Handle
+    places: Collection[Place] | None = None  # None: all that there are
+    enter: Callable[[str, nn.Module, int], None] | None = None  # told before a call's inputs are handled
+    leave: Callable[[str], None] | None = None  # told after its results were
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on the model inside the block, for this thread; outside, none of them is left.
+
+        Only tensors through which a gradient comes back are handled. On the way in those that are arguments, or in
+        tuples of them; on the way out also those in lists and dicts. An object of another class is not opened: the
+        model may keep it, as it does caches.
+        """
+        turn = _Turn(self)
+        with ExitStack() as stack:
+            for path, module in self.model.named_modules():
+                if path and not isinstance(module, torch.jit.ScriptModule):
+                    for handle in turn.hook(path, module):
+                        stack.callback(handle.remove)
+            if self.places is None or any(side == "mark" for _, side in self.places):
+                stack.enter_context(_Marks(turn))
+            yield
+
+
+class _Turn:
+    """One forward pass."""
+
+    def __init__(self, watch: Watch):
+        self.watch, self.calls, self.thread = watch, Counter[Place](), threading.get_ident()
+
+    def hook(self, path: str, module: nn.Module) -> Iterator[Any]:
+        places = self.watch.places
+        if places is None or (path, "enter") in places:
+            yield module.register_forward_pre_hook(self._entering(path), prepend=True, with_kwargs=True)
+        if places is None or (path, "leave") in places:
+            yield module.register_forward_hook(self._leaving(path))
+
+    def _entering(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if threading.get_ident() != self.thread:
+                return None
+            number = self._count(path, "enter")
+            passed = self._handled(Site(path, number, "enter"), (*args, *kwargs.values()), deep=False)
+            if self.watch.enter:
+                self.watch.enter(path, module, number)
+            return passed[: len(args)], dict(zip(kwargs, passed[len(args) :], strict=True))
+
+        return hook
+
+    def _leaving(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, _: Any, out: Any) -> Any:
+            if threading.get_ident() != self.thread:
+                return None
+            if self.watch.leave:
+                self.watch.leave(path)
+            return self._handled(Site(path, self._count(path, "leave"), "leave"), out, deep=True)
+
+        return hook
+
+    def mark(self, name: str, value: Any) -> Any:
+        if self.watch.places is not None and (name, "mark") not in self.watch.places:
+            return value
+        return self._handled(Site(name, self._count(name, "mark"), "mark"), value, deep=True)
+
+    def _count(self, path: str, side: str) -> int:
+        self.calls[path, side] += 1
+        return self.calls[path, side]
+
+    def _handled(self, at: Site, value: Any, deep: bool) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return value  # inside a torch.func transform the tensors are not those that autograd sees
+        made: dict[int, Tensor] = {}  # one tensor given twice stays one
+
+        def change(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad or not torch.is_grad_enabled() or tensor.is_nested:
+                return tensor
+            if id(tensor) not in made:
+                made[id(tensor)] = self.watch.handle(Site(at.path, at.call, at.side, len(made)), tensor)
+            return made[id(tensor)]
+
+        return _mapped(value, change, deep)
+
+
+class _Marks(TorchFunctionMode):
+    """Sees the marks that a model's author left."""
+
+    def __init__(self, turn: _Turn):
+        super().__init__()
+        self.turn = turn
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not marker:
+            return func(*args, **(kwargs or {}))
+        name = (kwargs or {}).get("name") or (args[1] if len(args) > 1 else None)
+        return self.turn.mark(name or "cut", args[0])
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor], deep: bool) -> Any:
+    """The value with its tensors changed. Lists and dicts stay the objects that they are: somebody may hold them."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [_mapped(item, change, deep) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if deep and isinstance(value, list | dict):
+        for key, item in enumerate(value) if isinstance(value, list) else list(value.items()):
+            if (new := _mapped(item, change, deep)) is not item:
+                value[key] = new
+    return value

@@ -1,0 +1,1 @@
+"""The main rung of the capture ladder: run the model and write down each torch-level call."""

@@ -1,0 +1,256 @@
+"""Numbers that came out of tensors: they compute like numbers and remember how they were computed.
+
+    n = x.shape[0]          Int(8, size(x, 0))         no node yet
+    m = n * 2 + 1           Int(17, ...)               still none
+    torch.zeros(m)          mul ─► add ─► zeros        written where an operation uses it
+    if m > 16: ...          gt ─► guard(_, True)       Python branches: the value is used, and guarded
+
+A symbol hands Python its bare value only together with a `guard` node, so replaying the graph on other data raises
+`GuardMiss` rather than follow a path that the model would not have taken.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import fx
+
+from ...errors import GuardMiss
+
+
+@fx.node.has_side_effect
+def guard(value: Any, expected: Any, where: str = "") -> None:
+    """Stand in the graph where Python, at line `where`, looked at `value` and found `expected`.
+
+    Raises:
+        GuardMiss: the value is another one now.
+    """
+    if isinstance(value, torch.Tensor):
+        known = torch.as_tensor(expected)
+        if not equal_tensors(value, known.to(value.device)):
+            raise GuardMiss(
+                f"this graph was recorded for other numbers in a tensor of {tuple(value.shape)}: see {where}"
+            )
+    elif not (value == expected or (value != value and expected != expected)):
+        raise GuardMiss(f"this graph was recorded for {expected}, and finds {value}: see {where}")
+
+
+def equal_tensors(x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Bitwise equality, but for not-a-number, which equals itself."""
+    if x.shape != y.shape or x.dtype != y.dtype or x.layout != y.layout:
+        return False
+    if x.layout != torch.strided:
+        return equal_tensors(x.to_dense(), y.to_dense())
+    if x.is_floating_point() or x.is_complex():
+        return bool(((x == y) | ((x != x) & (y != y))).all())
+    return torch.equal(x, y)
+
+
+class Writer(Protocol):
+    """What symbols need of the recorder that made them."""
+
+    hashable: bool
+
+    @property
+    def listening(self) -> bool:
+        """Whether what happens now belongs to the model."""
+
+    def call(self, function: Callable[..., Any], args: Any) -> fx.Node:
+        """Write the call of a function."""
+
+    def arguments(self, value: Any) -> Any:
+        """The value with nodes for tensors and symbols."""
+
+    def guard(self, node: fx.Node, expected: Any) -> None:
+        """Write a guard on a node."""
+
+
+class Symbol:
+    """A number, the expression (function, arguments) that made it, and the node that holds it once one is written."""
+
+    def __init__(self, writer: Writer, value: Any, function: Callable[..., Any], *args: Any):
+        self.writer, self.value, self.expression = writer, value, (function, args)
+        self.written: fx.Node | None = None
+        self.pinned = False  # a guard holds it to its value
+        # Sizes are printed by every assert, so only numbers read from a tensor's data are guarded when printed.
+        self.data = function in (torch.Tensor.item, operator.getitem) or any(is_symbol(a) and a.data for a in args)
+
+    node = property(lambda self: Bare(self))  # what C++ asks of a SymInt that reaches it past the mode
+
+    def write(self) -> fx.Node:
+        """The node that computes this number, written where it is first needed."""
+        if self.written is None:
+            function, args = self.expression
+            self.written = self.writer.call(function, self.writer.arguments(args))
+        return self.written
+
+    def bare(self) -> Any:
+        """The value for Python to branch on: guarded while the recording lasts."""
+        if self.writer.listening and not self.pinned:
+            self.writer.guard(self.write(), self.value)
+            self.pinned = True
+        return self.value
+
+    def compute(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Apply an arithmetic function and keep the expression; a truth value is guarded at once."""
+        if not all(isinstance(a, (Symbol, int, float, bool)) for a in args):
+            return NotImplemented
+        value = function(*unwrap(args))
+        live = [a for a in args if is_symbol(a) and a.writer.listening]  # one of an earlier run is a number by now
+        if not live or all(a.pinned for a in live):
+            return value
+        if not isinstance(value, int | float):  # complex: no symbol can carry it
+            return function(*(a.bare() if is_symbol(a) else a for a in args))
+        out = symbol(live[0].writer, value, function, *args)
+        return out.bare() if isinstance(value, bool) else out
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.bare(), name)  # bit_length, real, numerator, ...: Python reads the value
+
+    def __divmod__(self, other: Any) -> Any:
+        return _pair(self // other, self % other)
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return _pair(other // self, other % self)
+
+    def __repr__(self) -> str:
+        return repr(self.bare() if self.data else self.value)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.bare() if self.data else self.value, spec)
+
+    def __hash__(self) -> int:
+        # einops and others take their path for symbolic sizes when a size cannot be hashed; where this kills the run,
+        # the recorder runs again with hashable sizes, and guards them.
+        if not self.writer.hashable:
+            raise TypeError("unhashable type: a size while recording")
+        return hash(self.bare())
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:  # any dtype
+        return np.asarray(self.bare(), dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self
+
+    def __reduce__(self) -> Any:
+        return (type(self.bare()), (self.value,))
+
+
+class Bare:
+    """What C++ sees of a symbol that reaches it past the mode: a constant, guarded."""
+
+    def __init__(self, owner: Symbol):
+        self.value = owner.bare()
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        answers = {
+            "is_int": isinstance(self.value, int),
+            "is_float": isinstance(self.value, float),
+            "is_constant": True,
+            "is_bool": False,
+            "is_nested_int": False,
+            "is_symbolic": False,
+            "nested_int": None,
+        }
+        return lambda *_: answers.get(name, self.value)
+
+
+class Int(Symbol, torch.SymInt):
+    """An integer to Python, a `SymInt` to torch's argument parser, an `int` to no C code: nothing reads it unseen."""
+
+    __class__ = property(lambda self: int)  # isinstance(x, int) must hold
+    __hash__ = Symbol.__hash__
+
+
+class Float(Symbol, torch.SymFloat):
+    """The same for a float."""
+
+    __class__ = property(lambda self: float)  # isinstance(x, float) must hold
+    __hash__ = Symbol.__hash__
+
+    def is_integer(self) -> bool:
+        """Whether the bare value is whole; guarded."""
+        return bool(self.bare().is_integer())
+
+
+class Truth(Symbol):
+    """A truth value; never handed out, only guarded."""
+
+
+def symbol(writer: Writer, value: Any, function: Callable[..., Any], *args: Any) -> Any:
+    """The symbol of the right kind for `value`; a value that is no number stays as it is."""
+    for kind, made in ((bool, Truth), (int, Int), (float, Float)):
+        if isinstance(value, kind):
+            return made(writer, value, function, *args)
+    return value
+
+
+def is_symbol(value: Any) -> bool:
+    """Whether `value` is a symbol, whatever class it claims to be."""
+    return issubclass(type(value), Symbol)
+
+
+def is_live(value: Any) -> bool:
+    """Whether `value` is a tensor or a symbol."""
+    return isinstance(value, torch.Tensor) or is_symbol(value)
+
+
+def rebuild(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Map `leaf` over what lists, tuples, dicts and slices hold."""
+    if type(value) in (list, tuple, torch.Size):
+        return (list if type(value) is list else tuple)(rebuild(v, leaf) for v in value)
+    if type(value) is dict:
+        return {k: rebuild(v, leaf) for k, v in value.items()}
+    if type(value) is slice:
+        return slice(*(rebuild(v, leaf) for v in (value.start, value.stop, value.step)))
+    return leaf(value)
+
+
+def unwrap(value: Any) -> Any:
+    """The same arguments with bare numbers in the place of symbols."""
+    if type(value) is torch.Size and not any(is_symbol(v) for v in value):
+        return value
+    return rebuild(value, lambda v: v.value if is_symbol(v) else v)
+
+
+def _pair(quotient: Any, rest: Any) -> Any:
+    return NotImplemented if quotient is NotImplemented else (quotient, rest)
+
+
+def _arithmetic(name: str, function: Callable[..., Any], swapped: bool = False) -> None:
+    def method(self: Symbol, *args: Any) -> Any:
+        return self.compute(function, *((args[0], self) if swapped else (self, *args)))
+
+    for kind in (Symbol, Int, Float):  # SymInt and SymFloat define the same names: overrule them
+        setattr(kind, f"__{'r' if swapped else ''}{name}__", method)
+
+
+def _conversion(name: str, function: Callable[[Any], Any]) -> None:
+    def method(self: Symbol) -> Any:
+        return function(self.bare())
+
+    for kind in (Symbol, Int, Float):
+        setattr(kind, f"__{name}__", method)
+
+
+for _name in "add sub mul truediv floordiv mod pow lshift rshift and or xor".split():
+    _function = getattr(operator, _name + "_" * (_name in ("and", "or")))
+    _arithmetic(_name, _function)
+    _arithmetic(_name, _function, swapped=True)
+for _name in "neg pos abs invert lt le gt ge eq ne".split():
+    _arithmetic(_name, getattr(operator, _name))
+for _name, _function in (("ceil", math.ceil), ("floor", math.floor), ("trunc", math.trunc)):
+    _arithmetic(_name, _function)
+_arithmetic("round", round)
+_arithmetic("bool", operator.truth)
+for _type in (Int, Float):
+    for _name in ("__divmod__", "__rdivmod__"):
+        setattr(_type, _name, getattr(Symbol, _name))
+_conversion("int", int)
+_conversion("float", float)
+_conversion("index", operator.index)

@@ -1,0 +1,286 @@
+"""The graph of a run while it is being written: which node made which object, and how a call is spelled."""
+
+import contextlib
+import operator
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ...errors import CaptureError
+from ...graph.ops import Call, Mode, leaf_of
+from ...graph.pytrees import flatten, opens, take_apart
+from .reachable import reachable
+from .symbols import Int, guard, is_live, is_symbol, rebuild
+
+# What fx can write into its code as it is.
+PLAIN = (
+    fx.Node, int, float, bool, str, complex, type(None), type(...),
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
+OPERATORS = {
+    f"__{name}__": getattr(operator, name)
+    for name in "add sub mul truediv floordiv mod pow matmul and_ or_ xor neg invert lt le gt ge eq ne "
+    "iadd isub imul itruediv getitem".split()
+}
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_PACKAGES = _TORCH.removesuffix("torch" + os.sep)
+_HERE = os.path.dirname(__file__) + os.sep
+
+
+class Tape:
+    """Writes the run of a model into `graph`.
+
+    Args:
+        names: id -> path of every tensor that the model owned before the run.
+        hashable: sizes can serve as keys, and are guarded when they do.
+    """
+
+    def __init__(self, names: dict[int, str], hashable: bool = False):
+        self.graph, self.names, self.hashable = fx.Graph(), names, hashable
+        self.constants: dict[str, torch.Tensor] = {}
+        self.entry = Mode.now()
+        self.thread = threading.get_ident()
+        self.open, self.inside = True, 0
+        self.stack: list[tuple[str, str, type]] = []  # key (path@2 for a second call), path, class
+        self._nodes: dict[int, fx.Node] = {}  # id of a live object -> the node that made it
+        self._alive: list[Any] = []  # keeps the ids of tuples unique; tensors may be freed while the run goes on
+        self._watched: dict[int, weakref.ref[torch.Tensor]] = {}  # id of a tensor -> what tells when it is gone
+        self._sizes: dict[tuple[Any, ...], Int] = {}
+        self._twins: list[tuple[fx.Node, fx.Node]] = []
+        self._front: fx.Node | None = None  # the last node of the front: inputs, then parameters and constants
+
+    @property
+    def listening(self) -> bool:
+        """Whether what happens now belongs to the model, not to a call that is being written down."""
+        return self.open and not self.inside and threading.get_ident() == self.thread
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """What runs here is not the model's."""
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.inside -= 1
+
+    def release(self) -> None:
+        """Let go of all that the run made. Sizes may outlive it, in caches of libraries, and they know their tape."""
+        self._nodes.clear()
+        self._alive.clear()
+        self._watched.clear()
+        self._sizes.clear()
+
+    def where(self) -> str:
+        """The module that is running, for messages."""
+        return f"'{self.stack[-1][1]}'" if self.stack and self.stack[-1][1] else "the model"
+
+    # ---- objects and the nodes that made them
+
+    def placeholder(self, name: str, value: torch.Tensor) -> None:
+        """Write an input of the graph. All of them come first; one tensor given twice must be so in every replay."""
+        node = self._front = self.graph.placeholder(name)
+        if (same := self._nodes.get(id(value))) is not None:
+            self._twins.append((same, node))
+        else:
+            self.bind(value, node)
+
+    def guard_twins(self) -> None:
+        """After the last input: write which of them are the same tensor."""
+        for one, other in self._twins:
+            self.guard(self.call(operator.is_, (one, other)), True)
+
+    def bind(self, value: Any, node: fx.Node) -> None:
+        """Remember that `node` makes `value`, and through `getitem` what it holds."""
+        if isinstance(value, PLAIN):
+            return  # None and small numbers are shared objects: an id says nothing about who made them
+        if isinstance(value, torch.Tensor | tuple):  # what a list or a dict holds may be another thing soon
+            self._remember(value, node)
+        if isinstance(value, torch.Tensor):
+            return
+        if type(value) in (list, dict) or isinstance(value, tuple):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if _may_hold(item):
+                    self.bind(item, self.call(operator.getitem, (node, key)))
+        elif opens(value):
+            for i, leaf in enumerate(flatten(value)[0]):
+                if isinstance(leaf, torch.Tensor):
+                    self.bind(leaf, self.call(leaf_of, (node, i)))
+
+    def _remember(self, value: "torch.Tensor | tuple[Any, ...]", node: fx.Node) -> None:
+        """That `node` makes `value`, as long as it lives: another object may have its id after that.
+
+        A tensor is not kept alive. One that autograd or a view still holds is not gone either, and torch hands out the
+        same object again.
+        """
+        key = id(value)
+        self._nodes[key] = node
+        if isinstance(value, torch.Tensor):
+            nodes, watched = self._nodes, self._watched
+
+            def forget(_: object) -> None:
+                nodes.pop(key, None)
+                watched.pop(key, None)
+
+            self._watched[key] = weakref.ref(value, forget)
+        else:
+            self._alive.append(value)
+
+    def pin(self, value: Any, node: fx.Node) -> None:
+        """Guard the bare numbers that an opaque call handed to Python beside its tensors."""
+        if isinstance(value, int | float | str):
+            self.guard(node, value)
+        elif type(value) in (list, dict) or isinstance(value, tuple):
+            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+                if isinstance(item, int | float | str | list | tuple | dict):
+                    self.pin(item, self.call(operator.getitem, (node, key)))
+
+    def node_of(self, value: Any) -> fx.Node | None:
+        """The node that made `value` in this run, or reads it from the model."""
+        return self._nodes.get(id(value))
+
+    def known(self, tensor: torch.Tensor) -> fx.Node | None:
+        """The node of a tensor that was computed or that the model owns: what may be another one next time."""
+        return self.attribute(tensor) if id(tensor) in self.names else self._nodes.get(id(tensor))
+
+    def is_live(self, value: Any) -> bool:
+        """Whether `value` was computed from the inputs, as far as one knows; not a parameter nor a constant."""
+        node = self._nodes.get(id(value))
+        return node is not None and node.op != "get_attr"
+
+    def attribute(self, tensor: torch.Tensor) -> fx.Node:
+        """The node of a parameter, a buffer, or a tensor that was there before the run."""
+        if (node := self._nodes.get(id(tensor))) is not None:
+            return node
+        if tensor.grad_fn is not None:
+            said = f"a tensor of shape {tuple(tensor.shape)} in {self.where()}"
+            raise CaptureError([f"{said} was made by a call that torch does not report"])
+        name = self.names.get(id(tensor))
+        if name is None:
+            name = f"_constant_{len(self.constants)}"
+            self.constants[name] = tensor
+        with self.graph.inserting_after(self._front):
+            self._front = self.graph.get_attr(name)
+        self.bind(tensor, self._front)
+        return self._front
+
+    def size(self, node: fx.Node, method: Any, value: int, *args: Any) -> Int:
+        """The symbol of one size of a tensor; the same one each time it is asked for."""
+        key = (node, method, args)
+        found = self._sizes.get(key)
+        if found is None or found.value != value:  # resized in place
+            found = self._sizes[key] = Int(self, value, method, node, *args)
+        return found
+
+    # ---- arguments
+
+    def arguments(self, value: Any) -> Any:
+        """The arguments of a call with nodes in the place of tensors and symbols."""
+        return rebuild(value, self._argument)  # a container by what it holds now: lists change, and tensors are written
+
+    def _argument(self, value: Any) -> Any:
+        if (node := self._nodes.get(id(value))) is not None:
+            return node
+        if is_symbol(value):
+            return value.write() if value.writer is self else value.value
+        if isinstance(value, torch.Tensor):
+            return self.attribute(value)
+        if isinstance(value, np.generic):
+            return value.item()  # a numpy float is a float, and prints as another thing
+        if isinstance(value, PLAIN):
+            return value
+        if isinstance(value, torch.Generator) and value is not torch.default_generator:
+            raise CaptureError([f"{self.where()} draws from a torch.Generator of its own; use torch's default one"])
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            node = self.call(type(value), tuple(map(self.arguments, value)))
+            self._remember(value, node)
+            return node
+        return self._object(value)
+
+    def _object(self, value: Any) -> Any:
+        """A function or an object. One that holds values of this run must not be kept as it is."""
+        if callable(value) or not self.reaches(value):
+            if self.reaches(value):
+                raise CaptureError([f"{self.where()} hands torch a function that holds tensors or sizes of this call"])
+            return value
+        found, tree = take_apart(value, is_live)
+        return self.call(Call(tree.build), (list(map(self.arguments, found)),))
+
+    def reaches(self, value: Any) -> bool:
+        """Whether a value holds tensors or symbols that were computed in this run, in its fields or in its closure."""
+        return any(v.writer is self if is_symbol(v) else self.is_live(v) for v in reachable(value))
+
+    # ---- writing nodes
+
+    def call(self, function: Callable[..., Any], args: Any, kwargs: Any = None) -> fx.Node:
+        """Write the call of a function whose arguments are nodes already."""
+        return self.placed(self.graph.call_function(function, tuple(args), kwargs or {}))
+
+    def guard(self, node: fx.Node, expected: Any) -> None:
+        """Write that Python looked at a node and found `expected`."""
+        if isinstance(expected, torch.Tensor):
+            with self.aside():
+                expected = self.attribute(expected.clone())
+        self.call(guard, (node, expected, _caller()))
+
+    def write(self, function: Callable[..., Any], args: Any, kwargs: Any, opaque: bool = False) -> fx.Node:
+        """Write the call of a torch function in the plainest form that fx has for it."""
+        name, args, kwargs = getattr(function, "__name__", "call"), self.arguments(tuple(args)), self.arguments(kwargs)
+        mode = Mode.now()
+        if opaque or mode != self.entry or not _plain((args, kwargs)):
+            return self._spelled_out(function, mode, args, kwargs)
+        if name in OPERATORS and not kwargs:
+            return self.call(OPERATORS[name], args)
+        if getattr(torch.Tensor, name, None) == function and args and isinstance(args[0], fx.Node):
+            return self.placed(self.graph.call_method(name, args, kwargs))
+        if getattr(function, "__module__", "") == "torch._tensor":
+            function = Call(function)
+        return self.call(function, args, kwargs)
+
+    def _spelled_out(self, function: Callable[..., Any], mode: Mode, args: Any, kwargs: Any) -> fx.Node:
+        if _plain((args, kwargs)):
+            return self.call(Call(function, mode, self.entry), args, kwargs)
+        nodes: list[fx.Node] = []
+
+        def hole(value: Any) -> Any:
+            if isinstance(value, fx.Node):
+                nodes.append(value)
+                return fx.Node
+            return value
+
+        slots = rebuild((args, kwargs), hole)
+        return self.call(Call(function, mode, self.entry, slots), tuple(nodes))
+
+    def placed(self, node: fx.Node) -> fx.Node:
+        """The node with the module calls that it belongs to."""
+        node.meta["nn_module_stack"] = {key: (path, kind) for key, path, kind in self.stack if path}
+        return node
+
+
+def _may_hold(item: Any) -> bool:
+    return not isinstance(item, PLAIN)
+
+
+def _plain(value: Any) -> bool:
+    found = True
+
+    def look(v: Any) -> None:
+        nonlocal found
+        found = found and isinstance(v, PLAIN)
+
+    rebuild(value, look)
+    return found
+
+
+def _caller() -> str:
+    """The file and line of the model that is running, outside torch and this package."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_code.co_filename.startswith((_HERE, _TORCH)):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.removeprefix(_PACKAGES)}:{frame.f_lineno}"

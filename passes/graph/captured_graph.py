@@ -1,0 +1,57 @@
+"""A captured model: a flat graph, what it refers to, and the trees that calls and results have."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .pytrees import Tree
+from .shelter import SHELTER, sheltered
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of a model as a graph.
+
+    `graph` has one placeholder for each tensor among the inputs and returns the flat tuple of live results. Its
+    `call_module` and `get_attr` targets are the model's own paths, or names in `constants`.
+    """
+
+    graph: fx.Graph
+    rung: str
+    outputs: Tree  # builds the model's result from the values that the graph returns
+    constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    arguments: tuple[str, ...] | None = None  # the names of the arguments, where the graph takes them whole
+    sets: frozenset[tuple[str, str]] = frozenset()  # attributes that a forward sets: path of the module, name
+    writes: tuple[str, ...] = ()  # tensors that a forward writes to in place, buffers aside
+    spoils: tuple[int, ...] = ()  # inputs that it writes to, by their number
+
+    def module(self, model: nn.Module) -> fx.GraphModule:
+        """The graph as a module on the model's own parts, to run as a whole."""
+        return fx.GraphModule(Owner(model, self.constants), sheltered(self.graph))
+
+
+class Owner(nn.Module):
+    """Answers for a model's paths and for the constants of a recording; owns nothing itself."""
+
+    def __init__(self, model: nn.Module, constants: Mapping[str, torch.Tensor]):
+        super().__init__()
+        self.__dict__["_model"], self.__dict__["_held"] = model, dict(constants)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == SHELTER:
+            return self
+        held = self.__dict__["_held"]
+        return held[name] if name in held else getattr(self.__dict__["_model"], name)
+
+
+def lookup(model: nn.Module, constants: Mapping[str, torch.Tensor], path: str) -> Any:
+    """What a `get_attr` or `call_module` target stands for."""
+    if path in constants:
+        return constants[path]
+    found: Any = model
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found

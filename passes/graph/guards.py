@@ -1,0 +1,83 @@
+"""What the guards of a graph look at: nothing, sizes that follow from the inputs' sizes, or data."""
+
+import enum
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..capture.record.symbols import guard
+from .ops import Call
+
+
+class Trust(enum.Enum):
+    """When a graph that has run once may be run again without a way back."""
+
+    ALWAYS = "it has no guards"
+    SAME_SIZES = "its guards look at sizes: they hold whenever they held for inputs of these sizes"
+    NEVER = "its guards look at data"
+
+
+# Calls whose result has a size that depends on data.
+_RAGGED = {
+    "nonzero", "unique", "unique_consecutive", "masked_select", "argwhere", "bincount", "repeat_interleave", "one_hot",
+}  # fmt: skip
+_READING = {"item", "tolist", "stride", "storage_offset"}  # how inputs lie in memory is as free as what they hold
+_SIZES = (torch.Tensor.size, torch.Tensor.numel, torch.Tensor.dim, len)
+
+
+def trust(graph: fx.Graph) -> Trust:
+    """How far the guards of a graph can be trusted after they have held once.
+
+    Requires:
+        Nodes are in running order.
+    """
+    if not any(n.target is guard for n in graph.nodes):
+        return Trust.ALWAYS
+    doubtful: set[fx.Node] = set()  # numbers read from data, and tensors whose size depends on data
+    for node in graph.nodes:
+        if node.target is guard and _looks_at_data(node.args[0], doubtful):
+            return Trust.NEVER
+        if _reads_data(node) or any(given in doubtful for given in node.all_input_nodes):
+            doubtful.add(node)
+    return Trust.SAME_SIZES
+
+
+def _looks_at_data(value: Any, doubtful: set[fx.Node]) -> bool:
+    if not isinstance(value, fx.Node) or getattr(value.target, "__name__", "") == "sizes_hold":
+        return False
+    is_number = "shape" not in value.meta and "flops" in value.meta
+    return value in doubtful or not is_number or _tests_tensor(value)
+
+
+def _tests_tensor(node: fx.Node) -> bool:
+    """A truth value taken straight from a tensor: `bool(x.any())`, `torch.equal(a, b)`."""
+    return node.target not in _SIZES and any("shape" in given.meta for given in node.all_input_nodes)
+
+
+def _reads_data(node: fx.Node) -> bool:
+    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+    if name in _READING or name in _RAGGED or (name == "where" and len(node.args) == 1) or _is_foreign(node):
+        return True
+    if (node.target is not operator.getitem and name != "index") or len(node.args) < 2:
+        return False
+    index = node.args[1] if isinstance(node.args[1], tuple | list) else (node.args[1],)
+    return any(isinstance(i, fx.Node) and i.meta.get("dtype") in (torch.bool, torch.uint8) for i in index)
+
+
+def _is_foreign(node: fx.Node) -> bool:
+    """A call whose insides nobody here knows: a script, a hook, an autograd function, an operator not of torch."""
+    if node.op == "call_module":
+        kinds = [kind for _, kind in (node.meta.get("nn_module_stack") or {}).values()]
+        return bool(kinds) and not kinds[-1].__module__.startswith("torch.nn")
+    target: Any = node.target.function if isinstance(node.target, Call) else node.target
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return not str(target).startswith(("aten", "prim"))
+    owner = getattr(target, "__self__", None)
+    if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        return True
+    home = getattr(target, "__module__", None) or "torch"
+    return node.op == "call_function" and not home.startswith(
+        ("torch", "_operator", "builtins", "math", "dnigraph.passes")
+    )

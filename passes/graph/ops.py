@@ -1,0 +1,114 @@
+"""A call that fx cannot spell: under its own grad mode or autocast, or with arguments that are no graph literals."""
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..capture.record.symbols import rebuild
+from .pytrees import flatten
+
+AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Grad mode and autocast state, as the running code finds them."""
+
+    grad: bool
+    autocast: tuple[tuple[str, bool, torch.dtype], ...]  # device type, enabled, dtype
+
+    @classmethod
+    def now(cls) -> "Mode":
+        """The mode at this moment. The dtype counts only where autocast is on."""
+        states = []
+        for device in AUTOCAST_DEVICES:
+            enabled = torch.is_autocast_enabled(device)
+            states.append((device, enabled, torch.get_autocast_dtype(device) if enabled else torch.float32))
+        return cls(torch.is_grad_enabled(), tuple(states))
+
+    def enter(self, outside: "Mode", stack: contextlib.ExitStack) -> None:
+        """Set what differs from the mode outside until the stack closes."""
+        if self.grad != outside.grad:
+            stack.enter_context(torch.set_grad_enabled(self.grad))
+        for state, other in zip(self.autocast, outside.autocast, strict=True):
+            if state != other:
+                stack.enter_context(torch.autocast(state[0], dtype=state[2], enabled=state[1]))
+
+
+class Call:
+    """A function with the mode it ran under and, where fx cannot spell them, its arguments with `fx.Node` as holes."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        mode: Mode | None = None,
+        outside: Mode | None = None,
+        slots: Any = None,
+    ):
+        self.function, self.mode, self.outside, self.slots = function, mode, outside, slots
+        owner = getattr(function, "__self__", None)
+        name = owner.__name__ if inspect.isclass(owner) else getattr(function, "__name__", "call").strip("_")
+        self.__name__ = self.__qualname__ = name if name.isidentifier() else "call"
+        self.__module__ = __name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.slots is not None:
+            feed = iter(args)
+            args, kwargs = rebuild(self.slots, lambda v: next(feed) if v is fx.Node else v)
+        if self.mode is None or self.outside is None:
+            return self.function(*args, **kwargs)
+        with contextlib.ExitStack() as stack:
+            self.mode.enter(self.outside, stack)
+            return self.function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Call":
+        return self  # a value: nothing in it changes
+
+
+def set_attribute(tensor: torch.Tensor, field: str, value: Any) -> torch.Tensor:
+    """`tensor.field = value` as an expression, so that later readers depend on it."""
+    setattr(tensor, field, value)
+    return tensor
+
+
+def set_item(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
+    """`tensor[index] = value` as an expression, so that later readers depend on it."""
+    tensor[index] = value
+    return tensor
+
+
+def leaf_of(value: Any, i: int) -> Any:
+    """The i-th leaf of a nested value of any class."""
+    return flatten(value)[0][i]
+
+
+def keep(module: nn.Module, name: str, value: Any) -> None:
+    """`module.name = value`, as the model does it in its forward."""
+    setattr(module, name, value)
+
+
+def keep_buffer(module: nn.Module, name: str, persistent: bool, value: Any) -> None:
+    """`module.register_buffer(name, value, persistent)`, as the model does it in its forward.
+
+    A larger one that begins with it stays: models that keep tables for the longest sequence so far cut them to size.
+    """
+    held = module._buffers.get(name)
+    larger = held is not None and held.numel() > value.numel() and held.dim() == value.dim()
+    if larger and torch.equal(held[tuple(map(slice, value.shape))], value):  # type: ignore[index]  # it is there
+        return
+    module._buffers[name] = value
+    module._non_persistent_buffers_set.discard(name) if persistent else module._non_persistent_buffers_set.add(name)
+
+
+def forget(module: nn.Module, name: str) -> None:
+    """`del module.name`, as the model does it in its forward."""
+    delattr(module, name)
+
+
+for _effect in (set_attribute, set_item, keep, keep_buffer, forget):
+    fx.node.has_side_effect(_effect)

@@ -1,0 +1,1 @@
+"""From a plan to a graph for each part."""

@@ -1,0 +1,1 @@
+"""Run a model, see what it did, and put it back as it was."""

@@ -1,0 +1,600 @@
+"""The last rung: models that decide anew in every step are cut between their modules, and run whole."""
+
+import copy
+import random
+import threading
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kit.models import CLASSES, ZOO, labels, loss_of
+from torch import nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
+
+import dnigraph as dg
+from dnigraph.passes.capture import ladder
+from dnigraph.passes.capture.module_graph import events, observe
+from dnigraph.passes.graph.pytrees import HOLE, Tree
+
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Moody(nn.Module):
+    """Python's randomness decides: no graph holds for the next call."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.c = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+        self.b = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.3))
+
+    def forward(self, x):
+        h = self.b(torch.relu(self.norm(self.a(x))))
+        if random.random() < 0.5:
+            h = h * 2
+        return {"y": self.c(dg.cut(h, name="middle")), "none": None}
+
+
+class Skipping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.c(self.b(h) + h)
+
+
+class Repeating(nn.Module):
+    """One module as often as the argument says."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside, self.body, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x, times=1):
+        h = self.inside(x)
+        for _ in range(times):
+            h = torch.relu(self.body(h))
+        return self.out(h)
+
+
+def hooked(model, cuts, *args, **options):
+    return dg.decouple(model, cuts, args or (X,), **{"capture": "hooks", "condition": dg.one_hot(CLASSES), **options})
+
+
+def wrongly(model, cuts):
+    """With heads that always say nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return hooked(model, cuts, head=lambda spec: Handed(spec, 0.0), condition=None, check=False)
+
+
+def seeded(run, *args):
+    random.seed(3)
+    torch.manual_seed(3)
+    return run(*args)
+
+
+def count_of_hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def gradients(model):
+    return {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
+
+
+class Handed(nn.Module):
+    """A head that always predicts the same number."""
+
+    def __init__(self, spec, value):
+        super().__init__()
+        self.weight, self.value = nn.Parameter(torch.zeros(())), value
+
+    def forward(self, h, label=None):
+        return self.weight * h + self.value
+
+
+def test_a_model_that_no_graph_can_stand_for_is_cut_between_its_modules():
+    dm = dg.decouple(Moody(), "b", (X,), condition=dg.one_hot(CLASSES))
+
+    assert dm.plan.capture == "hooks"
+    assert list(dm.boundaries) == ["b"]
+    assert dg.check(dm, X).right
+    refused, cost = dm.plan.notes
+    assert refused.startswith("record: two recordings")
+    assert "is no function of the inputs" in refused
+    assert refused.count("\n") == 0
+    assert cost.startswith("on hooks: the model runs whole, so it is trained drop-in")
+
+
+def test_the_forward_pass_is_bitwise_that_of_the_model_in_every_mood():
+    model = Moody()
+    dm = hooked(model, ["norm", "b"])
+
+    for seed in range(8):
+        for mode in (True, False):
+            dm.train(mode)
+            state = copy.deepcopy(model.state_dict())
+            results = []
+            for run in (model, dm):
+                model.load_state_dict(state)
+                random.seed(seed)
+                torch.manual_seed(seed)
+                results.append((run(X)["y"], model.norm.running_mean.clone(), torch.rand(1), random.random()))
+            assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*results, strict=True))
+
+
+def test_with_oracles_gradients_are_backprops():
+    model = Moody()
+    dm = hooked(model, ["a", dg.before("b"), "b", dg.cut], boundary="oracle")
+
+    seeded(model, X)["y"].square().sum().backward()
+    expected = gradients(model)
+    model.zero_grad()
+    seeded(dm, X)["y"].square().sum().backward()
+
+    assert len(dm.boundaries) == 4
+    assert all(torch.equal(g, expected[n]) for n, g in gradients(model).items())
+
+
+def test_below_the_cut_only_the_prediction_arrives_and_above_it_the_truth():
+    model = Moody()
+    dm = wrongly(model, "norm")
+
+    seeded(model, X)["y"].square().sum().backward()
+    expected = gradients(model)
+    model.zero_grad()
+    seeded(dm, X)["y"].square().sum().backward()
+    found = gradients(model)
+
+    assert found["a.weight"].eq(0).all()
+    assert found["norm.weight"].eq(0).all()
+    assert expected["a.weight"].ne(0).any()
+    assert all(torch.equal(found[n], expected[n]) for n in found if n[0] in "bc")
+
+
+def test_heads_and_parts_learn():
+    torch.manual_seed(0)
+    dm = hooked(Moody(), ["norm", "b"])
+    y = labels(6)
+    optimizer = torch.optim.Adam(dm.parameters(), 1e-2)
+    before = {n: p.detach().clone() for n, p in dm.named_parameters()}
+    losses = []
+
+    for _ in range(60):
+        with dm.conditioned(y):
+            loss = F.cross_entropy(dm(X)["y"], y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert all(not torch.equal(p, before[n]) for n, p in dm.named_parameters() if "label" not in n)
+
+
+# What hooks cut at the same values as a graph: the others have cuts at what no module hands on.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chain",
+        "resnet",
+        "two_towers",
+        "a_module_called_twice",
+        "tied_weights_and_a_mask_for_all",
+        "early_exit",
+    ],
+)
+def test_hooks_learn_what_the_graph_learns(name):
+    def trained(capture):
+        torch.manual_seed(0)
+        model, args, cuts = ZOO[name]()
+        dm = dg.decouple(model.train(), cuts, args, capture=capture, condition=dg.one_hot(CLASSES))
+        optimizer = torch.optim.SGD(dm.parameters(), 0.05)
+        y = labels(len(args[0]))
+        for step in range(4):
+            torch.manual_seed(step)
+            with dm.conditioned(y):
+                loss = loss_of(dm(*args), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return dm
+
+    one, other = trained("record"), trained("hooks")
+
+    assert list(one.boundaries) == list(other.boundaries)
+    for (n, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=0, atol=1e-6), n
+
+
+def test_a_skip_that_leaks_is_counted_and_warned_of():
+    with pytest.warns(dg.HooksWarning, match="leak around the cuts through a to 2 parameters below them: a.bias"):
+        dm = hooked(Skipping(), "b")
+
+    leaks = dm.plan.notes[-1]
+    assert leaks.startswith("true gradients leak around the cuts through a")
+    assert [c.name for c in dm.plan.crossings if c.gradient] == ["b"]
+    assert dg.check(dm, X).right
+
+
+def test_a_leak_is_no_silent_cut():
+    dm = wrongly(Skipping(), "b")
+
+    dm(X).square().sum().backward()
+
+    assert dm.original.b.weight.grad.eq(0).all()
+    assert dm.original.a.weight.grad.ne(0).any()
+
+
+def test_between_places_that_learn_nothing_is_warned_of(recwarn):
+    hooked(Moody(), "b")
+
+    assert not [w for w in recwarn if issubclass(w.category, dg.HooksWarning)]
+
+
+@pytest.mark.parametrize(
+    ("cuts", "crossings"),
+    [
+        ("norm", ["norm"]),
+        (dg.after("b.0"), ["b.0"]),
+        (dg.before("b"), ["b_in"]),
+        ("b.*", ["b.0", "b.1", "b.2"]),
+        ("re:(a|norm)", ["a", "norm"]),
+        (nn.BatchNorm1d, ["norm"]),
+        (dg.cut, ["middle"]),
+        (None, ["middle"]),
+        ("middle", ["middle"]),
+        (lambda node: node.name == "a", ["a"]),
+        ([], []),
+    ],
+)
+def test_cuts_are_said_as_on_every_rung(cuts, crossings):
+    dm = hooked(Moody(), cuts)
+
+    assert [c.name for c in dm.plan.crossings if c.gradient] == crossings
+    assert list(dm.boundaries) == crossings
+
+
+@pytest.mark.parametrize("cost", ["flops", "time", "memory"])
+def test_a_number_of_parts_is_balanced(cost):
+    dm = hooked(Moody(), dg.balanced(3, cost=cost))
+
+    assert len(dm.plan.parts) == 3
+    assert all(part.parameters for part in dm.plan.parts)
+
+
+def test_a_plan_made_before_cuts_the_same():
+    plan = dg.plan(Moody(), ["norm", "b"], (X,), capture="hooks")
+
+    dm = hooked(Moody(), plan)
+
+    assert [c.name for c in dm.plan.crossings] == [c.name for c in plan.crossings]
+    assert plan.capture == "hooks"
+
+
+def test_the_dry_run_finds_the_same_rung():
+    plan = dg.plan(Moody(), "b", (X,))
+
+    assert plan.capture == "hooks"
+    assert plan.notes[0].startswith("record: ")
+
+
+def test_a_cut_that_only_a_graph_has_says_why_there_is_none():
+    with pytest.raises(dg.CutError, match=r"only known by its modules, because record: two recordings") as caught:
+        dg.decouple(Moody(), "relu_1", (X,))
+
+    assert "no such module, mark or node" in str(caught.value)
+
+
+def test_no_hook_is_left_on_the_model_also_after_an_error():
+    model = Moody()
+    dm = hooked(model, "b")
+    with dm.conditioned(labels(6)):
+        dm(X)["y"].sum().backward()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        dm(torch.randn(6, 5))
+
+    assert count_of_hooks(model) == 0
+
+
+def test_the_observation_leaves_the_model_as_it_was():
+    model = Moody()
+    state, flags = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    here = torch.get_rng_state()
+
+    observe(model, (X,), {})
+
+    assert count_of_hooks(model) == 0
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), here)
+
+
+def test_other_threads_call_the_model_unhooked():
+    model = Skipping()
+    dm = wrongly(model, "a")
+    inside, done = threading.Event(), threading.Event()
+    seen = []
+
+    def look():
+        inside.wait()
+        model.b.register_forward_pre_hook(lambda *_: None).remove()
+        out = model.a(X)
+        seen.append(type(out.grad_fn).__name__)
+        done.set()
+
+    def wait(*_):
+        inside.set()
+        done.wait(5)
+
+    handle = model.b.register_forward_hook(wait)
+    thread = threading.Thread(target=look)
+    thread.start()
+    dm(X)
+    thread.join()
+    handle.remove()
+
+    assert seen == ["AddmmBackward0"]
+
+
+def test_further_calls_of_a_cut_module_get_boundaries_of_their_own():
+    dm = dg.decouple(Repeating(), "body", (X,), capture="hooks", head="linear", condition=dg.one_hot(CLASSES))
+
+    with (
+        dm.conditioned(labels(6)),
+        pytest.warns(UserWarning, match=r"new way through the model, with a boundary on 'body@2'"),
+    ):
+        out = dm(X, times=2)
+    out.sum().backward()
+
+    assert list(dm.boundaries) == ["body", "body@2"]
+    assert any("head" in key and "body@2" in key for key in dm.state_dict())
+
+
+def test_a_cut_inside_a_checkpointed_region_learns():
+    class Checkpointed(Skipping):
+        def forward(self, x):
+            def region(h):
+                return F.relu(self.b(torch.sigmoid(self.a(h))))
+
+            return self.c(checkpoint(region, x, use_reentrant=False))
+
+    model = Checkpointed()
+    dm = hooked(model, "a", head="mlp")
+    optimizer = torch.optim.SGD(dm.parameters(), 0.1)
+    before = [p.detach().clone() for p in dm.parameters()]
+
+    for _ in range(2):
+        with dm.conditioned(labels(6)):
+            loss = dm(X).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    assert dg.check(dm, X).right
+    assert sum(not torch.equal(p, b) for p, b in zip(dm.parameters(), before, strict=True)) > len(before) - 3
+
+
+def test_in_eval_mode_and_without_gradients_the_model_runs_as_it_is():
+    model = Moody()
+    dm = hooked(model, "b")
+    seen = []
+    model.a.register_forward_hook(lambda *_: seen.append(count_of_hooks(model)))
+
+    with torch.no_grad():
+        dm(X)
+    dm.eval()
+    dm(X)
+
+    assert seen == [1, 1]
+
+
+def test_a_copy_learns_on_its_own():
+    dm = hooked(Moody(), "b")
+    other = copy.deepcopy(dm)
+
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1.0)
+
+    assert all(not torch.equal(p, q) for p, q in zip(dm.parameters(), other.parameters(), strict=True))
+    assert list(other.boundaries) == ["b"]
+    assert dg.check(other, X).right
+
+
+def test_state_goes_there_and_back():
+    dm, other = hooked(Moody(), "b"), hooked(Moody(), "b")
+
+    other.load_state_dict(dm.state_dict())
+    Moody().load_state_dict(dm.recouple().state_dict())
+
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in dm.state_dict().items())
+    assert set(dm.original.state_dict()) < set(dm.state_dict())
+
+
+def test_part_by_part_training_is_refused_with_the_way_out():
+    dm = hooked(Moody(), "b")
+
+    with pytest.raises(dg.DniGraphError, match=r"runs whole, on hooks .*: train it drop-in"):
+        dg.Local(dm, loss=loss_of, optimizer=torch.optim.Adam)
+
+
+def test_a_probe_compares_with_the_truth_by_part():
+    dm = hooked(Moody(), "b", head="linear")
+
+    found = seeded(lambda: dg.probe(dm, X, target=labels(6), loss=lambda out, y: F.cross_entropy(out["y"], y)))
+
+    assert set(found.crossings) == {"b"}
+    assert set(found.weights) == {"part_0", "part_1"}
+
+
+def test_a_model_whose_results_carry_no_gradient_is_refused():
+    class Blind(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    with pytest.raises(dg.CaptureError, match="no result of this call carries a gradient"):
+        dg.decouple(Blind(4, 4), [], (X,), capture="hooks")
+
+
+def test_what_only_one_call_would_settle_ends_the_climb():
+    with pytest.raises(dg.CaptureError, match="has no size yet: call the model once before") as caught:
+        dg.decouple(nn.LazyLinear(3), [], (X,))
+
+    assert len(caught.value.reasons) == 1
+
+
+def test_events_are_the_borders_of_modules_in_order():
+    graph = observe(Skipping(), (X,), {})
+
+    assert [node.name for node in events(graph)] == ["a", "b_in", "b", "c_in", "c"]
+    reads = {node.name: [n.name for n in node.all_input_nodes] for node in graph.nodes}
+    assert reads["c_in"] == ["a", "b"]
+    assert reads["output"] == ["c"]
+
+
+def test_a_rung_whose_graph_is_not_the_model_is_not_used(monkeypatch):
+    def wrong(model, args, kwargs):
+        return replace(right(model, args, kwargs), outputs=Tree(pytree.tree_structure([0]), (HOLE,)))
+
+    right = ladder.RUNGS["record"]
+    monkeypatch.setitem(ladder.RUNGS, "record", wrong)
+
+    dm = dg.decouple(Skipping(), "b", (X,), condition=dg.one_hot(CLASSES))
+
+    assert dm.plan.capture == "export"
+    assert dm.plan.notes[0].startswith("record: the graph is not the same function: outputs in train mode")
+    assert dg.check(dm, X).right
+
+
+def test_a_forced_rung_that_fails_says_so(monkeypatch):
+    def wrong(model, args, kwargs):
+        return replace(right(model, args, kwargs), outputs=Tree(pytree.tree_structure([0]), (HOLE,)))
+
+    right = ladder.RUNGS["record"]
+    monkeypatch.setitem(ladder.RUNGS, "record", wrong)
+
+    with pytest.raises(dg.CheckError, match="NOT the same function"):
+        dg.decouple(Skipping(), "b", (X,), condition=dg.one_hot(CLASSES), capture="record")
+
+
+def test_in_eval_mode_a_call_that_no_graph_can_stand_for_runs_the_model():
+    class OnlyInEval(Skipping):
+        def forward(self, x):
+            out = super().forward(x)
+            return out if self.training or random.random() < 0.5 else out * 2
+
+    model = OnlyInEval()
+    dm = dg.decouple(model, "b", (X,), condition=dg.one_hot(CLASSES))
+    dm.eval()
+
+    assert dm.plan.capture == "record"
+    for seed in range(6):
+        random.seed(seed)
+        expected = model(X)
+        random.seed(seed)
+        assert torch.equal(dm(X), expected)
+
+
+def test_that_no_graph_can_stand_for_a_kind_of_call_is_found_out_once(monkeypatch):
+    class OnlyInEval(Skipping):
+        def forward(self, x):
+            return super().forward(x) * (1 if self.training else random.random())
+
+    dm = dg.decouple(OnlyInEval(), "b", (X,), condition=dg.one_hot(CLASSES), check=False)
+    dm.eval()
+    dm(X)
+
+    monkeypatch.setitem(ladder.RUNGS, "record", None)
+    dm(X)
+
+
+def test_modules_that_run_inside_a_transform_of_torch_func_are_left_alone():
+    class Transformed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.c(h + torch.func.grad(lambda y: self.b(y.tanh()).square().sum())(h))
+
+    dm = dg.decouple(Transformed(), 2, (X,), boundary="oracle")
+
+    assert dm.plan.capture == "hooks"
+    assert dg.check(dm, X).right
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_left_to_the_last_rung():
+    class Nesting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            ragged = torch.nested.as_nested_tensor([x[:2], x[2:]])
+            return self.c(torch.nested.to_padded_tensor(self.b(self.a(ragged).relu()), 0.0))
+
+    dm = dg.decouple(Nesting(), dg.before("c"), (X,), boundary="oracle")
+
+    assert dm.plan.capture == "hooks"
+    assert any("nested" in note for note in dm.plan.notes)
+
+
+def test_state_that_fails_on_other_inputs_is_state_kept_between_calls():
+    class Remembering(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.c, self.kept = nn.Linear(4, 8), nn.Linear(8, CLASSES), {}
+
+        def forward(self, x):
+            h = self.a(x)
+            self.kept["h"] = h.detach() + self.kept.get("h", 0)
+            return self.c(h - self.kept["h"])
+
+    dm = dg.decouple(Remembering(), "a", (X,), boundary="oracle")
+
+    assert dm.plan.capture == "hooks"
+    assert any("state between calls" in note for note in dm.plan.notes)
+
+
+def test_behind_a_convolution_along_a_line_the_length_may_be_another():
+    class Wave(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).mean(2) * (2 if random.random() < 0.5 else 1)
+
+    dm = hooked(Wave(nn.Conv1d(2, 6, 3), nn.ReLU(), nn.Conv1d(6, CLASSES, 3)), "1", torch.randn(4, 2, 20))
+
+    for length in (20, 33):
+        with dm.conditioned(labels(4)):
+            dm(torch.randn(4, 2, length)).sum().backward()
+
+    assert dm.boundaries["1"].spec.kind == "maps"
+
+
+def test_where_an_export_hides_a_module_the_cut_is_made_on_hooks():
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):  # both calls of b share its weights in half precision
+                h = self.b(self.b(self.a(x)).relu())
+            return self.c(h.float())
+
+    torch.manual_seed(0)
+    dm = dg.decouple(Half(), "b", (X,), boundary="oracle")
+
+    assert dm.plan.capture == "hooks"
+    assert any("is a module that did not run" in note for note in dm.plan.notes)
+
+
+def test_a_cut_that_fits_no_rung_is_refused_as_the_first_of_them_puts_it():
+    with pytest.raises(dg.CutError, match="nowhere"):
+        dg.decouple(Moody(), "nowhere", (X,))

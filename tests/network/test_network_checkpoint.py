@@ -1,0 +1,203 @@
+"""Networks that are killed, saved, loaded, copied: they go on as if nothing had been, or say why they cannot."""
+
+import copy
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kit import killed_network
+from kit.networks import adam, batches, chain, everything, same, sgd, weights
+from torch import nn
+
+import dnigraph as dg
+
+pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+
+
+def test_a_run_that_is_killed_in_the_middle_and_resumed_is_the_run_that_was_not(tmp_path):
+    (tmp_path / "whole").mkdir()
+    whole = killed_network.run(tmp_path / "whole" / "run.pt", 20)
+    file = tmp_path / "run.pt"
+    here = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parents[1], Path(dg.__file__).parents[1]])),
+    }
+    command = [sys.executable, str(Path(killed_network.__file__)), str(file), "1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=here, text=True) as process:
+        for line in process.stdout:
+            if int(line) == 8:  # behind the checkpoint of tick 6, in the pause
+                process.send_signal(signal.SIGKILL)
+                break
+
+    assert process.returncode == -signal.SIGKILL
+    assert file.exists()
+    torch.manual_seed(99)
+    resumed = killed_network.run(file, 20)
+
+    assert same(everything(whole), everything(resumed))
+    assert whole.log.sorted() == resumed.log.sorted()
+    assert [actor.chance.get_state().tolist() for actor in whole._actors().values()] == [
+        actor.chance.get_state().tolist() for actor in resumed._actors().values()
+    ]
+
+
+def test_a_checkpoint_with_other_sizes_or_optimisers_is_refused_before_a_weight_is_touched(tmp_path):
+    def net(width, optimizer):
+        found = dg.Network(optimizer=optimizer).add("a", nn.Linear(3, 2), loss=F.mse_loss)
+        return found.add("b", nn.Linear(3, width), loss=F.mse_loss)
+
+    x = {"a.input": torch.ones(2, 3), "b.input": torch.ones(2, 3)}
+    saved, other, third = net(4, adam), net(5, adam), net(4, sgd)
+    saved.tick(x)
+    saved.save(tmp_path / "run.pt")
+    before = weights(other.agents["a"].module)
+
+    with pytest.raises(dg.NetworkError, match=r"b.weight\[0\] is 5 here and 4 in the file\n.*b.bias\[0\] is 5 here"):
+        other.load(tmp_path / "run.pt", x)
+    with pytest.raises(dg.NetworkError, match=r"optimizer.a\[0\] is 'SGD' here and 'Adam' in the file"):
+        third.load(tmp_path / "run.pt", x)
+
+    assert same(before, weights(other.agents["a"].module))
+
+
+def unlocked():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 3))
+    options = {"condition": dg.one_hot(3), "boundary": dg.dni(replay=2, blend=0.0), "unlock": "forward"}
+    dm = dg.decouple(model, ["2", "3"], (torch.randn(4, 6),), **options)
+    return dm.network(loss=F.cross_entropy, optimizer=adam, p_update=0.5, log=True)
+
+
+def predicting():
+    torch.manual_seed(0)
+    net = dg.Network(optimizer=adam, log=True, condition=dg.one_hot(3))
+    net.add("a", nn.Linear(6, 6), p_update=0.7).add("b", nn.Linear(6, 6), every=2)
+    net.add("c", nn.Linear(6, 3), every=3, loss=F.cross_entropy)
+    net.connect("x", "a.input")
+    net.connect("a.output", "b.input", synthetic=True, delay=1)
+    net.connect("b.output", "c.input", policy="mean", delay=2)
+    return net
+
+
+def recurrent():
+    torch.manual_seed(0)
+    core = nn.LSTM(6, 5)
+    rnn = dg.Recurrent(core, horizon=8, readout=nn.Linear(5, 3), loss=F.cross_entropy, optimizer=adam, cap=0.1)
+    return rnn.network(torch.randn(8, 2, 6), log=True)
+
+
+@pytest.mark.parametrize("make", [unlocked, predicting, recurrent])
+@pytest.mark.parametrize("at", [1, 4, 5])
+def test_whatever_it_is_made_of_a_resumed_network_goes_on_bitwise(make, at, tmp_path):
+    data = list(batches(12))
+    if make is recurrent:
+        data = [(x.view(8, 1, 6).expand(8, 2, 6), y.view(8, 1).expand(8, 2)) for x, y in data]
+    whole, first = make(), make()
+    whole.validate(data[0][0])
+    first.validate(data[0][0])
+    torch.manual_seed(5)  # for dropout
+    whole.run(data)
+    torch.manual_seed(5)
+    first.run(data[:at])
+    first.save(tmp_path / "run.pt")
+
+    torch.manual_seed(99)
+    second = make()
+    second.load(tmp_path / "run.pt", data[0][0])
+    second.run(data[at:])
+
+    assert same(everything(whole), everything(second))
+    assert whole.log.sorted() == second.log.sorted()
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path):
+    def halves(parameters):
+        groups = [{"params": parameters[:1]}, {"params": parameters[1:]}] if len(parameters) > 1 else parameters
+        return torch.optim.SGD(groups, 0.1)
+
+    (x, y), *_ = batches(1)
+    net, _ = chain()
+    net.tick(x, y)
+    net.save(tmp_path / "net.pt")
+    other, _ = chain(optimizer=halves)
+    other.tick(x, y)
+    other.tick(x, y)
+    before = copy.deepcopy(everything(other))
+
+    with pytest.raises(dg.NetworkError, match="different number of parameter groups"):
+        other.load(tmp_path / "net.pt")
+
+    assert same(before, everything(other))
+    assert other.ticks == 2
+
+
+@pytest.mark.parametrize("fits", [False, True])
+def test_a_load_in_the_middle_of_an_episode_of_oracles(fits, tmp_path):
+    def net(clip=None):
+        torch.manual_seed(0)
+        found = (
+            dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6), clip=clip).add("b", nn.Linear(6, 3), loss=F.mse_loss)
+        )
+        return found.connect("a.output", "b.input", delay=1, boundary="oracle")
+
+    tick = torch.ones(2, 6), torch.ones(2, 3)
+    one, other = net(), net()
+    other.tick(*tick, ends=True)
+    other.save(tmp_path / "net.pt")
+    saved = torch.load(tmp_path / "net.pt", weights_only=False)
+    if not fits:
+        saved["network"]["actors"]["b"]["optimizer"]["param_groups"] *= 2
+        torch.save(saved, tmp_path / "net.pt")
+    for _ in range(3):
+        one.tick(*tick)
+    kept = net()
+    for _ in range(3):
+        kept.tick(*tick)
+
+    if fits:
+        one.load(tmp_path / "net.pt")
+        one.save(tmp_path / "again.pt")  # nothing waits any more
+    else:
+        with pytest.raises(dg.NetworkError):
+            one.load(tmp_path / "net.pt")
+        one.tick(*tick, ends=True)
+        kept.tick(*tick, ends=True)
+        assert same(everything(one), everything(kept))
+
+
+def test_a_network_can_be_pickled_in_mid_run():
+    net, _ = chain(delay=1)
+    for x, y in batches(3):
+        net.tick(x, y)
+    message = net._actors()["f1"].inboxes[0].entries[0].message
+    message.value.add_(0)
+
+    assert message.spoilt and not pickle.loads(pickle.dumps(message)).spoilt
+
+
+def test_a_copy_of_a_network_goes_on_as_the_network_does():
+    net, _ = chain(condition=dg.one_hot(3))
+    for x, y in batches(4):
+        net.tick(x, y)
+    other = copy.deepcopy(net)
+
+    for x, y in batches(4):
+        net.tick(x, y)
+        other.tick(x, y)
+
+    assert same(weights(net), weights(other))
+
+
+def test_a_network_that_waits_for_true_gradients_cannot_be_copied():
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 3), loss=F.mse_loss)
+    net.connect("a.output", "b.input", delay=2, boundary="oracle")
+    net.tick(torch.ones(2, 6), torch.ones(2, 3))
+
+    with pytest.raises(dg.NetworkError, match="cannot be copied now"):
+        copy.deepcopy(net)

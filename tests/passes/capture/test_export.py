@@ -1,0 +1,161 @@
+"""The second rung takes what the recorder cannot, and is believed only where the model bears it out."""
+
+import pytest
+import torch
+from kit.replay import Doing, judge
+from torch import nn
+
+import dnigraph as dg
+from dnigraph.passes.capture.annotate import annotate
+from dnigraph.passes.capture.ladder import capture
+from dnigraph.passes.cuts.resolve import resolve
+from dnigraph.passes.errors import CaptureError
+from dnigraph.passes.graph.guards import Trust, trust
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+
+
+def maps_over_rows(model, x):
+    return model.outer(torch.vmap(lambda row: row * 2)(model.inner(x)))
+
+
+def works_without_gradients(model, x):
+    with torch.no_grad():
+        scale = model.inner(x).mean()
+    return model.outer(x) * scale
+
+
+def works_in_bfloat16(model, x):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model.inner(x) @ torch.eye(4)
+    return model.outer(y.float())
+
+
+def counts_in_a_buffer(model, x):
+    model.seen += 1
+    return {"y": torch.dropout(model.inner(x), 0.5, True) * model.seen, "none": None, "rows": x.shape[0]}
+
+
+def adds_up_its_arguments(model, x, *, scale=1, bias=None):
+    return model.inner(x) * scale + bias
+
+
+def replaces_a_buffer(model, x):
+    model.seen = model.seen + 1
+    return model.inner(x)
+
+
+def counts_and_maps(model, x):
+    model.calls = getattr(model, "calls", 0) + 1
+    return maps_over_rows(model, x) * (2 if model.calls > 100 else 1)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [maps_over_rows, works_without_gradients, works_in_bfloat16, counts_in_a_buffer],
+    ids=lambda f: f.__name__,
+)
+def test_an_export_is_the_model_at_other_batch_sizes_too(function):
+    verdict = judge(Doing(function), X, how="export")
+
+    assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
+    assert verdict.recording.rung == "export"
+
+
+def test_an_export_refers_to_the_models_own_tensors_and_modules():
+    model = Doing(maps_over_rows)
+    recording = capture(model, (X,), {}, "export")
+
+    read = {n.target for n in recording.graph.nodes if n.op == "get_attr"}
+    assert {"inner.weight", "inner.bias", "outer.weight", "outer.bias"} <= read
+    assert [n.target for n in recording.graph.nodes if n.op == "placeholder"] == ["x"]
+    annotate(recording, model, [X])
+    (edge,) = resolve(recording.graph, "inner").edges
+    assert edge[0].name == "linear" and trust(recording.graph) is Trust.SAME_SIZES
+
+
+def test_each_call_of_a_module_has_a_key_of_its_own():
+    recording = capture(Doing(lambda m, x: m.inner(m.inner(x))), (X,), {}, "export")
+
+    keys = {key for node in recording.graph.nodes for key in node.meta.get("nn_module_stack", {})}
+    assert keys == {"inner", "inner@2"}
+
+
+def test_arguments_by_name_and_constants_find_their_places():
+    verdict = judge(Doing(adds_up_its_arguments), X, how="export", bias=torch.ones(4), scale=2)
+
+    assert verdict.same == "right", verdict.why
+
+
+def test_a_size_that_the_export_took_for_granted_is_a_miss():
+    def branches(model, x):
+        return model.inner(x) if x.shape[0] % 2 else model.outer(x)
+
+    verdict = judge(Doing(branches), X, how="export")
+
+    assert (verdict.same, verdict.more) == ("right", "miss"), verdict.why
+
+
+@pytest.mark.parametrize(
+    "function, why",
+    [
+        (counts_and_maps, "the model sets 'calls' in every call"),
+        (lambda model, x: model.inner(x) if x.sum() > 0 else model.outer(x), "torch.export: "),
+    ],
+    ids=["counter", "branch"],
+)
+def test_an_export_that_is_not_the_model_is_refused(function, why):
+    verdict = judge(Doing(function), X, how="export")
+
+    assert verdict.same == "refused" and why in verdict.why
+
+
+def test_what_the_recorder_cannot_take_the_export_takes():
+    assert judge(Doing(maps_over_rows), X, how="auto").recording.rung == "export"
+    assert judge(Doing(works_in_bfloat16), X, how="auto").recording.rung == "record"
+
+
+def test_a_model_that_decides_by_other_things_ends_the_climb():
+    def counts(model, x):
+        model.calls = getattr(model, "calls", 0) + 1
+        return model.inner(x)
+
+    with pytest.raises(CaptureError) as caught:
+        capture(Doing(counts), (X,), {})
+
+    assert [reason.partition(":")[0] for reason in caught.value.reasons] == ["record"]
+
+
+def test_both_rungs_say_why_they_refuse():
+    def shares_memory(model, x):
+        y = torch.zeros(4)
+        y.numpy()[0] = float(x.sum())
+        return model.inner(x) + y
+
+    with pytest.raises(CaptureError) as caught:
+        capture(Doing(shares_memory), (X,), {})
+
+    assert [reason.partition(":")[0] for reason in caught.value.reasons] == ["record", "export"]
+
+
+def test_layers_of_torch_are_exported():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.GELU())
+
+    verdict = judge(model, X, how="export")
+
+    assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
+
+
+@pytest.mark.parametrize("capture", ["record", "export", "hooks", "symbolic"])
+def test_a_mark_is_seen_on_every_rung_and_names_its_crossing(capture):
+    class Marked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.b(dg.cut(self.a(x).relu(), name="middle"))
+
+    plan = dg.plan(Marked(), None, (torch.randn(3, 4),), capture=capture)
+
+    assert [c.name for c in plan.crossings if c.gradient] == ["middle"]

@@ -1,0 +1,310 @@
+"""Every way to say where to cut, and the exact words for every way to be wrong about it."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import dnigraph.passes.graph.mark as marker
+from dnigraph.passes.capture.annotate import annotate
+from dnigraph.passes.capture.ladder import capture
+from dnigraph.passes.cuts.resolve import after, before, carries, resolve
+from dnigraph.passes.errors import CutError
+from dnigraph.passes.plan.plan import Plan
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act = nn.Linear(4, 4), nn.Tanh()
+
+    def forward(self, x):
+        return x + self.act(self.fc(x))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.shared = nn.Linear(4, 4)
+        self.lstm = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        self.spare = nn.Linear(4, 4)
+        self.pick = Pick()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        x = marker.cut(x, "middle")
+        x = self.shared(self.shared(x).relu())
+        x = marker.cut(self.lstm(x))
+        return self.head(x) + self.pick(x).sum()
+
+
+class Pick(nn.Module):
+    def forward(self, x):
+        return x.argmax(1)
+
+
+def graph_of(model, x=None):
+    x = torch.randn(2, 4) if x is None else x
+    recording = capture(model, (x,), {}, "record")
+    annotate(recording, model, [x])
+    return recording.graph
+
+
+MODEL = Model()
+GRAPH = graph_of(MODEL)
+PATHS = [path for path, _ in MODEL.named_modules() if path]
+
+
+def cut(spec, graph=GRAPH, **options):
+    return [f"{a}-{b}" for a, b in resolve(graph, spec, PATHS, **options).edges]
+
+
+def misfits(spec, graph=GRAPH):
+    with pytest.raises(CutError) as caught:
+        resolve(graph, spec, PATHS)
+    return list(caught.value.misfits)
+
+
+# ---- what one may say
+
+STEM = ["stem-blocks_0_fc", "stem-add"]
+FIRST, SECOND = ["add-blocks_1_fc", "add-add_1"], ["add_1-cut"]
+ONCE, AGAIN = ["shared-relu"], ["shared_1-lstm_0"]
+
+
+@pytest.mark.parametrize(
+    "spec, edges",
+    [
+        ("stem", STEM),
+        (after("stem"), STEM),
+        (before("blocks.0"), STEM),
+        ("blocks.0", FIRST),
+        ("blocks.0.fc", ["blocks_0_fc-blocks_0_act"]),
+        (before("blocks.0.act"), ["blocks_0_fc-blocks_0_act"]),
+        ("blocks.*", FIRST + SECOND),
+        ("blocks.?", FIRST + SECOND),
+        ("blocks.[1]", SECOND),
+        ("**.fc", ["blocks_0_fc-blocks_0_act", "blocks_1_fc-blocks_1_act"]),
+        ("re:blocks\\.\\d", FIRST + SECOND),
+        (before("re:blocks\\.\\d"), STEM + FIRST),
+        ("shared", ONCE + AGAIN),
+        ("shared@1", ONCE),
+        ("shared@2", AGAIN),
+        ("relu", ["relu-shared_1"]),
+        ("add_?", SECOND),
+        (("stem", "blocks.0"), STEM),
+        (("stem", "blocks.0.fc"), ["stem-blocks_0_fc"]),
+        (("shared", "relu"), ["shared-relu"]),
+        (Block, FIRST + SECOND),
+        (before(Block), STEM + FIRST),
+        (lambda node: node.name == "relu", ["relu-shared_1"]),
+        ("middle", ["cut-shared"]),
+        (marker.cut, ["cut-shared", "cut_1-head"]),
+        (None, ["cut-shared", "cut_1-head"]),
+        (["stem", before("relu")], STEM + ONCE),
+        (("stem", after("blocks.0"), "middle"), STEM + FIRST + ["cut-shared"]),
+        ((name for name in ["stem", "blocks.1"]), STEM + SECOND),
+        ({"stem"}, STEM),
+        ([], []),
+        ((), []),
+    ],
+    ids=str,
+)
+def test_a_cut_can_be_said_in_many_ways(spec, edges):
+    assert cut(spec) == edges
+
+
+def test_a_star_stays_inside_one_name_of_a_path():
+    assert misfits("*.fc") and cut("blocks.*.fc") == cut("**.fc")
+
+
+def test_a_saved_plan_cuts_where_it_cut():
+    plan = Plan("Model", "record", (("stem", "add"), ("relu", "shared_1")), (), ())
+
+    assert cut(plan) == ["stem-add", "relu-shared_1"]
+    assert cut([plan, "blocks.1"]) == ["stem-add", "add_1-cut", "relu-shared_1"]
+
+
+def test_edges_come_in_the_order_of_the_graph():
+    assert cut(["shared", "stem"]) == STEM + ONCE + AGAIN
+
+
+def test_no_cuts_and_no_marks_are_noted():
+    plain = graph_of(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+    resolved = resolve(plain, None)
+
+    assert resolved.edges == ()
+    assert resolved.notes == ("no cuts are given and the model carries no mark: nothing is cut",)
+
+
+def test_a_place_named_twice_is_cut_once_and_noted():
+    resolved = resolve(GRAPH, ["stem", "blocks.0", before("blocks.0")], PATHS)
+
+    assert [f"{a}-{b}" for a, b in resolved.edges] == STEM + FIRST
+    assert resolved.notes == ("cut before('blocks.0') is the same place as cut 'stem'",)
+
+
+def test_what_a_pattern_cannot_cut_is_left_out_and_noted():
+    resolved = resolve(GRAPH, "re:stem|pick", PATHS)
+
+    assert [f"{a}-{b}" for a, b in resolved.edges] == STEM
+    assert resolved.notes == (
+        "cut 're:stem|pick': 'pick' makes only int64 values, which carry no gradient; "
+        "there is nothing to decouple; left out",
+    )
+
+
+# ---- what one may get wrong
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ("blocs.0", "cut 'blocs.0': the model has no such module, mark or node; nearest: blocks.0, blocks.1"),
+        ("zzz", "cut 'zzz': the model has no such module, mark or node"),
+        ("shared@3", "cut 'shared@3': the model has no such module, mark or node; nearest: shared@2, shared"),
+        ("", "cut '': an empty name names no place"),
+        ("output", "cut 'output': the model has no such module, mark or node"),
+        ("layer*", "cut 'layer*': matches none of 14 modules that ran"),
+        ("re:layer.*", "cut 're:layer.*': matches none of 14 modules that ran"),
+        ("re:(", "cut 're:(': is no regular expression: missing ), unterminated subpattern at position 0"),
+        ("spare", "cut 'spare': is a module that did not run in this call"),
+        ("x", "cut 'x': 'x' is an input of the model; cut after something that learns"),
+        (before("stem"), "cut before('stem'): nothing that learns flows into 'stem'; it begins the model"),
+        ("pick", "cut 'pick': 'pick' makes only int64 values, which carry no gradient; there is nothing to decouple"),
+        (nn.Conv2d, "cut Conv2d: no module of this type ran"),
+        (
+            ("stem", "head"),
+            "cut ('stem', 'head'): nothing that learns flows straight from 'stem' to 'head'; "
+            "for two cuts say ['stem', 'head']",
+        ),
+        (int, "cut int: a class that is no module names no place"),
+        (
+            3.5,
+            "cut 3.5: a float names no place; say a module path, before(...), after(...), a pattern, an edge (a, b), "
+            "a module type, a function of a node, dg.cut, a plan, or a number of parts",
+        ),
+        ({"stem": 1}, "cut {'stem': 1}: a dict names no place"),
+        (True, "cut True: a bool names no place"),
+        ([None], "cut None: a NoneType names no place"),
+        (MODEL.stem, "cut Linear(...): a Linear names no place; say a module path"),
+        (["stem", ["head"]], "cut ['head']: a list names no place"),
+        (Plan("M", "record", (("gone", "add"),), (), ()), "saved plan: the graph has no node 'gone'"),
+        (Plan("M", "record", (("stem", "relu"),), (), ()), "saved plan: relu does not read stem"),
+    ],
+    ids=str,
+)
+def test_a_cut_that_does_not_fit_says_why(spec, words):
+    (said,) = misfits(spec)
+
+    assert said.startswith(words)
+
+
+def test_the_last_module_ends_the_model():
+    graph = graph_of(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+    assert misfits("1", graph) == ["cut '1': matches '1', which ends the model; cut one of its inputs"]
+
+
+def test_inside_a_layer_that_is_kept_whole_there_is_no_place():
+    class Attends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    model = Attends()
+    with pytest.raises(
+        CutError, match=re.escape("lies inside 'attention', which is kept whole; cut before or after that")
+    ):
+        resolve(graph_of(model), "attention.out_proj", [path for path, _ in model.named_modules()])
+
+
+def test_a_model_without_marks_has_nothing_for_the_mark_to_name():
+    graph = graph_of(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+    assert misfits(marker.cut, graph) == ["cut cut: the model carries no mark"]
+
+
+def test_a_function_that_finds_nothing_or_fails_is_named():
+    def never(node):
+        return False
+
+    def fails(node):
+        return node.meta["no such thing"]
+
+    assert misfits([never, fails]) == [
+        "cut never: says yes to no node",
+        "cut fails: fails on node 'x': KeyError: 'no such thing'",
+    ]
+
+
+def test_all_misfits_come_at_once_in_the_order_of_the_cuts():
+    with pytest.raises(CutError) as caught:
+        resolve(GRAPH, ["stm", "stem", ("blocks.7", "heat"), before("stem")], PATHS)
+
+    assert str(caught.value) == (
+        "4 cuts do not fit the model:\n"
+        "  * cut 'stm': the model has no such module, mark or node; nearest: stem, lstm, lstm_1\n"
+        "  * cut 'blocks.7': the model has no such module, mark or node; nearest: blocks.1, blocks.0, blocks.1.fc\n"
+        "  * cut 'heat': the model has no such module, mark or node; nearest: head, shared\n"
+        "  * cut before('stem'): nothing that learns flows into 'stem'; it begins the model"
+    )
+
+
+def test_one_misfit_is_told_in_the_singular():
+    with pytest.raises(CutError, match=r"^1 cut does not fit the model:\n  \* cut 'zzz'"):
+        resolve(GRAPH, "zzz", PATHS)
+
+
+def test_where_it_is_not_strict_what_does_not_fit_is_passed_over():
+    assert cut(["zzz", "stem", before("stem")], strict=False) == STEM
+
+
+# ---- what carries a gradient
+
+
+def test_inputs_parameters_and_integers_carry_none():
+    by_name = {node.name: node for node in GRAPH.nodes}
+
+    assert not carries(by_name["x"]) and not carries(by_name["argmax"])
+    assert carries(by_name["stem"]) and carries(by_name["relu"])
+
+
+def test_without_an_example_all_that_is_computed_may_carry_one():
+    graph = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), None, None, "symbolic").graph
+
+    assert [f"{a}-{b}" for a, b in resolve(graph, "0").edges] == ["_0-_1"]
+
+
+# ---- marks
+
+
+def test_a_mark_is_the_identity_anywhere_else():
+    x = torch.randn(2)
+
+    assert marker.cut(x) is x
+    assert marker.cut(3) == 3 and marker.cut("text") == "text" and marker.cut(None) is None
+    assert marker.cut([x, {"a": x}], "name") == [x, {"a": x}]
+
+
+def test_a_mark_on_several_tensors_cuts_them_all():
+    class Marks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            held = marker.cut({"a": self.a(x), "b": (self.b(x), None)}, "both")
+            return held["a"] + held["b"][0]
+
+    assert cut("both", graph_of(Marks())) == ["cut-add", "cut_1-add"]

@@ -1,0 +1,69 @@
+"""The plan as a value: it saves, loads and refuses what is no plan."""
+
+import dataclasses
+import json
+
+import pytest
+
+from dnigraph.passes.errors import PlanError
+from dnigraph.passes.plan.plan import Crossing, Part, Plan
+
+PLAN = Plan(
+    "Chain",
+    "record",
+    cuts=(("relu", "fc2"),),
+    parts=(
+        Part("part_0", 0, ("fc1", "relu"), ("x",), ("relu", "size"), 20, 480),
+        Part("part_1", 1, ("fc2",), ("relu", "size"), ("fc2",), 8),
+    ),
+    crossings=(
+        Crossing("relu", "relu", "part_0", ("part_1",), (5, 4), "float32", 80, True, True, "dni", "linear", 20),
+        Crossing("size", "size", "part_0", ("part_1",), asked=False),
+    ),
+    inputs=("x",),
+    notes=("one note",),
+)
+
+
+def test_a_saved_plan_loads_as_an_equal_plan(tmp_path):
+    PLAN.save(tmp_path / "plan.json")
+
+    loaded = Plan.load(tmp_path / "plan.json")
+
+    assert loaded == PLAN
+    assert hash(loaded) == hash(PLAN)  # lists all the way down became tuples again
+    assert str(loaded) == str(PLAN)
+
+
+def test_a_plan_is_plain_data_and_says_its_format():
+    data = PLAN.to_json()
+
+    assert json.loads(json.dumps(data))["format"] == 1
+    assert Plan.from_json(json.loads(json.dumps(data))) == PLAN
+
+
+def test_a_plan_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PLAN.model = "Other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("data", [{}, {"format": 0}, [], "plan"])
+def test_what_is_no_plan_is_refused(data):
+    with pytest.raises(PlanError, match=r"no plan of format 1; write one with plan.save\(path\)"):
+        Plan.from_json(data)
+
+
+def test_a_file_that_is_not_json_is_refused(tmp_path):
+    (tmp_path / "plan.json").write_text("Chain: 2 parts")
+
+    with pytest.raises(PlanError, match="is not JSON"):
+        Plan.load(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("spoil", [lambda d: d.pop("parts"), lambda d: d.update(more=1), lambda d: d.update(parts=[3])])
+def test_a_spoilt_plan_is_refused_as_such(spoil):
+    data = PLAN.to_json()
+    spoil(data)
+
+    with pytest.raises(PlanError, match="no whole plan of format 1"):
+        Plan.from_json(data)

@@ -1,0 +1,284 @@
+"""The runner of one process: who learns when, what it keeps, what it saves."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kit.models import CLASSES, ZOO, EarlyExit, cut_up, labels, loss_of
+from torch import nn
+
+import dnigraph as dg
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, 1e-2)
+
+
+def runner(name, **options):
+    dm, args = cut_up(name, check=False)
+    return dg.Local(dm, loss=loss_of, **{"optimizer": adam, **options}), args
+
+
+def test_a_part_has_learned_before_the_next_one_runs():
+    run, args = runner("chain")
+    seen = []
+    for name, part in run.dm.parts.items():
+        part.register_forward_pre_hook(lambda m, a, name=name: seen.append(f"{name} runs"))
+    for name, group in run.updates.groups.items():
+        group.optimizer.register_step_post_hook(lambda *_, name=name: seen.append(f"{name} learns"))
+    run.step(*args, target=labels(4))
+    seen.clear()
+
+    run.step(*args, target=labels(4))
+
+    assert seen == [
+        "part_0 runs", "part_0 learns", "part_1 runs", "part_1 learns", "dni.bn learns",
+        "part_2 runs", "part_2 learns", "dni.fc2 learns",
+    ]  # fmt: skip
+
+
+def test_activations_of_a_part_are_freed_before_the_next_one_runs():
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(8)], nn.Linear(32, CLASSES))
+    x, y = torch.randn(64, 32), labels(64)
+    dm = dg.decouple(model, ["1", "3", "5"], (x,), boundary="local-loss", condition=dg.one_hot(CLASSES))
+    run = dg.Local(dm, loss=F.cross_entropy, optimizer=adam)
+    run.step(x, target=y)
+
+    with dg.saved_bytes(excluding=dm.parameters()) as ours:
+        run.step(x, target=y)
+    with dg.saved_bytes(excluding=model.parameters()) as plain:
+        F.cross_entropy(model(x), y).backward()
+
+    assert ours.live == 0
+    assert ours.peak < 0.6 * plain.peak
+
+
+def test_a_part_that_is_handed_nothing_is_freed_too():
+    model, x, y = (
+        nn.Sequential(*[nn.Linear(32, 32) for _ in range(8)], nn.Linear(32, CLASSES)),
+        torch.randn(64, 32),
+        labels(64),
+    )
+    dm = dg.decouple(model, "6", (x,), boundary=dg.silent(), condition=None)
+    run = dg.Local(dm, loss=F.cross_entropy, optimizer=adam)
+    run.step(x, target=y)
+
+    with dg.saved_bytes(excluding=dm.parameters()) as ours:
+        run.step(x, target=y)
+    with dg.saved_bytes(excluding=model.parameters()) as part:
+        dm.part_0(x)
+
+    assert ours.peak == part.peak
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_loss_falls(name):
+    run, args = runner(name)
+    args = tuple(a.repeat(4, *[1] * (a.dim() - 1)) for a in args)
+    y = labels(len(args[0]) // 4).repeat(4)
+
+    losses = [float(run.step(*args, target=y).loss) for _ in range(40)]
+
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_a_step_says_loss_output_and_metrics():
+    run, args = runner("chain")
+    for _ in range(3):
+        result = run.step(*args, target=labels(4))
+
+    assert result.loss.dim() == 0 and not result.loss.requires_grad
+    assert result.output.shape == (4, CLASSES) and not result.output.requires_grad
+    assert set(result.metrics) == {"bn", "fc2"} and -1 <= result.metrics["fc2"]["cosine"] <= 1
+
+
+@pytest.mark.parametrize("name", ["resnet", "tied_weights_and_a_mask_for_all"])
+def test_going_on_from_a_file_gives_the_numbers_of_never_having_stopped(name, tmp_path):
+    schedule = {"scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5)}
+    run, args = runner(name, **schedule)
+    torch.manual_seed(5)
+    for _ in range(3):
+        run.step(*args, target=labels(4))
+    run.save(tmp_path / "run.pt")
+    expected = [run.step(*args, target=labels(4)).loss for _ in range(4)]
+
+    other, _ = runner(name, **schedule)
+    torch.manual_seed(99)
+    other.load(tmp_path / "run.pt")
+    found = [other.step(*args, target=labels(4)).loss for _ in range(4)]
+
+    assert [float(a) for a in expected] == [float(b) for b in found]
+    assert other.steps == 7
+    one, two = run.dm.state_dict(), other.dm.state_dict()
+    assert all(torch.equal(one[k], two[k]) for k in one if isinstance(one[k], torch.Tensor))
+
+
+def test_a_broken_save_leaves_the_old_file(tmp_path, monkeypatch):
+    run, _ = runner("chain")
+    run.save(tmp_path / "run.pt")
+    before = (tmp_path / "run.pt").read_bytes()
+
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        run.save(tmp_path / "run.pt")
+
+    assert (tmp_path / "run.pt").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    run, _ = runner("chain")
+    (tmp_path / "other.pt").write_bytes(b"no checkpoint at all")
+    torch.save({"format": 1}, tmp_path / "half.pt")
+
+    with pytest.raises(dg.CheckpointError, match="no checkpoint"):
+        run.load(tmp_path / "other.pt")
+    with pytest.raises(dg.CheckpointError, match="lacks"):
+        run.load(tmp_path / "half.pt")
+
+
+def test_a_checkpoint_of_other_cuts_is_refused(tmp_path):
+    run, _ = runner("chain")
+    run.save(tmp_path / "run.pt")
+    dm, _ = cut_up("chain")
+    other = dg.Local(dg.decouple(dm.recouple(), [], (torch.randn(4, 6),)), loss=loss_of, optimizer=adam)
+
+    with pytest.raises((dg.DniGraphError, RuntimeError)):
+        other.load(tmp_path / "run.pt")
+
+
+def test_parts_and_heads_can_have_optimisers_schedules_and_clips_of_their_own():
+    dm, args = cut_up("chain")
+    run = dg.Local(
+        dm,
+        loss=loss_of,
+        optimizer={"part_0": lambda p: torch.optim.SGD(p, 0.0), "heads": lambda p: torch.optim.SGD(p, 0.1), "*": adam},
+        scheduler={"part_2": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.5)},
+        clip={"part_1": 1e-6},
+    )
+    before = {k: v.clone() for k, v in dm.recouple().named_parameters()}
+
+    run.step(*args, target=labels(4))
+
+    now = dict(dm.recouple().named_parameters())
+    assert torch.equal(now["fc1.weight"], before["fc1.weight"])
+    assert not torch.equal(now["fc3.weight"], before["fc3.weight"])
+    assert isinstance(run.updates.groups["dni.bn"].optimizer, torch.optim.SGD)
+    assert run.updates.groups["part_2"].optimizer.param_groups[0]["lr"] == 5e-3
+
+
+def test_clipping_holds_the_norm_of_a_parts_gradient():
+    dm, args = cut_up("chain", boundary="oracle")
+    run = dg.Local(dm, loss=loss_of, optimizer=lambda p: torch.optim.SGD(p, 1.0), clip=1e-3)
+    before = [p.detach().clone() for p in dm.part_2.parameters()]
+
+    run.step(*args, target=labels(4))
+
+    moved = (
+        sum(float((p - q.detach()).square().sum()) for p, q in zip(before, dm.part_2.parameters(), strict=True)) ** 0.5
+    )
+    assert moved == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_unknown_names_and_missing_choices_are_named():
+    dm, _ = cut_up("chain")
+
+    with pytest.raises(dg.DniGraphError, match=r"no part or boundary is called 'part_9'.*there are part_0"):
+        dg.Local(dm, loss=loss_of, optimizer={"part_9": adam, "*": adam})
+    with pytest.raises(dg.DniGraphError, match="no optimiser is named for part_1"):
+        dg.Local(dm, loss=loss_of, optimizer={"part_0": adam})
+
+
+def test_the_loss_may_be_a_field_of_the_output():
+    class WithLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, CLASSES)
+
+        def forward(self, x, labels=None):
+            scores = self.b(torch.relu(self.a(x)))
+            return {"scores": scores, "loss": None if labels is None else F.cross_entropy(scores, labels)}
+
+    x, y = torch.randn(4, 4), labels(4)
+    dm = dg.decouple(WithLoss(), "a", (x,), {"labels": y}, condition=dg.one_hot(CLASSES))
+    run = dg.Local(dm, loss="loss", optimizer=adam)
+
+    losses = [float(run.step(x, labels=y, target=y).loss) for _ in range(20)]
+
+    assert losses[-1] < losses[0]
+    with pytest.raises(dg.DniGraphError, match="must give one number"):
+        dg.Local(dm, loss="lost", optimizer=adam).step(x, labels=y, target=y)
+
+
+def test_a_loss_that_looks_at_another_output_later_is_noticed():
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 4), labels(4)
+    dm = dg.decouple(EarlyExit(), "b", (x,), condition=dg.one_hot(CLASSES))  # the part of the early exit hands on, too
+    use = ["late"]
+    run = dg.Local(dm, loss=lambda out, t: sum(F.cross_entropy(out[k], t) for k in use), optimizer=adam)
+    run.step(x, target=y)
+    run.step(x, target=y)
+
+    use.append("early")
+    with pytest.raises(dg.DniGraphError, match="the loss looks at output"):
+        run.step(x, target=y)
+
+    assert run.step(x, target=y).loss > 0
+
+
+def test_frozen_parts_and_parts_without_gradient_break_nothing():
+    dm, args = cut_up("chain")
+    for parameter in dm.part_1.parameters():
+        parameter.requires_grad_(False)
+    run = dg.Local(dm, loss=loss_of, optimizer=adam)
+    before = copy.deepcopy(dm.recouple().state_dict())
+
+    for _ in range(3):
+        run.step(*args, target=labels(4))
+
+    after = dm.recouple().state_dict()
+    assert torch.equal(before["fc2.weight"], after["fc2.weight"])
+    assert not torch.equal(before["fc3.weight"], after["fc3.weight"])
+
+
+def test_in_eval_mode_and_without_a_decoupled_model_there_is_no_step():
+    run, args = runner("chain")
+    run.dm.eval()
+
+    with pytest.raises(dg.DniGraphError, match="eval mode"):
+        run.step(*args, target=labels(4))
+    with pytest.raises(dg.DniGraphError, match="Local trains what decouple"):
+        dg.Local(nn.Linear(2, 2), loss=loss_of, optimizer=adam)
+
+
+def test_a_probe_leaves_no_trace_and_an_oracle_points_the_right_way():
+    dm, args = cut_up("resnet", boundary="oracle", condition=None)
+    before, random = copy.deepcopy(dm.state_dict()), torch.get_rng_state()
+
+    found = dg.probe(dm, *args, target=labels(4), loss=loss_of)
+
+    assert all(c == pytest.approx(1) for c in [*found.crossings.values(), *found.weights.values()])
+    after = dm.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before) and torch.equal(random, torch.get_rng_state())
+    assert all(p.grad is None for p in dm.parameters())
+
+
+def test_a_part_that_hands_nothing_on_still_runs():
+    class Clamping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            with torch.no_grad():
+                self.b.weight.clamp_(-0.1, 0.1)
+            return self.c(self.b(self.a(x)))
+
+    model = Clamping()
+    dm = dg.decouple(model, 3, (torch.ones(2, 4),), boundary="oracle")
+    run = dg.Local(dm, loss=lambda out, _: out.square().mean(), optimizer=lambda p: torch.optim.SGD(p, 0.0))
+
+    run.step(torch.ones(2, 4), target=None)
+
+    assert model.b.weight.abs().max() <= 0.1
