@@ -13,8 +13,7 @@ from .dynamo import Backend, Interfaces, UnmatchedWarning, backend_of
 from .heads import conv, linear, low_rank, mlp, tokens
 from .heads.conditions import Condition, ConditionError, embedded, one_hot
 from .network import EventLog, Network, NetworkError, TickResult, stack
-from .passes.cuts.balance import balanced
-from .passes.cuts.resolve import after, before
+from .passes.cuts.specs import after, balanced, before
 from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, PlanError
 from .passes.graph.mark import cut
 from .passes.plan.plan import Plan

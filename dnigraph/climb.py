@@ -17,9 +17,8 @@ from .passes.capture.ladder import capture as run_capture
 from .passes.capture.ladder import rungs
 from .passes.capture.module_graph import RUNG as HOOKS
 from .passes.capture.module_graph import observe
-from .passes.capture.restless import Restless, Unready
-from .passes.cuts.resolve import Cuts
-from .passes.errors import CaptureError, CutError, DniGraphError
+from .passes.cuts.specs import Cuts
+from .passes.errors import CaptureError, CutError, DniGraphError, Restless, Unready
 from .passes.graph.pytrees import flatten
 from .passes.plan.plan import Plan
 from .passes.sandbox.snapshot import one_at_a_time

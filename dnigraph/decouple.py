@@ -16,7 +16,7 @@ from .decoupled.on_graphs import CapturedModule
 from .heads import HeadChoice
 from .heads.conditions import ConditionChoice
 from .passes.capture.ladder import capture as run_capture
-from .passes.cuts.resolve import Cuts
+from .passes.cuts.specs import Cuts
 from .passes.errors import DniGraphError
 from .passes.plan.plan import Plan
 

@@ -54,3 +54,14 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
 
 def _count(things: Sequence[str], what: str) -> str:
     return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
+
+
+class Restless(CaptureError):
+    """The model decides by what is not in its inputs: randomness of Python or numpy, a counter, state between calls.
+
+    No graph can stand for its next call, whoever makes it.
+    """
+
+
+class Unready(CaptureError):
+    """The first call makes the model what it is. The user has but to make that call."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..passes.graph.shelter import SHELTER, sheltered
+from ..passes.graph.captured_graph import SHELTER, sheltered
 from ..passes.sandbox.object_graph import Holdings
 
 

@@ -15,7 +15,7 @@ from torch import fx, nn
 from ..boundaries import Boundary
 from ..heads.conditions import Context
 from ..passes.errors import DniGraphError
-from ..passes.parts.split import boundary_key
+from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.plan.plan import Crossing, Plan
 
 MakeBoundary = Callable[[Crossing, Mapping[str, Any], Context], Boundary]  # of a crossing and its node's meta

@@ -11,13 +11,14 @@ from torch import fx, nn
 
 from ..boundaries import Boundary
 from ..passes.capture.ladder import capture
-from ..passes.cuts.resolve import Cuts
+from ..passes.cuts.specs import Cuts
 from ..passes.errors import CaptureError, DniGraphError, GuardMiss
 from ..passes.graph.captured_graph import Recording, lookup
 from ..passes.graph.guards import Trust
 from ..passes.graph.ops import Mode
 from ..passes.graph.pytrees import flatten
-from ..passes.parts.split import Value, boundary_key
+from ..passes.parts.boundary_nodes import boundary_key
+from ..passes.parts.split import Value
 from ..passes.plan.plan import Plan
 from ..passes.sandbox.rng import random_state, set_random_state
 from ..passes.sandbox.snapshot import Held, one_at_a_time

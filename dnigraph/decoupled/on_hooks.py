@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..boundaries import Boundary
-from ..passes.capture.annotate import batch_dim
 from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
-from ..passes.cuts.resolve import Cuts, resolve
+from ..passes.cuts.resolve import resolve
+from ..passes.cuts.specs import Cuts
+from ..passes.graph.facts import batch_dim
 from ..passes.graph.pytrees import flatten
 from ..passes.plan.partition import partition, to_plan
 from ..passes.plan.plan import Crossing, Plan

@@ -8,10 +8,12 @@ from torch import fx, nn
 
 from ..passes.capture.annotate import annotate
 from ..passes.capture.profile import node_seconds
-from ..passes.cuts.resolve import Cuts, resolve, wants_time
+from ..passes.cuts.resolve import resolve
+from ..passes.cuts.specs import Cuts, wants_time
 from ..passes.graph.captured_graph import Recording
 from ..passes.graph.guards import Trust, trust
-from ..passes.parts.split import Split, insert_boundaries, split
+from ..passes.parts.boundary_nodes import insert_boundaries
+from ..passes.parts.split import Split, split
 from ..passes.plan.partition import partition, to_plan
 from ..passes.plan.plan import Plan
 from .assemble import Assembly

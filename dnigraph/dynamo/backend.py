@@ -12,7 +12,7 @@ from ..boundaries import Boundary, BoundaryChoice
 from ..decoupled.choices import Choices
 from ..decoupled.module import in_mode
 from ..heads.conditions import ConditionChoice, Context
-from ..passes.cuts.resolve import Cuts
+from ..passes.cuts.specs import Cuts
 from ..passes.errors import DniGraphError, nearest
 from ..passes.graph.mark import traced_mark
 from ..passes.graph.pytrees import flatten, unflatten

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from ..passes.capture.dynamo_graph import POSITION, annotate_without_data, to_recording
+from ..passes.capture.dynamo_graph import annotate_without_data, to_recording
 from ..passes.cuts.resolve import resolve
 from ..passes.errors import CaptureError
+from ..passes.graph.ops import POSITION
+from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.lift import lift
-from ..passes.parts.split import insert_boundaries, split
+from ..passes.parts.split import split
 from ..passes.plan.partition import partition, to_plan
 from .frames import place
 from .interfaces import Interfaces, Spot

@@ -13,9 +13,10 @@ from ..boundaries import Boundary
 from ..decoupled.choices import Choices, warn_unconditioned
 from ..decoupled.module import described
 from ..heads.conditions import Context
-from ..passes.cuts.resolve import Cuts, Resolved, spelled
+from ..passes.cuts.resolve import Resolved
+from ..passes.cuts.specs import Cuts, spelled
 from ..passes.errors import CutError
-from ..passes.parts.split import boundary_key
+from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.plan.plan import Crossing, Plan
 
 CAPTURED = "{} that torch.compile captured of the model"

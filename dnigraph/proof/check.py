@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from ..boundaries import Boundary, CrossingSpec, Visit
 from ..decoupled.module import DecoupledModule, in_mode
 from ..heads.conditions import Context
-from ..passes.capture.record.symbols import equal_tensors
 from ..passes.errors import DniGraphError, bullets
+from ..passes.graph.equality import equal_tensors
 from ..passes.graph.pytrees import flatten, unflatten
 from ..passes.sandbox.snapshot import fresh_copies, one_at_a_time, tensor_names, untouched
 

@@ -20,12 +20,11 @@ from ..errors import CaptureError
 from ..graph.captured_graph import Recording
 from ..graph.mark import cut as marker
 from ..graph.mark import traced_mark
-from ..graph.ops import AUTOCAST_DEVICES, Call, Mode
+from ..graph.ops import AUTOCAST_DEVICES, POSITION, Call, Mode
 from ..graph.pytrees import take_apart
 from .annotate import note
 from .torch_func import as_function, stretches
 
-POSITION = "position"  # in the meta of inputs and tensors of the model: where they stand among the arguments
 Paths = Callable[[str, str], str]  # from what Dynamo calls a module, its id and a Python expression, to its path
 _REGIONS = re.compile(r"inference_mode$|_saved_tensors_hooks_|_enter_autocast|_exit_autocast")
 

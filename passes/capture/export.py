@@ -13,13 +13,13 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..graph.captured_graph import Recording
+from ..graph.guards import guard
 from ..graph.mark import cut as marker
 from ..graph.ops import Call, Mode
 from ..graph.pytrees import HOLE, Tree, flatten, unflatten
 from ..sandbox.example import input_names, one_more_row
 from ..sandbox.runs import Trial
 from ..sandbox.snapshot import fresh_copies, untouched
-from .record.symbols import guard
 from .torch_func import as_function, stretches
 
 _REGIONS: Any = torch.ops.higher_order

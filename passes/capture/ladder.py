@@ -5,13 +5,12 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import CaptureError, nearest
+from ..errors import CaptureError, Restless, Unready, nearest
 from ..graph.captured_graph import Recording
 from ..sandbox.snapshot import untouched
 from .export import export
 from .module_graph import RUNG as HOOKS
 from .record.record import record
-from .restless import Restless, Unready
 from .symbolic import trace
 
 Rung = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Recording]

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CaptureError
+from ..graph.facts import batch_dim
 from ..graph.mark import cut as marker
 from ..graph.pytrees import flatten, unflatten
 from ..sandbox.example import input_names
 from ..sandbox.snapshot import fresh_copies, untouched
-from .annotate import Counter, batch_dim
-from .layout import makes_lines
+from .annotate import Counter, makes_lines
 from .module_hooks import Site, Watch
 
 RUNG = "hooks"

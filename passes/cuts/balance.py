@@ -1,7 +1,6 @@
 """Cut a model into so many parts of even cost: where to cut is chosen here."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
@@ -10,37 +9,12 @@ from ..errors import CutError, nearest
 from ..plan.partition import partition
 from .candidates import Edge, Line, Place
 from .cost import COSTS
+from .specs import Balanced
 
 WIDER = 1.25  # so much larger the largest part may be for the sake of fewer values that cross
 PLAIN = 2.0  # and so much for the sake of as many parts as were asked for, without branches beside them
 TRIES = 4  # sets of places that are tried for that
 LISTED = 8  # more parts than this are summed up in the note
-
-
-@dataclass(frozen=True)
-class Balanced:
-    """Cut into `parts` parts of even cost. Made by `balanced`."""
-
-    parts: int
-    cost: str = "flops"
-    max_crossing_bytes: int | None = None
-    places: tuple[tuple[str, str], ...] | None = None  # chosen for another graph of the model: used if it has them
-
-    def __str__(self) -> str:
-        cost = f", cost={self.cost!r}" if self.cost != "flops" else ""
-        most = f", max_crossing_bytes={self.max_crossing_bytes}" if self.max_crossing_bytes is not None else ""
-        return f"balanced({self.parts!r}{cost}{most})"
-
-
-def balanced(parts: int, cost: str = "flops", max_crossing_bytes: int | None = None) -> Balanced:
-    """Cut into `parts` parts, so that the largest costs as little as can be; a plain number K is `balanced(K)`.
-
-    Args:
-        cost: "flops" of one forward run, where each scalar that is made counts one more; "time", in a timed run of the
-            nodes; or "memory", the bytes of the activations that wait for their gradient.
-        max_crossing_bytes: cut only where no more bytes cross, of values with a gradient.
-    """
-    return Balanced(parts, cost, max_crossing_bytes)
 
 
 def choose(graph: fx.Graph, asked: Balanced) -> tuple[list[Edge], list[str]]:

@@ -7,7 +7,7 @@ the edges that leave (or enter, for `before`) a group and carry a gradient
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,38 +16,10 @@ from torch import fx, nn
 from ..errors import CutError, nearest
 from ..graph.mark import cut as marker
 from ..plan.plan import Plan
-from .balance import Balanced, balanced, choose
+from .balance import choose
+from .specs import After, Balanced, Before, Cut, Cuts, Edge, is_edge, listed, spelled
 
-Edge = tuple[fx.Node, fx.Node]
 _GLOB = re.compile(r"[*?\[]")
-
-
-@dataclass(frozen=True)
-class After:
-    """Cut what leaves a module, a mark, a node, or all that a pattern matches."""
-
-    what: str
-
-
-@dataclass(frozen=True)
-class Before:
-    """Cut what enters a module, a mark, a node, or all that a pattern matches."""
-
-    what: str
-
-
-def after(what: str) -> After:
-    """Cut after a module path, glob, `re:` pattern, mark or node name; the same as the bare string."""
-    return After(what)
-
-
-def before(what: str) -> Before:
-    """Cut before a module path, glob, `re:` pattern, mark or node name."""
-    return Before(what)
-
-
-Cut = str | After | Before | tuple[str, str] | type[nn.Module] | Callable[[fx.Node], bool] | Plan | int | Balanced
-Cuts = Cut | Iterable[Cut] | None
 
 
 @dataclass(frozen=True)
@@ -90,7 +62,7 @@ def resolve(graph: fx.Graph, cuts: Cuts, modules: Iterable[str] = (), strict: bo
     notes: list[str] = []
     again: list[Cut] = []
     missed: list[tuple[str, str]] = []
-    for spec in _listed(cuts):
+    for spec in listed(cuts):
         again.append(spec)
         try:
             found, said = lookup.edges(spec)
@@ -109,42 +81,6 @@ def resolve(graph: fx.Graph, cuts: Cuts, modules: Iterable[str] = (), strict: bo
     place = {node: i for i, node in enumerate(graph.nodes)}
     ordered = sorted(edges, key=lambda e: (place[e[0]], place[e[1]]))
     return Resolved(tuple(ordered), tuple(dict.fromkeys(notes)), again, tuple(missed))
-
-
-def wants_time(cuts: Cuts) -> bool:
-    """Whether these cuts ask what nodes cost in time, which only a timed run can tell."""
-    if isinstance(cuts, Iterator):
-        return False  # to look would use it up
-    return any(isinstance(spec, Balanced) and spec.cost == "time" and spec.places is None for spec in _listed(cuts))
-
-
-def spelled(spec: Any) -> str:
-    """A cut as a user would write it."""
-    if isinstance(spec, str):
-        return f"cut {spec!r}"
-    if isinstance(spec, Balanced):
-        return f"cut {spec}"
-    if isinstance(spec, After | Before):
-        return f"cut {type(spec).__name__.lower()}({_name(spec.what)})"
-    return f"cut {_name(spec)}"
-
-
-def _name(spec: Any) -> str:
-    if isinstance(spec, str | nn.Module | Mapping) or not callable(spec):
-        return f"{type(spec).__name__}(...)" if isinstance(spec, nn.Module) else repr(spec)
-    return str(getattr(spec, "__name__", spec))
-
-
-def _listed(cuts: Any) -> list[Any]:
-    if cuts is None:
-        return [marker]
-    single = isinstance(cuts, str | After | Before | Plan | type | Mapping) or callable(cuts) or _is_edge(cuts)
-    listed = [cuts] if single or not isinstance(cuts, Iterable) else list(cuts)
-    return [balanced(cut) if isinstance(cut, int) and not isinstance(cut, bool) else cut for cut in listed]
-
-
-def _is_edge(spec: Any) -> bool:
-    return isinstance(spec, tuple) and len(spec) == 2 and all(isinstance(end, str) for end in spec)
 
 
 class _Misfit(Exception):
@@ -182,7 +118,7 @@ class _Lookup:
             return self._planned(spec), []
         if isinstance(spec, Balanced):
             return self._balanced(spec)
-        if _is_edge(spec):
+        if is_edge(spec):
             return self._between(spec), []
         groups = self._groups(spec)
         side = _entering if isinstance(spec, Before) else _leaving

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..plan import table
-from ..plan.plan import Plan
+from ..plan.plan import CROSSING_COLUMNS, PART_COLUMNS, Plan, crossing_rows, headline, part_rows
 from .svg import escaped
 
 _STYLE = """
@@ -25,12 +24,12 @@ def html(plan: Plan, drawing: str) -> str:
     lines = [
         "<!DOCTYPE html>",
         '<html lang="en">',
-        f'<head><meta charset="utf-8"/><title>{escaped(table.headline(plan))}</title><style>{_STYLE}</style></head>',
+        f'<head><meta charset="utf-8"/><title>{escaped(headline(plan))}</title><style>{_STYLE}</style></head>',
         f'<body><div class="drawing">{drawing}</div>',
-        *_grid("Parts", table.PART_COLUMNS, table.part_rows(plan)),
+        *_grid("Parts", PART_COLUMNS, part_rows(plan)),
     ]
     if plan.crossings:
-        lines += _grid("Crossings", table.CROSSING_COLUMNS, table.crossing_rows(plan))
+        lines += _grid("Crossings", CROSSING_COLUMNS, crossing_rows(plan))
     if plan.notes:
         lines += ["<h2>Notes</h2><ul>", *(f"<li>{escaped(note)}</li>" for note in plan.notes), "</ul>"]
     return "\n".join([*lines, "</body></html>", ""])

@@ -15,8 +15,8 @@ from typing import Any
 import networkx as nx
 
 from ..errors import PlanError, nearest
-from ..plan import table
-from ..plan.plan import Crossing, Part, Plan
+from ..plan.amounts import UNKNOWN, amount, amount_of_flops, percent, some
+from ..plan.plan import Crossing, Part, Plan, amount_of_bytes, costs, headline, holds, stands, value
 
 Net = Any  # nx.DiGraph: networkx is untyped
 
@@ -50,7 +50,7 @@ def net(plan: Plan) -> Net:
     if misfits := list(_misfits(plan)):
         raise PlanError(misfits)
 
-    graph: Net = nx.DiGraph(title=table.headline(plan), subtitle=table.costs(plan))
+    graph: Net = nx.DiGraph(title=headline(plan), subtitle=costs(plan))
     key_of = {part.name: f"p{index}" for index, part in enumerate(plan.parts)}
     total = sum(part.parameters for part in plan.parts)
     for part in plan.parts:
@@ -114,14 +114,14 @@ def _add(graph: Net, item: Item) -> str:
 
 
 def _part(key: str, part: Part, total: int) -> Item:
-    flops = "" if part.flops is None else f" · {table.amount_of_flops(part.flops)}"
-    cost = f"{table.amount(part.parameters)} parameters{flops}"
+    flops = "" if part.flops is None else f" · {amount_of_flops(part.flops)}"
+    cost = f"{amount(part.parameters)} parameters{flops}"
     tip = (
         part.name,
-        f"nodes: {table.some(part.nodes, 40)}",
-        f"reads: {table.some(part.inputs, 20)}",
-        f"hands on: {table.some(part.outputs, 20)}",
-        f"{cost}, {table.percent(part.parameters, total)} of the parameters",
+        f"nodes: {some(part.nodes, 40)}",
+        f"reads: {some(part.inputs, 20)}",
+        f"hands on: {some(part.outputs, 20)}",
+        f"{cost}, {percent(part.parameters, total)} of the parameters",
     )
     share = part.parameters / total if total else None
     return Item(key, "part", "part", part.name, (_holds(part), cost), "\n".join(tip), share=share)
@@ -130,25 +130,25 @@ def _part(key: str, part: Part, total: int) -> Item:
 def _holds(part: Part) -> str:
     """First and last node, the ends of long names kept: they tell most."""
     if len(part.nodes) < 2:
-        return table.holds(part)
+        return holds(part)
     room = LONGEST // 2 - 5
     return f"{short(part.nodes[0], room)} … {short(part.nodes[-1], room)} ({len(part.nodes)})"
 
 
 def _crossing(key: str, crossing: Crossing) -> Item:
-    size = table.amount_of_bytes(crossing)
-    parameters = f"{table.amount(crossing.head_parameters)} parameters" if crossing.head else None
-    what = " · ".join(known(table.value(crossing), size))
-    stands = " · ".join(known(table.stands(crossing), short(crossing.head or "", 32), parameters))
+    size = amount_of_bytes(crossing)
+    parameters = f"{amount(crossing.head_parameters)} parameters" if crossing.head else None
+    what = " · ".join(known(value(crossing), size))
+    standing = " · ".join(known(stands(crossing), short(crossing.head or "", 32), parameters))
     tip = (
         crossing.name,
         f"node: {crossing.node}",
         f"{crossing.producer} → {', '.join(crossing.consumers)}",
         what,
-        " · ".join(known(table.stands(crossing), crossing.head, parameters)),
+        " · ".join(known(stands(crossing), crossing.head, parameters)),
     )
     style = (crossing.boundary or "boundary") if crossing.gradient else "as it is"
-    lines = tuple(known(what, stands))
+    lines = tuple(known(what, standing))
     return Item(key, "crossing", style, crossing.name, lines, "\n".join(known(*tip)), asked=crossing.asked)
 
 
@@ -158,7 +158,7 @@ def _end(key: str, kind: str, name: str) -> Item:
 
 def known(*words: str | None) -> list[str]:
     """The words that say something."""
-    return [word for word in words if word and word != table.UNKNOWN]
+    return [word for word in words if word and word != UNKNOWN]
 
 
 def short(words: str, most: int = LONGEST) -> str:

@@ -1,5 +1,6 @@
 """A captured model: a flat graph, what it refers to, and the trees that calls and results have."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,6 @@ import torch
 from torch import fx, nn
 
 from .pytrees import Tree
-from .shelter import SHELTER, sheltered
 
 
 @dataclass(frozen=True)
@@ -55,3 +55,24 @@ def lookup(model: nn.Module, constants: Mapping[str, torch.Tensor], path: str) -
     for name in path.split("."):
         found = getattr(found, name)
     return found
+
+
+SHELTER = "_sheltered"  # where the model's own things of such names stand in a generated module
+
+
+_TAKEN = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+
+
+def sheltered(graph: fx.Graph) -> fx.Graph:
+    """The graph, or a copy that looks one level deeper for what a `GraphModule` cannot hold under its own name."""
+    if not any(_is_taken(node) for node in graph.nodes):
+        return graph
+    result = copy.deepcopy(graph)
+    for node in result.nodes:
+        if _is_taken(node):
+            node.target = f"{SHELTER}.{node.target}"
+    return result
+
+
+def _is_taken(node: fx.Node) -> bool:
+    return node.op in ("call_module", "get_attr") and str(node.target).partition(".")[0] in _TAKEN

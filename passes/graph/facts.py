@@ -131,3 +131,10 @@ def _bundles(nodes: list[fx.Node], meta: dict[fx.Node, guess.Meta]) -> set[fx.No
 
 def _storages(meta: guess.Meta) -> frozenset[int]:
     return frozenset() if meta.get("storage") is None else frozenset({meta["storage"]})
+
+
+def batch_dim(shape: tuple[int, ...], batch: int) -> int | None:
+    """The first dimension of the batch's size; `None`: there is none. A number has its batch in front."""
+    if not shape:
+        return 0
+    return next((at for at, size in enumerate(shape) if size == batch), None)

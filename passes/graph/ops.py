@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..capture.record.symbols import rebuild
-from .pytrees import flatten
+from .pytrees import flatten, rebuild
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
+POSITION = "position"  # in the meta of inputs and tensors of the model: where they stand among the arguments
 
 
 @dataclass(frozen=True)

@@ -180,3 +180,14 @@ def _dict(kind: Any, keys: tuple[Any, ...], items: Any) -> Any:
     for key, item in zip(keys, items, strict=True):
         dict.__setitem__(made, key, item)
     return made
+
+
+def rebuild(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Map `leaf` over what lists, tuples, dicts and slices hold."""
+    if type(value) in (list, tuple, torch.Size):
+        return (list if type(value) is list else tuple)(rebuild(v, leaf) for v in value)
+    if type(value) is dict:
+        return {k: rebuild(v, leaf) for k, v in value.items()}
+    if type(value) is slice:
+        return slice(*(rebuild(v, leaf) for v in (value.start, value.stop, value.step)))
+    return leaf(value)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from ..capture.dynamo_graph import POSITION
+from ..graph.ops import POSITION
 from .split import PART
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..graph.facts import Facts
-from . import naming
+from ..graph.mark import cut as marker
 from .aliasing import Pair
 from .part_graph import Draft
 from .placement import Placed
@@ -36,7 +36,7 @@ class Flow:
 
 def crossings(facts: Facts, found: Draft, flow: Flow) -> tuple[Crossing, ...]:
     """The values that cross, in graph order. Those that no consumer has a gradient for carry none."""
-    names, taken = naming.names(facts), set[str]()
+    names, taken = module_names(facts), set[str]()
     asked = _Asked(found.units, found.cuts)
     result = []
     for value in sorted(flow.consumers):
@@ -92,3 +92,45 @@ class _Asked:
 
     def __call__(self, value: int, user: int) -> bool:
         return (value, user) in self.cuts or self.above[self.units.of[value]] or self.below[self.units.of[user]]
+
+
+def module_names(facts: Facts) -> dict[int, str]:
+    """The module call of each node that is the output of one, of the outermost call where there are several.
+
+        layer2.0.conv  layer2.0.relu  layer2.1.conv  layer2.1.relu │ fc
+                       "layer2.0"                    "layer2"
+
+    A call's output is the last of its nodes whose value leaves it. The node of a leaf module that is no such output has
+    the name of its own call, and a mark `dg.cut(x, name="mid")` the name that it was given. Further calls of a module
+    are `layer2@2`, `layer2@3`, as in the user's cuts.
+    """
+    found: dict[int, str] = {}
+    named: set[str] = set()
+    for position in reversed(range(len(facts))):
+        calls, mark = _calls(facts, position), _mark(facts, position)
+        ended = [call for call in calls if call not in named and _leaves(facts, position, call)]
+        named.update(ended)
+        if mark and mark not in named:
+            named.add(mark)
+            found[position] = mark
+        elif ended:
+            found[position] = ended[0]
+        elif facts[position].node.op == "call_module":
+            found[position] = calls[-1] if calls else str(facts[position].node.target)
+    return found
+
+
+def _mark(facts: Facts, position: int) -> str | None:
+    node = facts[position].node
+    name = node.kwargs.get("name") if node.target is marker else None
+    return name if isinstance(name, str) else None
+
+
+def _calls(facts: Facts, position: int) -> list[str]:
+    """The module calls around a node, outermost first."""
+    stack = facts[position].node.meta.get("nn_module_stack") or {}
+    return [key for key in stack if key]
+
+
+def _leaves(facts: Facts, position: int, call: str) -> bool:
+    return facts[position].handed or any(call not in _calls(facts, user) for user in facts[position].users)

@@ -8,10 +8,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from ..capture.record.compare import same_values
-from ..capture.record.symbols import equal_tensors
 from ..errors import CaptureError, GuardMiss
 from ..graph.captured_graph import Recording
+from ..graph.equality import equal_tensors, same_values
 from ..graph.pytrees import flatten, unflatten
 from .object_graph import Holdings
 from .rng import seed_all

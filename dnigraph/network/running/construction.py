@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ...boundaries import Boundary
 from ...decoupled.choices import Choices
 from ...heads.conditions import Context
-from ...passes.capture.annotate import batch_dim
 from ...passes.errors import DniGraphError
+from ...passes.graph.facts import batch_dim
 from ...passes.plan.plan import Crossing
 from ...runners.optimizers import Group, MakeOptimizer
 from ..checks.delays import Wiring

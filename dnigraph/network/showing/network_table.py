@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...passes.plan.table import UNKNOWN, WIDTH, amount, counted, some
+from ...passes.plan.amounts import UNKNOWN, WIDTH, amount, counted, some
 
 if TYPE_CHECKING:
     from ..description.link import Agent, Link

@@ -7,8 +7,9 @@ import torch
 from torch import fx
 
 from ...graph.captured_graph import Recording
+from ...graph.equality import equal_tensors
+from ...graph.guards import guard
 from ...graph.ops import Call
-from .symbols import equal_tensors, guard
 from .writer import PLAIN
 
 
@@ -18,11 +19,6 @@ def difference(one: Recording, other: Recording) -> str | None:
     A guard with another outcome explains everything behind it: on such data the graph refuses to run.
     """
     return _Comparison(one, other).run()
-
-
-def same_values(one: list[Any], other: list[Any]) -> bool:
-    """Whether two lists of results are bitwise equal; not-a-number equals itself."""
-    return len(one) == len(other) and all(map(_equal_results, one, other))
 
 
 class _Comparison:
@@ -78,12 +74,6 @@ class _Comparison:
         if held is None or kept is None:
             return x.target == y.target
         return equal_tensors(held, kept)
-
-
-def _equal_results(x: Any, y: Any) -> bool:
-    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
-        return equal_tensors(x.detach(), y.detach())
-    return type(x) is type(y) and bool(x == y or x != x)
 
 
 def _spelled(node: fx.Node) -> str:

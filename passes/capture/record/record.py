@@ -9,15 +9,15 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from ...errors import CaptureError, GuardMiss
+from ...errors import CaptureError, GuardMiss, Restless, Unready
 from ...graph.captured_graph import Recording
+from ...graph.equality import same_values
 from ...graph.pytrees import HOLE, Tree, flatten, unflatten
 from ...sandbox.example import input_names, one_more_row, varied
 from ...sandbox.object_graph import Holdings
 from ...sandbox.rng import Luck, seed_all, standing
 from ...sandbox.snapshot import Snapshot, fresh_copies, tensor_names, untouched
-from ..restless import Restless, Unready
-from .compare import difference, same_values
+from .compare import difference
 from .symbols import is_live, unwrap
 from .tracer import Recorder
 

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import CaptureError
+from ...errors import CaptureError, Restless
 from ...graph.ops import set_attribute
 from ...sandbox.object_graph import Holdings
-from ..restless import Restless
 from .module_calls import Calls
 from .symbols import is_symbol
 from .writer import Tape

@@ -18,35 +18,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...errors import GuardMiss
-
-
-@fx.node.has_side_effect
-def guard(value: Any, expected: Any, where: str = "") -> None:
-    """Stand in the graph where Python, at line `where`, looked at `value` and found `expected`.
-
-    Raises:
-        GuardMiss: the value is another one now.
-    """
-    if isinstance(value, torch.Tensor):
-        known = torch.as_tensor(expected)
-        if not equal_tensors(value, known.to(value.device)):
-            raise GuardMiss(
-                f"this graph was recorded for other numbers in a tensor of {tuple(value.shape)}: see {where}"
-            )
-    elif not (value == expected or (value != value and expected != expected)):
-        raise GuardMiss(f"this graph was recorded for {expected}, and finds {value}: see {where}")
-
-
-def equal_tensors(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Bitwise equality, but for not-a-number, which equals itself."""
-    if x.shape != y.shape or x.dtype != y.dtype or x.layout != y.layout:
-        return False
-    if x.layout != torch.strided:
-        return equal_tensors(x.to_dense(), y.to_dense())
-    if x.is_floating_point() or x.is_complex():
-        return bool(((x == y) | ((x != x) & (y != y))).all())
-    return torch.equal(x, y)
+from ...graph.pytrees import rebuild
 
 
 class Writer(Protocol):
@@ -198,17 +170,6 @@ def is_symbol(value: Any) -> bool:
 def is_live(value: Any) -> bool:
     """Whether `value` is a tensor or a symbol."""
     return isinstance(value, torch.Tensor) or is_symbol(value)
-
-
-def rebuild(value: Any, leaf: Callable[[Any], Any]) -> Any:
-    """Map `leaf` over what lists, tuples, dicts and slices hold."""
-    if type(value) in (list, tuple, torch.Size):
-        return (list if type(value) is list else tuple)(rebuild(v, leaf) for v in value)
-    if type(value) is dict:
-        return {k: rebuild(v, leaf) for k, v in value.items()}
-    if type(value) is slice:
-        return slice(*(rebuild(v, leaf) for v in (value.start, value.stop, value.step)))
-    return leaf(value)
 
 
 def unwrap(value: Any) -> Any:

@@ -14,10 +14,11 @@ import torch
 from torch import fx
 
 from ...errors import CaptureError
+from ...graph.guards import guard
 from ...graph.ops import Call, Mode, leaf_of
-from ...graph.pytrees import flatten, opens, take_apart
+from ...graph.pytrees import flatten, opens, rebuild, take_apart
 from .reachable import reachable
-from .symbols import Int, guard, is_live, is_symbol, rebuild
+from .symbols import Int, is_live, is_symbol
 
 # What fx can write into its code as it is.
 PLAIN = (

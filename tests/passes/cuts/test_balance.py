@@ -16,10 +16,11 @@ from torch import nn
 import dnigraph as dg
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.capture.profile import node_seconds
-from dnigraph.passes.cuts.balance import balanced, choose
+from dnigraph.passes.cuts.balance import choose
 from dnigraph.passes.cuts.cost import costs
 from dnigraph.passes.cuts.linear_partition import Chain
 from dnigraph.passes.cuts.resolve import resolve
+from dnigraph.passes.cuts.specs import balanced
 from dnigraph.passes.graph.facts import read
 
 

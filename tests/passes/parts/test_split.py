@@ -10,7 +10,8 @@ from kit.partition_programs import STEPS, Program, assert_parts_equal_the_whole,
 from torch import fx, nn
 
 from dnigraph.passes.errors import CutError, PlanError
-from dnigraph.passes.parts.split import Value, boundary_key, insert_boundaries, split, strip_boundaries
+from dnigraph.passes.parts.boundary_nodes import boundary_key, insert_boundaries, strip_boundaries
+from dnigraph.passes.parts.split import Value, split
 from dnigraph.passes.plan.partition import partition, to_plan
 
 

@@ -6,8 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from dnigraph.passes.plan import table
-from dnigraph.passes.plan.plan import Crossing, Part, Plan
+from dnigraph.passes.plan.amounts import amount, amount_of_flops
+from dnigraph.passes.plan.plan import Crossing, Part, Plan, amount_of_bytes, crossing_rows, part_rows, stands, value
 
 ONE = Plan("MLP", "symbolic", (), (Part("part_0", 0, ("fc1", "relu", "fc2"), ("x",), ("fc2",), 1234),), (), ("x",))
 
@@ -118,29 +118,29 @@ def test_names_are_shown_as_they_are_and_never_read_as_markup():
      (7_000_000_000, "7.0 G"), (10**19, "10000.0 P")],
 )  # fmt: skip
 def test_an_amount_has_the_unit_that_fits(number, words):
-    assert table.amount(number) == words
+    assert amount(number) == words
 
 
 @pytest.mark.parametrize(
     "flops, words", [(None, "-"), (0, "0 FLOP"), (640, "640 FLOP"), (12_300_000, "12.3 MFLOP"), (10**15, "1.0 PFLOP")]
 )
 def test_flops_are_counted_in_thousands(flops, words):
-    assert table.amount_of_flops(flops) == words
+    assert amount_of_flops(flops) == words
 
 
 @pytest.mark.parametrize(
     "size, words", [(0, "0 bytes"), (40, "40 bytes"), (1536, "1.5 KiB"), (1024**2 - 1, "1.0 MiB"), (3 << 30, "3.0 GiB")]
 )
 def test_bytes_are_counted_in_1024s(size, words):
-    assert table.amount_of_bytes(Crossing("a", "a", "p", (), (1,), bytes=size)) == words
+    assert amount_of_bytes(Crossing("a", "a", "p", (), (1,), bytes=size)) == words
 
 
 def test_what_nobody_measured_is_a_dash():
     crossing = Crossing("a", "a", "p", ("q",), gradient=True)
     plan = Plan("M", "record", (), (Part("p", 0, (), (), (), 0), Part("q", 1, (), (), (), 0)), (crossing,))
 
-    assert next(table.part_rows(plan)) == ("p", "-", "0", "-", "-", "-", "-")
-    assert next(table.crossing_rows(plan)) == ("a", "p → q", "-", "-", "-", "-", "-", "-")
+    assert next(part_rows(plan)) == ("p", "-", "0", "-", "-", "-", "-")
+    assert next(crossing_rows(plan)) == ("a", "p → q", "-", "-", "-", "-", "-", "-")
 
 
 @pytest.mark.parametrize(
@@ -156,8 +156,8 @@ def test_what_nobody_measured_is_a_dash():
 def test_what_stands_on_a_crossing_is_said_in_words(gradient, asked, boundary, words):
     crossing = Crossing("a", "a", "p", ("q",), gradient=gradient, asked=asked, boundary=boundary)
 
-    assert table.stands(crossing) == words
+    assert stands(crossing) == words
 
 
 def test_a_scalar_says_so():
-    assert table.value(Crossing("a", "a", "p", (), (), "float32")) == "float32[]"
+    assert value(Crossing("a", "a", "p", (), (), "float32")) == "float32[]"
