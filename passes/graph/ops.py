@@ -105,10 +105,5 @@ def keep_buffer(module: nn.Module, name: str, persistent: bool, value: Any) -> N
     module._non_persistent_buffers_set.discard(name) if persistent else module._non_persistent_buffers_set.add(name)
 
 
-def forget(module: nn.Module, name: str) -> None:
-    """`del module.name`, as the model does it in its forward."""
-    delattr(module, name)
-
-
-for _effect in (set_attribute, set_item, keep, keep_buffer, forget):
+for _effect in (set_attribute, set_item, keep, keep_buffer):
     fx.node.has_side_effect(_effect)

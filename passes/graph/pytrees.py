@@ -137,9 +137,7 @@ def _refers_back(part: Any, value: Any) -> bool:
 
 
 def _register(kind: type, example: Any) -> None:
-    if isinstance(example, tuple) and hasattr(example, "_fields"):  # a subclass of a named tuple
-        pytree.register_pytree_node(kind, lambda v: (list(v), None), lambda items, _: kind(*items))
-    elif isinstance(example, dict):
+    if isinstance(example, dict):
         pytree.register_pytree_node(
             kind, lambda v: (list(v.values()), tuple(v)), lambda items, keys: _dict(kind, keys, items)
         )

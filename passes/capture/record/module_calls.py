@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from ...graph.ops import Mode, forget, keep, keep_buffer
+from ...graph.ops import Mode, keep, keep_buffer
 from .symbols import unwrap
 from .writer import Tape
 
@@ -117,23 +117,14 @@ class Calls:
             return args[0](*args[2:])  # written by what happens inside: the same numbers, and its parameters are seen
         return self._opaque(original, args, kwargs, lambda: self.tape.write(original, args, kwargs, opaque=True))
 
-    def attribute_set(self, module: nn.Module, name: str, value: Any) -> None:
-        """After `module.name = value` in a forward: replays set it too, if its value comes from the run."""
-        if not self.tape.listening or name in module._buffers or name in module._parameters or name in module._modules:
-            return
-        if id(module) not in self.lasting:
-            return  # made in this call, and gone after it
+    def attribute_left(self, module: nn.Module, name: str, value: Any) -> None:
+        """For an attribute that holds something else after the run: replays set it too, if its value comes from it."""
         key = (id(module), name)
-        if (path := self._paths.get(id(module))) is not None:
-            self.touched.add((path, name))
-        if self.allowed is not None and key not in self.allowed:
-            return  # a cache: made anew in every replay, and left to the model
-        if self.tape.reaches(value):
+        self.touched.add((self._paths[id(module)], name))
+        if (self.allowed is None or key in self.allowed) and self.tape.reaches(value):
             self._kept[key] = module
             self.sets.add(key)
-        elif key not in self._kept:
-            return
-        self._note(functools.partial(keep, module, name), f"keep_{name}", (value,))
+            self._note(functools.partial(keep, module, name), f"keep_{name}", (value,))
 
     def buffer_registered(self, module: nn.Module, name: str, value: torch.Tensor) -> None:
         """For a buffer that the run made: replays make it too."""
@@ -145,11 +136,6 @@ class Calls:
         """For a buffer that the run put another in the place of: replays do so too."""
         self.touched.add((self._paths[id(module)], name))
         self._note(functools.partial(keep, module, name), f"keep_{name}", (value,))
-
-    def attribute_deleted(self, module: nn.Module, name: str) -> None:
-        """After `del module.name` in a forward."""
-        if self.tape.listening and self._kept.pop((id(module), name), None) is not None:
-            self._note(functools.partial(forget, module, name), f"forget_{name}", ())
 
     def _note(self, function: functools.partial[None], name: str, args: Any) -> None:
         function.__name__ = name  # type: ignore[attr-defined]  # the name of the node

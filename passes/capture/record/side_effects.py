@@ -40,6 +40,14 @@ class Remains:
                 if (id(module), key) not in self.known and new is not None and self.tape.node_of(new) is not None:
                     self.calls.buffer_registered(module, key, new)
 
+    def write_attributes(self) -> None:
+        """Write the attributes of modules that hold values of this run."""
+        for holder, before in self.objects:
+            if isinstance(holder, nn.Module) and id(holder) in self.names:
+                for name, new in vars(holder).items():
+                    if before.get(name) is not new:
+                        self.calls.attribute_left(holder, name, new)
+
     def refuse_state(self) -> None:
         """Look for what the run read of the model and left different for the next run.
 

@@ -187,16 +187,14 @@ def _arithmetic(name: str, function: Callable[..., Any], swapped: bool = False) 
     def method(self: Symbol, *args: Any) -> Any:
         return self.compute(function, *((args[0], self) if swapped else (self, *args)))
 
-    for kind in (Symbol, Int, Float):  # SymInt and SymFloat define the same names: overrule them
-        setattr(kind, f"__{'r' if swapped else ''}{name}__", method)
+    setattr(Symbol, f"__{'r' if swapped else ''}{name}__", method)
 
 
 def _conversion(name: str, function: Callable[[Any], Any]) -> None:
     def method(self: Symbol) -> Any:
         return function(self.bare())
 
-    for kind in (Symbol, Int, Float):
-        setattr(kind, f"__{name}__", method)
+    setattr(Symbol, f"__{name}__", method)
 
 
 for _name in "add sub mul truediv floordiv mod pow lshift rshift and or xor".split():
@@ -209,9 +207,6 @@ for _name, _function in (("ceil", math.ceil), ("floor", math.floor), ("trunc", m
     _arithmetic(_name, _function)
 _arithmetic("round", round)
 _arithmetic("bool", operator.truth)
-for _type in (Int, Float):
-    for _name in ("__divmod__", "__rdivmod__"):
-        setattr(_type, _name, getattr(Symbol, _name))
 _conversion("int", int)
 _conversion("float", float)
 _conversion("index", operator.index)

@@ -40,6 +40,7 @@ class Recorder:
         self.listener.finish()
         results = self.tape.arguments(list(outputs))
         self.remains.write_back()
+        self.remains.write_attributes()
         if settled:
             self.remains.refuse_state()
         self.tape.graph.output(tuple(results))
@@ -51,8 +52,6 @@ class Recorder:
         stance = torch.compiler.set_stance("force_eager")
         with _patching, stance, contextlib.ExitStack() as patches:
             patches.enter_context(_patched(nn.Module, "__call__", self._call))
-            patches.enter_context(_patched(nn.Module, "__setattr__", self._setattr))
-            patches.enter_context(_patched(nn.Module, "__delattr__", self._delattr))
             patches.enter_context(_patched(torch.autograd.Function, "apply", self._apply))
             patches.enter_context(_patched(builtins, "len", self._len))
             try:
@@ -71,22 +70,6 @@ class Recorder:
             return self.calls.module(original, module, args, kwargs)
 
         return call
-
-    def _setattr(self, original: Callable[..., Any]) -> Any:
-        def set_attribute(module: nn.Module, name: str, value: Any) -> None:
-            original(module, name, value)
-            if self._here():
-                self.calls.attribute_set(module, name, value)
-
-        return set_attribute
-
-    def _delattr(self, original: Callable[..., Any]) -> Any:
-        def delete_attribute(module: nn.Module, name: str) -> None:
-            original(module, name)
-            if self._here():
-                self.calls.attribute_deleted(module, name)
-
-        return delete_attribute
 
     def _apply(self, original: Any) -> Any:
         def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
