@@ -68,9 +68,9 @@ class Climb:
         """The plan on a rung."""
         if how == HOOKS:
             return self._hooked_plan(self._observed())
-        recording = run_capture(self.model, self.args, self.kwargs, how)
+        captured = run_capture(self.model, self.args, self.kwargs, how)
         inputs = None if self.args is None else _tensors((self.args, self.kwargs))
-        return self._told(cut(recording, self.model, self.cuts, inputs).plan)
+        return self._told(cut(captured, self.model, self.cuts, inputs).plan)
 
     def decoupled(self, how: str, choices: Choices, check: bool) -> DecoupledModule:
         """The decoupled model on a rung, proven where that is asked for."""
@@ -83,12 +83,12 @@ class Climb:
         return dm
 
     def _captured(self, how: str, choices: Choices) -> DecoupledModule:
-        recording = run_capture(self.model, self.args, self.kwargs, how)
+        captured = run_capture(self.model, self.args, self.kwargs, how)
         later = "auto" if how == "record" and self.how == "auto" else how  # for other modes and ways
         dm = CapturedModule(self.model, self.cuts, later, choices.make)
         dm.training = True
         try:
-            dm.add(recording, self.args, self.kwargs, self.refused)
+            dm.add(captured, self.args, self.kwargs, self.refused)
         except DniGraphError:
             raise
         except Exception as error:  # the model has run: another rung may do

@@ -27,8 +27,8 @@ class SettingsWarning(UserWarning):
 class Settings:
     """The plain values and functions on the modules of a model, on their configurations, in their dicts and lists.
 
-    torch's own layers are called as they are, so that theirs need no look, unless a recording looks into one. What a
-    forward sets itself is none of them. All of it is looked at in every call, so that the loops are those of C.
+    torch's own layers are called as they are, so that theirs need no look, unless a captured graph looks into one.
+    What a forward sets itself is none of them. All of it is looked at in every call, so that the loops are those of C.
     """
 
     modules: list[nn.Module]

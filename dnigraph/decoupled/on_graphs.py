@@ -13,7 +13,7 @@ from ..boundaries import Boundary
 from ..passes.capture.ladder import capture
 from ..passes.cuts.specs import Cuts
 from ..passes.errors import CaptureError, DniGraphError, GuardMiss
-from ..passes.graph.captured_graph import Recording, lookup
+from ..passes.graph.captured_graph import CapturedGraph, lookup
 from ..passes.graph.guards import Trust
 from ..passes.graph.ops import Mode
 from ..passes.graph.pytrees import flatten
@@ -147,14 +147,14 @@ class CapturedModule(DecoupledModule):
             return self.original(*args, **kwargs)
         for variant in found:
             if self._trusted(variant, inputs):
-                return variant.recording.outputs.build(variant.run(inputs))
+                return variant.captured.outputs.build(variant.run(inputs))
             try:
                 with self._way_back(variant, inputs):
                     values = variant.run(inputs)
             except GuardMiss:
                 continue
             variant.proven.add(sizes(inputs))
-            return variant.recording.outputs.build(values)
+            return variant.captured.outputs.build(values)
         try:
             with one_at_a_time:
                 variant = self._record(found, args, kwargs, inputs)
@@ -163,7 +163,7 @@ class CapturedModule(DecoupledModule):
                 raise
             self._whole.add(id(found))
             return self.original(*args, **kwargs)  # boundaries do nothing in eval mode: this is the same
-        return variant.recording.outputs.build(variant.run(inputs))
+        return variant.captured.outputs.build(variant.run(inputs))
 
     def _known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Variant], list[Any]]:
         """The variants that may hold for a call, in the mode we are in, and the inputs of their graphs."""
@@ -204,7 +204,7 @@ class CapturedModule(DecoupledModule):
             self._variants, self._primary = {}, {}
 
     def _mode(self) -> Any:
-        """What a recording takes for granted of the model and of torch, and no guard checks."""
+        """What a captured graph takes for granted of the model and of torch, and no guard checks."""
         self._follow()
         beside = self._beside
         return (tuple([m.training for m in beside.modules]), Mode.now(), beside.learning(), beside.now())
@@ -216,11 +216,11 @@ class CapturedModule(DecoupledModule):
     @contextmanager
     def _way_back(self, variant: Variant, inputs: list[Any], always: bool = False) -> Iterator[None]:
         """Take back all that a run of a graph does to the model and to its inputs, when a guard misses or always."""
-        recording, held = variant.recording, variant.assembly.constants._buffers
-        written = [held[n] if n in held else lookup(self.original, {}, n) for n in recording.writes]
-        tensors = [*self.original.buffers(), *written, *(inputs[i] for i in recording.spoils)]
+        captured, held = variant.captured, variant.assembly.constants._buffers
+        written = [held[n] if n in held else lookup(self.original, {}, n) for n in captured.writes]
+        tensors = [*self.original.buffers(), *written, *(inputs[i] for i in captured.spoils)]
         kept, state = [Held(t) for t in tensors], random_state()
-        modules = [(self.original.get_submodule(path), name) for path, name in recording.sets]
+        modules = [(self.original.get_submodule(path), name) for path, name in captured.sets]
         places: list[tuple[dict[str, Any], str]] = [(t, name) for m, name in modules for t in (vars(m), m._buffers)]
         attributes = [(place, name, place.get(name, _ABSENT)) for place, name in places]
         done = False
@@ -246,23 +246,23 @@ class CapturedModule(DecoupledModule):
         args, kwargs = canonical(self.original, self._signature, args, kwargs)
         if not found:
             self._make_room(found)
-        recording = capture(self.original, args, kwargs, self._settings[1])
-        if self._learned(recording):
+        captured = capture(self.original, args, kwargs, self._settings[1])
+        if self._learned(captured):
             found = self._known(args, kwargs)[0]
-        return self._install(recording, found, inputs, strict=not self._primary)
+        return self._install(captured, found, inputs, strict=not self._primary)
 
-    def _learned(self, recording: Recording) -> bool:
+    def _learned(self, captured: CapturedGraph) -> bool:
         """Know better now which plain values of the model count. True where that is news."""
         known = (self._beside.ignored, self._beside.opened)
-        self._beside.ignore(recording.sets)
-        self._beside.open(looked_into(recording.graph))
+        self._beside.ignore(captured.sets)
+        self._beside.open(looked_into(captured.graph))
         return known != (self._beside.ignored, self._beside.opened)
 
     def _install(
-        self, recording: Recording, found: list[Variant], inputs: list[Any], strict: bool, notes: Sequence[str] = ()
+        self, captured: CapturedGraph, found: list[Variant], inputs: list[Any], strict: bool, notes: Sequence[str] = ()
     ) -> Variant:
-        """Cut a recording, make it runnable, with its boundaries, and keep it among the variants `found`."""
-        cutting = cut(recording, self.original, self._settings[0], inputs, strict)
+        """Cut a captured graph, make it runnable, with its boundaries, and keep it among the variants `found`."""
+        cutting = cut(captured, self.original, self._settings[0], inputs, strict)
         cutting.plan = replace(cutting.plan, notes=(*notes, *cutting.plan.notes))
         variant = self._assembled(cutting)
         variant.proven.add(sizes(inputs))
@@ -274,15 +274,15 @@ class CapturedModule(DecoupledModule):
             self._show()
         return variant
 
-    def add(self, recording: Recording, args: Any, kwargs: Any, notes: Sequence[str] = ()) -> Variant:
-        """Cut and install a recording of `original(*args, **kwargs)` in the present mode; misfits are errors.
+    def add(self, captured: CapturedGraph, args: Any, kwargs: Any, notes: Sequence[str] = ()) -> Variant:
+        """Cut and install a captured graph of `original(*args, **kwargs)` in the present mode; misfits are errors.
 
         Args:
             notes: what the plan should say besides.
         """
-        self._learned(recording)
+        self._learned(captured)
         found, inputs = self._known(args, kwargs)
-        return self._install(recording, found, inputs, True, notes)
+        return self._install(captured, found, inputs, True, notes)
 
     def _assembled(self, cutting: Cutting) -> Variant:
         known = self.boundaries

@@ -10,7 +10,7 @@ from ..passes.capture.annotate import annotate
 from ..passes.capture.profile import node_seconds
 from ..passes.cuts.resolve import resolve
 from ..passes.cuts.specs import Cuts, wants_time
-from ..passes.graph.captured_graph import Recording
+from ..passes.graph.captured_graph import CapturedGraph
 from ..passes.graph.guards import Trust, trust
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.split import Split, split
@@ -21,18 +21,20 @@ from .assemble import Assembly
 
 @dataclass
 class Cutting:
-    """A recording with its plan and the graphs of its parts: everything but the boundaries."""
+    """A captured graph with its plan and the graphs of its parts: everything but the boundaries."""
 
-    recording: Recording
+    captured: CapturedGraph
     plan: Plan
     split: Split
-    nodes: dict[str, fx.Node]  # of the recording's graph, by name
+    nodes: dict[str, fx.Node]  # of the captured graph, by name
     trust: Trust
     again: Cuts = ()  # the cuts for a further graph of the model
 
 
-def cut(recording: Recording, model: nn.Module, cuts: Cuts, inputs: list[Any] | None, strict: bool = True) -> Cutting:
-    """Cut a recording at the user's cuts.
+def cut(
+    captured: CapturedGraph, model: nn.Module, cuts: Cuts, inputs: list[Any] | None, strict: bool = True
+) -> Cutting:
+    """Cut a captured graph at the user's cuts.
 
     Args:
         inputs: the graph's inputs of one call; without them the plan has no shapes.
@@ -42,16 +44,16 @@ def cut(recording: Recording, model: nn.Module, cuts: Cuts, inputs: list[Any] | 
         CutError: cuts do not fit the model.
     """
     if inputs is not None:
-        annotate(recording, model, inputs)
+        annotate(captured, model, inputs)
         if wants_time(cuts):
-            node_seconds(recording, model, inputs)
+            node_seconds(captured, model, inputs)
     modules = [path for path, _ in model.named_modules() if path]
-    resolved = resolve(recording.graph, cuts, modules, strict)
-    parts = partition(recording.graph, resolved.edges)
-    plan = to_plan(recording.graph, parts, type(model).__name__, recording.rung)
+    resolved = resolve(captured.graph, cuts, modules, strict)
+    parts = partition(captured.graph, resolved.edges)
+    plan = to_plan(captured.graph, parts, type(model).__name__, captured.rung)
     plan = replace(plan, notes=resolved.notes + plan.notes)
-    nodes = {node.name: node for node in recording.graph.nodes}
-    return Cutting(recording, plan, split(recording.graph, parts), nodes, trust(recording.graph), resolved.again)
+    nodes = {node.name: node for node in captured.graph.nodes}
+    return Cutting(captured, plan, split(captured.graph, parts), nodes, trust(captured.graph), resolved.again)
 
 
 @dataclass
@@ -71,9 +73,9 @@ class Variant:
         return self.cutting.plan
 
     @property
-    def recording(self) -> Recording:
-        """The recording that was cut."""
-        return self.cutting.recording
+    def captured(self) -> CapturedGraph:
+        """The captured graph that was cut."""
+        return self.cutting.captured
 
     def run(self, inputs: list[Any]) -> Any:
         """The model's live results, through all parts and boundaries."""
@@ -90,7 +92,7 @@ class Through(nn.Module):
 
 def assemble(cutting: Cutting, model: nn.Module, boundaries: nn.ModuleDict) -> Variant:
     """Make the modules of a cutting. `boundaries` holds, by key, those that the top graph calls."""
-    assembly = Assembly(model, cutting.recording.constants)
+    assembly = Assembly(model, cutting.captured.constants)
     parts = {name: assembly.module(graph, name) for name, graph in cutting.split.graphs.items()}
     graph = insert_boundaries(cutting.split.top, cutting.plan)
     top = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Decoupled")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from ..passes.capture.dynamo_graph import annotate_without_data, to_recording
+from ..passes.capture.dynamo_graph import annotate_without_data, to_captured_graph
 from ..passes.cuts.resolve import resolve
 from ..passes.errors import CaptureError
 from ..passes.graph.ops import POSITION
@@ -68,14 +68,14 @@ class Captured:
 
     def _cut(self, model: nn.Module, interfaces: Interfaces, where: str, args: Sequence[Any], witness: Any) -> "Run":
         instance = self._naming.instance(model, args)
-        recording = to_recording(self.module, instance.tensors, instance.paths)
-        annotate_without_data(recording, self.module, args)
-        graph = recording.graph
+        captured = to_captured_graph(self.module, instance.tensors, instance.paths)
+        annotate_without_data(captured, self.module, args)
+        graph = captured.graph
         spot = Spot(where, next((instance.tensors[i] for i in self._naming.held), ""))
         resolved = resolve(graph, interfaces.cuts(spot), [path for path, _ in model.named_modules()], strict=False)
         parts = partition(graph, resolved.edges)
         interfaces.learn(spot, resolved)
-        plan = to_plan(graph, parts, type(model).__name__, recording.rung)
+        plan = to_plan(graph, parts, type(model).__name__, captured.rung)
         plan = replace(plan, notes=resolved.notes + plan.notes)
         plan, boundaries = interfaces.stand(spot, plan, {node.name: node for node in graph.nodes})
         found = split(graph, plan)

@@ -61,7 +61,7 @@ def network_of(
     _refuse(dm, variant, loss, optimizer)
     net = Network(seed=seed, log=log)
     alone = _only_maker(variant)
-    build = variant.recording.outputs
+    build = variant.captured.outputs
     for part in plan.parts:
         own = _loss(loss, build, variant) if part.name == alone else None
         module = PartModule(variant.parts[part.name], part)
@@ -107,7 +107,7 @@ def _wrong_loss(variant: Variant, loss: Any) -> list[str]:
     if not isinstance(loss, str):
         return [f"loss={loss!r} is no function of (output, target), and no name of an output"]
     count = len(variant.cutting.split.outputs)
-    whole: Any = variant.recording.outputs.build([torch.zeros(()) for _ in range(count)])
+    whole: Any = variant.captured.outputs.build([torch.zeros(()) for _ in range(count)])
     names = [str(n) for n in (whole if isinstance(whole, Mapping) else getattr(whole, "__dict__", {}))]
     names = list(getattr(whole, "_fields", names))
     if loss in names or field_of(whole, loss) is not None:

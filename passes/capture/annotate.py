@@ -10,12 +10,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..graph.captured_graph import Owner, Recording, lookup
+from ..graph.captured_graph import CapturedGraph, Owner, lookup
 from ..graph.facts import batch_dim
 from ..sandbox.snapshot import fresh_copies, untouched
 
 
-def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
+def annotate(captured: CapturedGraph, model: nn.Module, inputs: list[Any]) -> None:
     """Write into `node.meta` what one run shows. The model is left as it was.
 
     Guarantees for each node, where it applies:
@@ -30,30 +30,30 @@ def annotate(recording: Recording, model: nn.Module, inputs: list[Any]) -> None:
         parameters, buffers: what a module or `get_attr` node refers to; parameters as (name, scalars, trained).
     """
     with untouched(model), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
-        note(recording, model, fresh_copies(inputs))
+        note(captured, model, fresh_copies(inputs))
 
 
-def note(recording: Recording, model: nn.Module, inputs: list[Any], data: bool = True) -> None:
+def note(captured: CapturedGraph, model: nn.Module, inputs: list[Any], data: bool = True) -> None:
     """The same where nothing need be spared: the run may write into the inputs and into the model.
 
     Args:
         data: the tensors hold data; without it no generator moves, and random numbers are known by who draws them.
     """
-    for node in recording.graph.nodes:
-        _note_owned(node, recording, model)
-    _Annotator(recording, model, _random_states if data else list).run(*inputs)
+    for node in captured.graph.nodes:
+        _note_owned(node, captured, model)
+    _Annotator(captured, model, _random_states if data else list).run(*inputs)
     batch = next((v.shape[0] for v in inputs if isinstance(v, torch.Tensor) and v.dim()), 1)
-    for node in recording.graph.nodes:
+    for node in captured.graph.nodes:
         if "shape" in node.meta:
             node.meta["batch_dim"] = batch_dim(node.meta["shape"], batch)
-    note_lines(recording, model)
+    note_lines(captured, model)
 
 
 class _Annotator(fx.Interpreter):
-    def __init__(self, recording: Recording, model: nn.Module, random_states: Callable[[], list[bytes]]):
+    def __init__(self, captured: CapturedGraph, model: nn.Module, random_states: Callable[[], list[bytes]]):
         self.random_states = random_states
-        owner = Owner(model, recording.constants)  # `recording.module` would write code that nobody runs
-        super().__init__(owner, garbage_collect_values=False, graph=recording.graph)  # freed memory looks like a view
+        owner = Owner(model, captured.constants)  # `captured.module` would write code that nobody runs
+        super().__init__(owner, garbage_collect_values=False, graph=captured.graph)  # freed memory looks like a view
         self.counted = Counter()  # type: ignore[no-untyped-call]  # torch's
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
@@ -108,12 +108,12 @@ def _note_value(node: fx.Node, value: Any) -> None:
         node.meta["storage"] = storage
 
 
-def _note_owned(node: fx.Node, recording: Recording, model: nn.Module) -> None:
+def _note_owned(node: fx.Node, captured: CapturedGraph, model: nn.Module) -> None:
     node.meta["parameters"], node.meta["buffers"] = (), ()
     if node.op not in ("call_module", "get_attr"):
         return
     path = str(node.target)
-    owned = lookup(model, recording.constants, path)
+    owned = lookup(model, captured.constants, path)
     if isinstance(owned, nn.Module):
         node.meta["parameters"] = tuple((n, p.numel(), p.requires_grad) for n, p in _named(owned, path))
         node.meta["buffers"] = tuple(f"{path}.{name}" for name, _ in owned.named_buffers())
@@ -168,14 +168,14 @@ _LAYERS = (
 )  # fmt: skip
 
 
-def note_lines(recording: Recording, model: nn.Module) -> None:
+def note_lines(captured: CapturedGraph, model: nn.Module) -> None:
     """Write `node.meta["line"]` on each three-dimensional value: it comes from a convolution along a line and the like,
     or was computed from such a value, element by element, for it has its shape.
     """
-    for node in recording.graph.nodes:
+    for node in captured.graph.nodes:
         if len(shape := node.meta.get("shape", ())) == 3:
             alike = (n for n in node.all_input_nodes if n.meta.get("shape") == shape)
-            node.meta["line"] = _makes_line(node, recording, model) or any(n.meta.get("line", False) for n in alike)
+            node.meta["line"] = _makes_line(node, captured, model) or any(n.meta.get("line", False) for n in alike)
 
 
 def makes_lines(module: object) -> bool:
@@ -183,8 +183,8 @@ def makes_lines(module: object) -> bool:
     return isinstance(module, _LAYERS)
 
 
-def _makes_line(node: fx.Node, recording: Recording, model: nn.Module) -> bool:
+def _makes_line(node: fx.Node, captured: CapturedGraph, model: nn.Module) -> bool:
     if node.op == "call_module":
-        return makes_lines(lookup(model, recording.constants, str(node.target)))
+        return makes_lines(lookup(model, captured.constants, str(node.target)))
     name = str(getattr(node.target, "__name__", node.target)).removeprefix("_").removeprefix("native_")
     return node.op in ("call_function", "call_method") and name.startswith(_CALLS)

@@ -1,7 +1,7 @@
-"""What Dynamo captured, as a recording: under the model's own paths, its tensors told from its inputs.
+"""What Dynamo captured, as a `CapturedGraph`: under the model's own paths, its tensors told from its inputs.
 
 Dynamo      l_self_modules_fc_parameters_weight_, l_x_ ─► _set_grad_enabled ─► linear in "L['self'].fc" ─► ...
-recording   get_attr fc_weight, x ─────────────────────────────────────────► linear in "fc", under its mode ─► ...
+ours        get_attr fc_weight, x ─────────────────────────────────────────► linear in "fc", under its mode ─► ...
 """
 
 import operator
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import CaptureError
-from ..graph.captured_graph import Recording
+from ..graph.captured_graph import CapturedGraph
 from ..graph.mark import cut as marker
 from ..graph.mark import traced_mark
 from ..graph.ops import AUTOCAST_DEVICES, POSITION, Call, Mode
@@ -59,8 +59,8 @@ def checkpointed(body: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(body, *args, **{**kwargs, "use_reentrant": False})
 
 
-def to_recording(module: fx.GraphModule, names: Mapping[int, str], paths: Paths) -> Recording:
-    """The graph of Dynamo's as a recording.
+def to_captured_graph(module: fx.GraphModule, names: Mapping[int, str], paths: Paths) -> CapturedGraph:
+    """The graph of Dynamo's as a captured graph.
 
     Args:
         names: the name of each placeholder, by position, that is a tensor of the model.
@@ -83,10 +83,10 @@ def to_recording(module: fx.GraphModule, names: Mapping[int, str], paths: Paths)
         graph.add(nodes[0]) if len(nodes) == 1 else graph.add_transform(module, nodes)
     if graph.modes != [graph.entry]:
         raise CaptureError(["a region begins in it and does not end"])
-    return Recording(graph.graph, "dynamo", take_apart(())[1])
+    return CapturedGraph(graph.graph, "dynamo", take_apart(())[1])
 
 
-def annotate_without_data(recording: Recording, module: fx.GraphModule, args: Sequence[Any]) -> None:
+def annotate_without_data(captured: CapturedGraph, module: fx.GraphModule, args: Sequence[Any]) -> None:
     """Write into `node.meta` what `annotate` does, from a run on tensors that have sizes but no data.
 
     It costs no memory, draws no random numbers and changes nothing. A part that takes over a value with a gradient from
@@ -95,9 +95,9 @@ def annotate_without_data(recording: Recording, module: fx.GraphModule, args: Se
     Raises:
         CaptureError: a call of the graph cannot do without data.
     """
-    given = [n for n in recording.graph.nodes if POSITION in n.meta]
+    given = [n for n in captured.graph.nodes if POSITION in n.meta]
     try:
-        _run_without_data(recording, module, given, args)
+        _run_without_data(captured, module, given, args)
     except Exception as error:
         said = str(error).strip().partition("\n")[0]
         raise CaptureError([f"a run on tensors without data fails: {type(error).__name__}: {said}"]) from error
@@ -107,13 +107,13 @@ def annotate_without_data(recording: Recording, module: fx.GraphModule, args: Se
 
 
 def _run_without_data(
-    recording: Recording, module: fx.GraphModule, given: Sequence[fx.Node], args: Sequence[Any]
+    captured: CapturedGraph, module: fx.GraphModule, given: Sequence[fx.Node], args: Sequence[Any]
 ) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = {n: _fake(mode, args[n.meta[POSITION]]) for n in given}
         held = {str(n.target): fake for n, fake in fakes.items() if n.op == "get_attr"}
         inputs = [fake for n, fake in fakes.items() if n.op == "placeholder"]
-        note(replace(recording, constants=held), module, inputs, data=False)
+        note(replace(captured, constants=held), module, inputs, data=False)
 
 
 def _fake(mode: FakeTensorMode, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The second rung: `torch.export`, turned into a recording on the model's own tensors, believed only after a test."""
+"""The second rung: `torch.export`, turned into a captured graph and believed only after a test."""
 
 import operator
 import warnings
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-from ..graph.captured_graph import Recording
+from ..graph.captured_graph import CapturedGraph
 from ..graph.guards import guard
 from ..graph.mark import cut as marker
 from ..graph.ops import Call, Mode
@@ -26,8 +26,8 @@ _REGIONS: Any = torch.ops.higher_order
 _ALIAS = torch.ops.aten.alias.default
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
-    """What `torch.export` makes of `model(*args, **kwargs)`, as a recording. The model is left as it was.
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedGraph:
+    """What `torch.export` makes of `model(*args, **kwargs)`, as a captured graph. The model is left as it was.
 
     The batch is dynamic where the export takes it so; what it took for granted of the sizes is a guard.
 
@@ -41,11 +41,11 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
         trial.refuse_state(leaves)
         with untouched(model):
             program, marks = _exported(model, leaves, spec)
-        recording = _Rebuilt(program, model, leaves, spec, input_names(model, args, kwargs), marks).recording()
-        trial.compare(recording, leaves, seed=1)
+        captured = _Rebuilt(program, model, leaves, spec, input_names(model, args, kwargs), marks).captured_graph()
+        trial.compare(captured, leaves, seed=1)
         if (more := one_more_row(leaves)) is not None and trial.takes(more):
-            trial.compare(recording, more, seed=2)
-    return recording
+            trial.compare(captured, more, seed=2)
+    return captured
 
 
 class _Marks(TorchFunctionMode):
@@ -111,11 +111,11 @@ class _Rebuilt:
         self.classes = {path: type(module) for path, module in model.named_modules()}
         self._inputs(leaves, spec, names)
 
-    def recording(self) -> Recording:
+    def captured_graph(self) -> CapturedGraph:
         nodes = [n for n in self.program.graph.nodes if n.op not in ("placeholder", "output")]
         for run in stretches(nodes):
             self._node(run[0]) if len(run) == 1 else self._region(run)
-        return Recording(self.graph, "export", self._results(), self.constants)
+        return CapturedGraph(self.graph, "export", self._results(), self.constants)
 
     def _inputs(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> None:
         ours = [

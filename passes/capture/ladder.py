@@ -6,17 +6,17 @@ from typing import Any
 from torch import nn
 
 from ..errors import CaptureError, Restless, Unready, nearest
-from ..graph.captured_graph import Recording
+from ..graph.captured_graph import CapturedGraph
 from ..sandbox.snapshot import untouched
 from .export import export
 from .module_graph import RUNG as HOOKS
 from .record.record import record
 from .symbolic import trace
 
-Rung = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Recording]
+Rung = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], CapturedGraph]
 
 
-def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedGraph:
     with untouched(model):
         return trace(model)
 
@@ -40,8 +40,8 @@ def rungs(how: str) -> tuple[str, ...]:
 
 def capture(
     model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, how: str = "auto"
-) -> Recording:
-    """The first recording that a rung of the ladder makes of `model(*args, **kwargs)`, in the mode the model is in.
+) -> CapturedGraph:
+    """The first graph that a rung of the ladder makes of `model(*args, **kwargs)`, in the mode the model is in.
 
     Raises:
         CaptureError: no rung can; with one line for each that was tried. A model that decides by what is not in its

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..graph.captured_graph import Owner, Recording
+from ..graph.captured_graph import CapturedGraph, Owner
 from ..sandbox.snapshot import fresh_copies, untouched
 
 WARM_UP = 2  # runs that do not count
 
 
-def node_seconds(recording: Recording, model: nn.Module, inputs: list[Any], repeats: int = 7) -> None:
+def node_seconds(captured: CapturedGraph, model: nn.Module, inputs: list[Any], repeats: int = 7) -> None:
     """Write into `node.meta["seconds"]` how long each node takes in a forward run: the median of `repeats` runs.
 
     Guarantees:
         The model is left as it was, random states included, and each run begins from the same.
     """
-    runner = _Timer(Owner(model, recording.constants), graph=recording.graph)
+    runner = _Timer(Owner(model, captured.constants), graph=captured.graph)
     with untouched(model) as before:
         for run in range(WARM_UP + repeats):
             if run == WARM_UP:

@@ -7,11 +7,11 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-from ..graph.captured_graph import Recording
+from ..graph.captured_graph import CapturedGraph
 from ..graph.pytrees import HOLE, Tree
 
 
-def trace(model: nn.Module) -> Recording:
+def trace(model: nn.Module) -> CapturedGraph:
     """The symbolic trace of a model in the mode it is in. Its placeholders are the model's arguments, whole.
 
     What a symbolic trace cannot see is lost without a word: autocast and `no_grad` regions, and optional arguments that
@@ -28,13 +28,11 @@ def trace(model: nn.Module) -> Recording:
     for node in graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
         node.meta["nn_module_stack"] = {_key(key): found for key, found in stack.items() if found[0]}
-        if node.op == "placeholder":
-            node.meta["default"] = node.args
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     leaves, spec = pytree.tree_flatten(_plain(output.args[0]))
     output.args = (tuple(leaf for leaf in leaves if isinstance(leaf, fx.Node)),)
     constants = tuple(HOLE if isinstance(leaf, fx.Node) else leaf for leaf in leaves)
-    return Recording(graph, "symbolic", Tree(spec, constants), _own_constants(graph, model), _arguments(graph))
+    return CapturedGraph(graph, "symbolic", Tree(spec, constants), _own_constants(graph, model))
 
 
 def _key(key: str) -> str:
@@ -56,12 +54,8 @@ def _kind(value: Any) -> type:
     return list if isinstance(value, list) else tuple
 
 
-def _arguments(graph: fx.Graph) -> tuple[str, ...]:
-    return tuple(str(n.target) for n in graph.nodes if n.op == "placeholder")
-
-
 def _own_constants(graph: fx.Graph, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors that tracing made and hung onto the model; they move into the recording."""
+    """Tensors that tracing made and hung onto the model; they move into the captured graph."""
     constants = {}
     for node in graph.nodes:
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):

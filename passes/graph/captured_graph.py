@@ -12,8 +12,8 @@ from .pytrees import Tree
 
 
 @dataclass(frozen=True)
-class Recording:
-    """One run of a model as a graph.
+class CapturedGraph:
+    """One path through a model as a graph, as a rung of the ladder captured it.
 
     `graph` has one placeholder for each tensor among the inputs and returns the flat tuple of live results. Its
     `call_module` and `get_attr` targets are the model's own paths, or names in `constants`.
@@ -23,7 +23,6 @@ class Recording:
     rung: str
     outputs: Tree  # builds the model's result from the values that the graph returns
     constants: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    arguments: tuple[str, ...] | None = None  # the names of the arguments, where the graph takes them whole
     sets: frozenset[tuple[str, str]] = frozenset()  # attributes that a forward sets: path of the module, name
     writes: tuple[str, ...] = ()  # tensors that a forward writes to in place, buffers aside
     spoils: tuple[int, ...] = ()  # inputs that it writes to, by their number
@@ -34,7 +33,7 @@ class Recording:
 
 
 class Owner(nn.Module):
-    """Answers for a model's paths and for the constants of a recording; owns nothing itself."""
+    """Answers for a model's paths and for the constants of a captured graph; owns nothing itself."""
 
     def __init__(self, model: nn.Module, constants: Mapping[str, torch.Tensor]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Put a recording that another tool made to the test against the model itself."""
+"""Put a captured graph that another tool made to the test against the model itself."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError, GuardMiss
-from ..graph.captured_graph import Recording
+from ..graph.captured_graph import CapturedGraph
 from ..graph.equality import equal_tensors, same_values
 from ..graph.pytrees import flatten, unflatten
 from .object_graph import Holdings
@@ -67,14 +67,14 @@ class Trial:
             return False
         return True
 
-    def compare(self, recording: Recording, leaves: list[Any], seed: int) -> None:
-        """Run the model and the recording on the same numbers.
+    def compare(self, captured: CapturedGraph, leaves: list[Any], seed: int) -> None:
+        """Run the model and the captured graph on the same numbers.
 
         Raises:
             CaptureError: they differ, and no guard says so.
         """
         try:
-            found = self._run(leaves, seed, recording)
+            found = self._run(leaves, seed, captured)
         except GuardMiss:
             return
         except Exception as error:
@@ -90,16 +90,16 @@ class Trial:
         if wrong := [name for name, same in alike.items() if not same]:
             raise CaptureError([f"the exported graph gives other {', '.join(wrong)} than the model"])
 
-    def _run(self, leaves: list[Any], seed: int, recording: Recording | None = None) -> _Seen:
+    def _run(self, leaves: list[Any], seed: int, captured: CapturedGraph | None = None) -> _Seen:
         with untouched(self.model):
             seed_all(seed)
-            return self._seen(leaves, recording)
+            return self._seen(leaves, captured)
 
-    def _seen(self, leaves: list[Any], recording: Recording | None = None) -> _Seen:
+    def _seen(self, leaves: list[Any], captured: CapturedGraph | None = None) -> _Seen:
         inputs, parameters = fresh_copies(leaves), list(self.model.parameters())
         for p in parameters:
             p.grad = None
-        out, structure = flatten(self._call(inputs, recording))
+        out, structure = flatten(self._call(inputs, captured))
         random = [torch.get_rng_state()]
         _send_back(out)
         gradients = [None if v.grad is None else v.grad.clone() for v in (*parameters, *_tensors(inputs))]
@@ -107,9 +107,9 @@ class Trial:
         results = [v.detach() if isinstance(v, torch.Tensor) else v for v in out]
         return _Seen(results, structure, gradients, buffers, random)
 
-    def _call(self, inputs: list[Any], recording: Recording | None) -> Any:
-        if recording is not None:
-            return recording.outputs.build(recording.module(self.model).forward(*_tensors(inputs)))
+    def _call(self, inputs: list[Any], captured: CapturedGraph | None) -> Any:
+        if captured is not None:
+            return captured.outputs.build(captured.module(self.model).forward(*_tensors(inputs)))
         args, kwargs = unflatten(inputs, self.spec)
         return self.model(*args, **kwargs)
 

@@ -1,1 +1,1 @@
-"""What tests share: models, networks, streams, and how a model is held against its recording."""
+"""What tests share: models, networks, streams, and how a model is held against its captured graph."""

@@ -34,10 +34,10 @@ class Captured:
 
 def captured(model, *inputs, how="record", example=True):
     inputs = tuple(x.clone() for x in inputs)  # the same tensor twice would be taken for one input
-    recording = capture(model, inputs, {}, how)
+    captured = capture(model, inputs, {}, how)
     if example:
-        annotate(recording, model, [x.clone() for x in inputs])
-    return Captured(model, recording.graph, recording.constants, inputs)
+        annotate(captured, model, [x.clone() for x in inputs])
+    return Captured(model, captured.graph, captured.constants, inputs)
 
 
 def parted(model, cuts, *inputs, **options):

@@ -1,4 +1,4 @@
-"""A model and its recording side by side: values, gradients, buffers, inputs, random state, the model untouched."""
+"""A model and its captured graph side by side: values, gradients, buffers, inputs, random state, no trace left."""
 
 import copy
 import random
@@ -23,7 +23,7 @@ class Verdict:
     same: str  # on the example's own inputs: right, miss, or refused
     more: str = "none"  # on one more row: right, miss, or none where the model itself does not take it
     why: str = ""
-    recording: object = None
+    captured: object = None
 
 
 def judge(model, *args, how="record", **kwargs):
@@ -32,25 +32,25 @@ def judge(model, *args, how="record", **kwargs):
     seed_all(5)
     before = fingerprint(model)
     try:
-        recording = capture(model, args, kwargs, how)
+        captured = capture(model, args, kwargs, how)
     except CaptureError as error:
         assert_untouched(before, model)
         return Verdict("refused", why=str(error))
     assert_untouched(before, model)
-    verdict = Verdict(compare(model, recording, leaves, spec), recording=recording)
+    verdict = Verdict(compare(model, captured, leaves, spec), captured=captured)
     more = one_more_row(leaves)
     if more is not None and takes(model, more, spec):
-        verdict.more = compare(model, recording, more, spec)
+        verdict.more = compare(model, captured, more, spec)
     return verdict
 
 
-def compare(model, recording, leaves, spec, seed=123):
+def compare(model, captured, leaves, spec, seed=123):
     """`right` or `miss`; an assertion error where the replay differs from eager without a word."""
-    graph = recording.module(model)
+    graph = captured.module(model)
 
     def replay(args, kwargs):
         inputs = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
-        return recording.outputs.build(graph(*inputs))
+        return captured.outputs.build(graph(*inputs))
 
     expected = traced(model, lambda args, kwargs: model(*args, **kwargs), leaves, spec, seed)
     try:

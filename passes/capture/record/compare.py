@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...graph.captured_graph import Recording
+from ...graph.captured_graph import CapturedGraph
 from ...graph.equality import equal_tensors
 from ...graph.guards import guard
 from ...graph.ops import Call
 from .writer import PLAIN
 
 
-def difference(one: Recording, other: Recording) -> str | None:
+def difference(one: CapturedGraph, other: CapturedGraph) -> str | None:
     """Where two recordings differ before a guard explains why, as one line; `None` if they agree.
 
     A guard with another outcome explains everything behind it: on such data the graph refuses to run.
@@ -22,7 +22,7 @@ def difference(one: Recording, other: Recording) -> str | None:
 
 
 class _Comparison:
-    def __init__(self, one: Recording, other: Recording):
+    def __init__(self, one: CapturedGraph, other: CapturedGraph):
         self.constants, self.outputs = (one.constants, other.constants), (one.outputs, other.outputs)
         # Constants are written to the front when they are first met: their place in the order says nothing.
         self.nodes = tuple([n for n in r.graph.nodes if n.op != "get_attr"] for r in (one, other))

@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from ...errors import CaptureError, GuardMiss, Restless, Unready
-from ...graph.captured_graph import Recording
+from ...graph.captured_graph import CapturedGraph
 from ...graph.equality import same_values
 from ...graph.pytrees import HOLE, Tree, flatten, unflatten
 from ...sandbox.example import input_names, one_more_row, varied
@@ -22,7 +22,7 @@ from .symbols import is_live, unwrap
 from .tracer import Recorder
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedGraph:
     """A recording of `model(*args, **kwargs)` that other runs agree with. The model is left as it was.
 
         run ─► record ─► record other inputs ─► run ─► record ─► replay the first recording
@@ -90,7 +90,7 @@ class _Session:
         self.caches: dict[int, torch.Tensor] = {}  # what the first call made and the model keeps
         self.sets: set[tuple[int, str]] | None = None  # the attributes that calls after the first set
 
-    def settled_or_from_the_start(self, leaves: list[Any]) -> Recording:
+    def settled_or_from_the_start(self, leaves: list[Any]) -> CapturedGraph:
         """The proven recording of a call after the first, or of a first one where those read what it made."""
         try:
             return self.proven(leaves, Snapshot(self.model), settled=True)
@@ -104,7 +104,7 @@ class _Session:
             )
             raise Restless([*error.reasons, said]) from error
 
-    def proven(self, leaves: list[Any], state: Snapshot, settled: bool) -> Recording:
+    def proven(self, leaves: list[Any], state: Snapshot, settled: bool) -> CapturedGraph:
         """The recording from a state of the model, where all others agree with it.
 
         Args:
@@ -166,7 +166,7 @@ class _Session:
                 continue
         return leaves
 
-    def _try_luck(self, recording: Recording, leaves: list[Any], state: Snapshot, settled: bool) -> None:
+    def _try_luck(self, recording: CapturedGraph, leaves: list[Any], state: Snapshot, settled: bool) -> None:
         """Record with the lowest and the highest numbers that Python and numpy draw: a branch that is rare shows."""
         for luck in Luck:
             _agree(recording, self.recorded(leaves, luck, settled)[0], "other random numbers of Python or numpy")
@@ -189,7 +189,7 @@ class _Session:
             said = f"after a call with other inputs it fails: {type(error).__name__}: {error}"
             raise Restless([f"the model keeps state between calls: {said}"]) from error
 
-    def recorded(self, leaves: list[Any], seed: "_Seed", settled: bool) -> tuple[Recording, _Run]:
+    def recorded(self, leaves: list[Any], seed: "_Seed", settled: bool) -> tuple[CapturedGraph, _Run]:
         """One recording. Where sizes serve as keys the first try dies; in the second they are hashable, and guarded."""
         try:
             return self._record(leaves, seed, settled, hashable=False)
@@ -207,7 +207,7 @@ class _Session:
         except Exception as error:
             raise _dead(error) from error
 
-    def compare_with_others(self, first: Recording, leaves: list[Any]) -> None:
+    def compare_with_others(self, first: CapturedGraph, leaves: list[Any]) -> None:
         """Record on one more row; where the model does not take that, on other values of the same sizes."""
         for other, said in ((one_more_row(leaves), "one more row"), (varied(leaves), "other values")):
             try:
@@ -218,7 +218,7 @@ class _Session:
                 _agree(first, run[0], said)
                 return
 
-    def compare_replay(self, recording: Recording, leaves: list[Any], first: _Run, plain: _Run) -> None:
+    def compare_replay(self, recording: CapturedGraph, leaves: list[Any], first: _Run, plain: _Run) -> None:
         """Run the graph on the random numbers of the plain run.
 
         Raises:
@@ -231,7 +231,7 @@ class _Session:
         if what := expected.difference(replay):
             raise Restless([f"run again, the graph gives other {what} than the model"])
 
-    def _replayed(self, recording: Recording, leaves: list[Any], seed: int | None) -> _Run:
+    def _replayed(self, recording: CapturedGraph, leaves: list[Any], seed: int | None) -> _Run:
         self._start(seed)
         inputs = [leaf for leaf in fresh_copies(leaves) if isinstance(leaf, torch.Tensor)]
         try:
@@ -242,7 +242,7 @@ class _Session:
             raise CaptureError([f"run again, the graph fails: {type(error).__name__}: {error}"]) from error
         return self._gave(flatten(recording.outputs.build(results))[0])
 
-    def _record(self, leaves: list[Any], seed: "_Seed", settled: bool, hashable: bool) -> tuple[Recording, _Run]:
+    def _record(self, leaves: list[Any], seed: "_Seed", settled: bool, hashable: bool) -> tuple[CapturedGraph, _Run]:
         self._start(seed)
         args, kwargs = unflatten(fresh_copies(leaves), self.spec)
         recorder = Recorder(self.model, self.names, hashable)
@@ -268,16 +268,8 @@ class _Session:
                 self.sets = recorder.calls.sets
             tree = Tree(out_spec, tuple(HOLE if is_live(v) else v for v in found))
             sets, constants = frozenset(recorder.calls.touched), recorder.tape.constants
-            return Recording(
-                recorder.tape.graph,
-                "record",
-                tree,
-                constants,
-                None,
-                sets,
-                self._written(constants),
-                _spoilt(leaves, given),
-            ), run
+            writes, spoils = self._written(constants), _spoilt(leaves, given)
+            return CapturedGraph(recorder.tape.graph, "record", tree, constants, sets, writes, spoils), run
         finally:
             recorder.tape.release()
 
@@ -327,7 +319,7 @@ def _spoilt(leaves: list[Any], given: _Flat) -> tuple[int, ...]:
     return tuple(i for i, (x, y) in enumerate(pairs) if not same_values([x], [y]))
 
 
-def _agree(first: Recording, other: Recording, on: str) -> None:
+def _agree(first: CapturedGraph, other: CapturedGraph, on: str) -> None:
     if place := difference(first, other):
         raise Restless(
             [

@@ -30,9 +30,9 @@ class Model(nn.Module):
 
 def noted(model=None):
     model = model or Model()
-    recording = capture(model, (X,), {}, "record")
-    annotate(recording, model, [X])
-    return {node.name: node.meta for node in recording.graph.nodes}
+    captured = capture(model, (X,), {}, "record")
+    annotate(captured, model, [X])
+    return {node.name: node.meta for node in captured.graph.nodes}
 
 
 NODES = noted()
@@ -80,10 +80,10 @@ def test_parameters_and_buffers_go_by_their_names_in_the_model():
 
 def test_the_model_and_its_inputs_are_left_as_they_were():
     model, x = Model(), X.clone()
-    recording = capture(model, (x,), {}, "record")
+    captured = capture(model, (x,), {}, "record")
     before = fingerprint(model)
 
-    annotate(recording, model, [x])
+    annotate(captured, model, [x])
 
     assert_untouched(before, model)
     assert torch.equal(x, X)
@@ -113,10 +113,10 @@ class Wave(nn.Module):
 
 
 def test_maps_along_a_line_are_told_from_tokens():
-    recording = capture(Wave(), (torch.randn(4, 2, 20),), {})
-    annotate(recording, Wave(), [torch.randn(4, 2, 20)])
+    captured = capture(Wave(), (torch.randn(4, 2, 20),), {})
+    annotate(captured, Wave(), [torch.randn(4, 2, 20)])
 
-    lines = {n.name: n.meta["line"] for n in recording.graph.nodes if len(n.meta.get("shape", ())) == 3}
+    lines = {n.name: n.meta["line"] for n in captured.graph.nodes if len(n.meta.get("shape", ())) == 3}
     assert lines == {
         "x": False,
         "conv": True,

@@ -59,25 +59,25 @@ def test_an_export_is_the_model_at_other_batch_sizes_too(function):
     verdict = judge(Doing(function), X, how="export")
 
     assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
-    assert verdict.recording.rung == "export"
+    assert verdict.captured.rung == "export"
 
 
 def test_an_export_refers_to_the_models_own_tensors_and_modules():
     model = Doing(maps_over_rows)
-    recording = capture(model, (X,), {}, "export")
+    captured = capture(model, (X,), {}, "export")
 
-    read = {n.target for n in recording.graph.nodes if n.op == "get_attr"}
+    read = {n.target for n in captured.graph.nodes if n.op == "get_attr"}
     assert {"inner.weight", "inner.bias", "outer.weight", "outer.bias"} <= read
-    assert [n.target for n in recording.graph.nodes if n.op == "placeholder"] == ["x"]
-    annotate(recording, model, [X])
-    (edge,) = resolve(recording.graph, "inner").edges
-    assert edge[0].name == "linear" and trust(recording.graph) is Trust.SAME_SIZES
+    assert [n.target for n in captured.graph.nodes if n.op == "placeholder"] == ["x"]
+    annotate(captured, model, [X])
+    (edge,) = resolve(captured.graph, "inner").edges
+    assert edge[0].name == "linear" and trust(captured.graph) is Trust.SAME_SIZES
 
 
 def test_each_call_of_a_module_has_a_key_of_its_own():
-    recording = capture(Doing(lambda m, x: m.inner(m.inner(x))), (X,), {}, "export")
+    captured = capture(Doing(lambda m, x: m.inner(m.inner(x))), (X,), {}, "export")
 
-    keys = {key for node in recording.graph.nodes for key in node.meta.get("nn_module_stack", {})}
+    keys = {key for node in captured.graph.nodes for key in node.meta.get("nn_module_stack", {})}
     assert keys == {"inner", "inner@2"}
 
 
@@ -111,8 +111,8 @@ def test_an_export_that_is_not_the_model_is_refused(function, why):
 
 
 def test_what_the_recorder_cannot_take_the_export_takes():
-    assert judge(Doing(maps_over_rows), X, how="auto").recording.rung == "export"
-    assert judge(Doing(works_in_bfloat16), X, how="auto").recording.rung == "record"
+    assert judge(Doing(maps_over_rows), X, how="auto").captured.rung == "export"
+    assert judge(Doing(works_in_bfloat16), X, how="auto").captured.rung == "record"
 
 
 def test_a_model_that_decides_by_other_things_ends_the_climb():

@@ -401,13 +401,13 @@ def test_time_is_measured():
 
 def test_timing_leaves_the_model_and_the_random_numbers_as_they_were():
     model, x = Sleeps(), torch.randn(4, 4)
-    recording = capture(model, (x,), {})
+    captured = capture(model, (x,), {})
     before = [t.clone() for t in (*model.buffers(), torch.get_rng_state())]
 
-    node_seconds(recording, model, [x], repeats=2)
+    node_seconds(captured, model, [x], repeats=2)
 
     assert all(map(torch.equal, before, (*model.buffers(), torch.get_rng_state())))
-    assert max(recording.graph.nodes, key=lambda node: node.meta["seconds"]).meta["seconds"] > 0.019
+    assert max(captured.graph.nodes, key=lambda node: node.meta["seconds"]).meta["seconds"] > 0.019
 
 
 def test_each_timed_run_begins_from_the_same():

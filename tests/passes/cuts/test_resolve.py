@@ -52,9 +52,9 @@ class Pick(nn.Module):
 
 def graph_of(model, x=None):
     x = torch.randn(2, 4) if x is None else x
-    recording = capture(model, (x,), {}, "record")
-    annotate(recording, model, [x])
-    return recording.graph
+    captured = capture(model, (x,), {}, "record")
+    annotate(captured, model, [x])
+    return captured.graph
 
 
 MODEL = Model()

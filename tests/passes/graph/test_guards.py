@@ -15,9 +15,9 @@ X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
 
 def trust_in(model, x=X):
-    recording = capture(model, (x,), {}, "record")
-    annotate(recording, model, [x])
-    return trust(recording.graph)
+    captured = capture(model, (x,), {}, "record")
+    annotate(captured, model, [x])
+    return trust(captured.graph)
 
 
 def test_without_guards_a_graph_always_holds():

@@ -461,7 +461,7 @@ def test_a_table_by_size_is_made_anew():
     verdict = judge(Doing(keeps_a_table_by_size), X)
 
     assert (verdict.same, verdict.more) == ("right", "miss"), verdict.why
-    assert not verdict.recording.constants
+    assert not verdict.captured.constants
 
 
 @pytest.mark.parametrize("function", [grows_a_table, keeps_a_table_by_name])
@@ -469,7 +469,7 @@ def test_a_cache_of_first_use_is_made_anew_in_every_replay(function):
     verdict = judge(Doing(function), X)
 
     assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
-    assert not verdict.recording.constants
+    assert not verdict.captured.constants
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -536,7 +536,7 @@ def test_a_table_in_a_buffer_is_made_to_the_inputs_size():
     verdict = judge(model, X)
 
     assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
-    verdict.recording.module(model)(X)
+    verdict.captured.module(model)(X)
     assert torch.equal(model.seen, torch.arange(4.0))
 
 
@@ -684,7 +684,7 @@ def test_a_script_is_kept_whole_and_the_numbers_that_it_hands_out_are_looked_at(
     verdict = judge(scripted(), X)
 
     assert (verdict.same, verdict.more) == ("right", "miss")
-    assert targets(verdict.recording) == ["body.0"]
+    assert targets(verdict.captured) == ["body.0"]
 
 
 def test_each_call_of_a_module_has_a_key_of_its_own():
@@ -776,7 +776,7 @@ def test_a_container_with_a_backward_hook_is_kept_whole():
     verdict = judge(model, X.clone().requires_grad_())
 
     assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
-    assert targets(verdict.recording) == ["body"] and seen
+    assert targets(verdict.captured) == ["body"] and seen
 
 
 # ---- calls and results
@@ -826,7 +826,7 @@ def test_results_of_any_class_come_back_as_they_are(wrap):
     verdict = judge(model, X)
     assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
 
-    recording = verdict.recording
+    recording = verdict.captured
     found, expected = recording.outputs.build(recording.module(model)(X)), model(X)
     assert type(found) is type(expected)
 
@@ -851,7 +851,7 @@ def test_arguments_passed_by_name_are_inputs_with_that_name():
     verdict = judge(model, X, mask=torch.ones(3, 1), scale=2)
 
     assert (verdict.same, verdict.more) == ("right", "right")
-    assert [n.target for n in verdict.recording.graph.nodes if n.op == "placeholder"] == ["x", "mask"]
+    assert [n.target for n in verdict.captured.graph.nodes if n.op == "placeholder"] == ["x", "mask"]
 
 
 def test_one_tensor_given_twice_must_be_given_twice_again():
