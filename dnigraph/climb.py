@@ -12,7 +12,7 @@ from .decoupled.choices import Choices
 from .decoupled.module import DecoupledModule, in_mode
 from .decoupled.on_graphs import CapturedModule
 from .decoupled.on_hooks import HookedModule, HooksWarning, hooked_plan
-from .decoupled.specialization import cut
+from .decoupled.specialization import specialize
 from .passes.capture.ladder import capture as run_capture
 from .passes.capture.ladder import rungs
 from .passes.capture.module_graph import RUNG as HOOKS
@@ -20,12 +20,13 @@ from .passes.capture.module_graph import observe
 from .passes.cuts.specs import Cuts
 from .passes.errors import CaptureError, CutError, DniGraphError, Restless, Unready
 from .passes.graph.pytrees import flatten
-from .passes.plan.plan import Plan
+from .passes.plan.plan import LEAK, Plan
 from .passes.sandbox.snapshot import one_at_a_time
 from .proof.check import CheckError
 from .proof.check import check as run_check
 
 T = TypeVar("T")
+NO_EXAMPLE = "it needs one example call: pass example_args=(x,)"
 
 
 @dataclass
@@ -69,8 +70,9 @@ class Climb:
         if how == HOOKS:
             return self._hooked_plan(self._observed())
         captured = run_capture(self.model, self.args, self.kwargs, how)
-        inputs = None if self.args is None else _tensors((self.args, self.kwargs))
-        return self._told(cut(captured, self.model, self.cuts, inputs).plan)
+        if self.args is None:
+            raise CaptureError([NO_EXAMPLE])
+        return self._told(specialize(captured, self.model, self.cuts, _tensors((self.args, self.kwargs))).plan)
 
     def decoupled(self, how: str, choices: Choices, check: bool) -> DecoupledModule:
         """The decoupled model on a rung, proven where that is asked for."""
@@ -78,7 +80,7 @@ class Climb:
         choices.check_names(dm.plan.crossings)
         if check:
             run_check(dm, *self.args, **self.kwargs)
-        if leak := next((note for note in dm.plan.notes if "leak around" in note), None):
+        for leak in dm.plan.notes_of(LEAK):
             warnings.warn(f"on hooks, {leak}; see dm.plan.notes", HooksWarning, stacklevel=4)
         return dm
 
@@ -102,7 +104,7 @@ class Climb:
 
     def _observed(self) -> fx.Graph:
         if self.args is None:
-            raise CaptureError(["it needs one example call: pass example_args=(x,)"])
+            raise CaptureError([NO_EXAMPLE])
         return observe(self.model, self.args, self.kwargs)
 
     def _hooked_plan(self, graph: fx.Graph) -> Plan:

@@ -37,10 +37,6 @@ class GuardMiss(DniGraphError, RuntimeError):
     """A recorded graph does not hold for this input: Python would have taken another path."""
 
 
-class PassError(DniGraphError, AssertionError):
-    """A pass broke its own promise: a bug of this library, not of the user."""
-
-
 def bullets(lines: Iterable[str]) -> str:
     """The lines as a list, each on its own line behind a star."""
     return "".join(f"\n  * {line}" for line in lines)

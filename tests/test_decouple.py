@@ -295,6 +295,11 @@ def test_the_plan_is_known_before_anything_is_built():
     assert "part_1" in str(plan)
 
 
+def test_a_plan_asks_for_an_example():
+    with pytest.raises(dg.CaptureError, match=r"symbolic: it needs one example call: pass example_args=\(x,\)"):
+        dg.plan(Chain(), "bn", capture="symbolic")
+
+
 def test_all_misfits_are_named_at_once():
     with pytest.raises(dg.CutError) as error:
         dg.decouple(Chain(), ["fc9", "fc3"], (torch.randn(4, 6),))
@@ -467,7 +472,7 @@ def test_a_graph_that_fails_where_the_model_runs_gives_way_to_the_next_rung(monk
     def refuse(*_):
         raise ValueError("no such thing")
 
-    monkeypatch.setattr(captured_module, "cut", refuse)
+    monkeypatch.setattr(captured_module, "specialize", refuse)
 
     dm = dg.decouple(layers(lambda m, x: m.b(m.a(x)), "a", "b"), "a", (torch.ones(2, 4),), boundary="oracle")
 

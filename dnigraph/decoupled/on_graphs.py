@@ -25,7 +25,7 @@ from ..passes.sandbox.snapshot import Held, one_at_a_time
 from .assemble import parameters_of
 from .attribute_guards import Settings, looked_into, warn_changed
 from .module import DecoupledModule, MakeBoundary, canonical, described, warn_late
-from .specialization import Cutting, Variant, assemble, cut, sizes
+from .specialization import Specialization, assemble, sizes, specialize
 
 if TYPE_CHECKING:
     from ..network import Network
@@ -43,9 +43,9 @@ class CapturedModule(DecoupledModule):
     def __init__(self, model: nn.Module, cuts: Cuts, how: str, make_boundary: MakeBoundary):
         super().__init__(model, make_boundary)
         self._settings = (cuts, how)
-        self._variants: dict[Any, list[Variant]] = {}
+        self._variants: dict[Any, list[Specialization]] = {}
         self._whole: set[int] = set()  # lists of variants (by id) for kinds of calls that no graph can stand for
-        self._primary: dict[bool, Variant] = {}
+        self._primary: dict[bool, Specialization] = {}
         self._beside = Settings(model)
 
     # ---- to look at
@@ -66,7 +66,7 @@ class CapturedModule(DecoupledModule):
 
     def parameters_below(self) -> set[str]:
         """The parameters of parts whose values reach the results through boundaries only."""
-        results = {value.name for value in self._now().cutting.split.outputs if isinstance(value, Value)}
+        results = {value.name for value in self._now().split.outputs if isinstance(value, Value)}
         learns = {c.node for c in self.plan.crossings if c.gradient}
         open_parts = {p.name for p in self.plan.parts if results & set(p.outputs) or not set(p.outputs) & learns}
         heard = {id(q) for name in open_parts for q in self.parts[name].parameters()}
@@ -82,7 +82,7 @@ class CapturedModule(DecoupledModule):
             if boundary is not None and key in names and names[key] in self.boundaries
         }
 
-    def _now(self) -> Variant:
+    def _now(self) -> Specialization:
         found = self._primary.get(self.training) or next(iter(self._primary.values()), None)
         if found is None:
             raise DniGraphError("this model was captured without an example: its plan is complete after the first call")
@@ -100,7 +100,7 @@ class CapturedModule(DecoupledModule):
 
     # ---- to run
 
-    def choose(self, *args: Any, **kwargs: Any) -> tuple[Variant, list[Any]]:
+    def choose(self, *args: Any, **kwargs: Any) -> tuple[Specialization, list[Any]]:
         """The variant that holds for a call, found without leaving a trace, and its flat inputs.
 
         Where no guard can miss this costs nothing; else the forward pass is run once and taken back.
@@ -147,14 +147,14 @@ class CapturedModule(DecoupledModule):
             return self.original(*args, **kwargs)
         for variant in found:
             if self._trusted(variant, inputs):
-                return variant.captured.outputs.build(variant.run(inputs))
+                return variant.build(variant.run(inputs))
             try:
                 with self._way_back(variant, inputs):
                     values = variant.run(inputs)
             except GuardMiss:
                 continue
             variant.proven.add(sizes(inputs))
-            return variant.captured.outputs.build(values)
+            return variant.build(values)
         try:
             with one_at_a_time:
                 variant = self._record(found, args, kwargs, inputs)
@@ -163,9 +163,9 @@ class CapturedModule(DecoupledModule):
                 raise
             self._whole.add(id(found))
             return self.original(*args, **kwargs)  # boundaries do nothing in eval mode: this is the same
-        return variant.captured.outputs.build(variant.run(inputs))
+        return variant.build(variant.run(inputs))
 
-    def _known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Variant], list[Any]]:
+    def _known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Specialization], list[Any]]:
         """The variants that may hold for a call, in the mode we are in, and the inputs of their graphs."""
         if self._settings[1] == "symbolic":  # its graph takes the arguments whole, whatever they are
             bound = self._signature.bind(*args, **kwargs)
@@ -179,7 +179,7 @@ class CapturedModule(DecoupledModule):
         key = (self._mode(), spec, tuple(map(_signature_of, leaves)))
         return self._current(key), [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
-    def _current(self, key: Any) -> list[Variant]:
+    def _current(self, key: Any) -> list[Specialization]:
         """The variants for a kind of call, without those whose graphs do not fit the tensors of the model any more."""
         found = self._variants.setdefault(key, [])
         for variant in [v for v in found if not v.assembly.follow()]:
@@ -187,7 +187,7 @@ class CapturedModule(DecoupledModule):
             self._primary = {mode: v for mode, v in self._primary.items() if v is not variant}
         return found
 
-    def _make_room(self, found: list[Variant]) -> None:
+    def _make_room(self, found: list[Specialization]) -> None:
         """Keep graphs for a few settings of the model only, and say that there is a new one."""
         key = next(key for key, variants in self._variants.items() if variants is found)
         like = [k for k, v in self._variants.items() if v and k[1:] == key[1:] and k[0][:-1] == key[0][:-1]]
@@ -209,12 +209,12 @@ class CapturedModule(DecoupledModule):
         beside = self._beside
         return (tuple([m.training for m in beside.modules]), Mode.now(), beside.learning(), beside.now())
 
-    def _trusted(self, variant: Variant, inputs: list[Any]) -> bool:
-        how = variant.cutting.trust
+    def _trusted(self, variant: Specialization, inputs: list[Any]) -> bool:
+        how = variant.trust
         return how is Trust.ALWAYS or (how is Trust.SAME_SIZES and sizes(inputs) in variant.proven)
 
     @contextmanager
-    def _way_back(self, variant: Variant, inputs: list[Any], always: bool = False) -> Iterator[None]:
+    def _way_back(self, variant: Specialization, inputs: list[Any], always: bool = False) -> Iterator[None]:
         """Take back all that a run of a graph does to the model and to its inputs, when a guard misses or always."""
         captured, held = variant.captured, variant.assembly.constants._buffers
         written = [held[n] if n in held else lookup(self.original, {}, n) for n in captured.writes]
@@ -235,7 +235,7 @@ class CapturedModule(DecoupledModule):
                 for place, name, value in attributes:
                     place.pop(name, None) if value is _ABSENT else place.update({name: value})
 
-    def _record(self, found: list[Variant], args: Any, kwargs: Any, inputs: list[Any]) -> Variant:
+    def _record(self, found: list[Specialization], args: Any, kwargs: Any, inputs: list[Any]) -> Specialization:
         if len(found) >= PATHS:
             raise CaptureError(
                 [
@@ -259,22 +259,27 @@ class CapturedModule(DecoupledModule):
         return known != (self._beside.ignored, self._beside.opened)
 
     def _install(
-        self, captured: CapturedGraph, found: list[Variant], inputs: list[Any], strict: bool, notes: Sequence[str] = ()
-    ) -> Variant:
-        """Cut a captured graph, make it runnable, with its boundaries, and keep it among the variants `found`."""
-        cutting = cut(captured, self.original, self._settings[0], inputs, strict)
-        cutting.plan = replace(cutting.plan, notes=(*notes, *cutting.plan.notes))
-        variant = self._assembled(cutting)
+        self,
+        captured: CapturedGraph,
+        found: list[Specialization],
+        inputs: list[Any],
+        strict: bool,
+        notes: Sequence[str] = (),
+    ) -> Specialization:
+        """Cut a captured, make it runnable, with its boundaries, and keep it among the variants `found`."""
+        cut = specialize(captured, self.original, self._settings[0], inputs, strict)
+        cut.plan = replace(cut.plan, notes=(*notes, *cut.plan.notes))
+        variant = self._assembled(cut)
         variant.proven.add(sizes(inputs))
         found.append(variant)
         if not self._primary:
-            self._settings = (cutting.again, self._settings[1])
+            self._settings = (cut.again, self._settings[1])
         if self.training not in self._primary:
             self._primary[self.training] = variant
             self._show()
         return variant
 
-    def add(self, captured: CapturedGraph, args: Any, kwargs: Any, notes: Sequence[str] = ()) -> Variant:
+    def add(self, captured: CapturedGraph, args: Any, kwargs: Any, notes: Sequence[str] = ()) -> Specialization:
         """Cut and install a captured graph of `original(*args, **kwargs)` in the present mode; misfits are errors.
 
         Args:
@@ -284,14 +289,15 @@ class CapturedModule(DecoupledModule):
         found, inputs = self._known(args, kwargs)
         return self._install(captured, found, inputs, True, notes)
 
-    def _assembled(self, cutting: Cutting) -> Variant:
+    def _assembled(self, cut: Specialization) -> Specialization:
         known = self.boundaries
-        new = [c for c in cutting.plan.crossings if c.gradient and c.name not in known] if self.training else []
-        for boundary in self._stand((c, cutting.nodes[c.node].meta) for c in new):
+        new = [c for c in cut.plan.crossings if c.gradient and c.name not in known] if self.training else []
+        meta = {node.name: node.meta for node in cut.captured.graph.nodes}
+        for boundary in self._stand((c, meta[c.node]) for c in new):
             if self._primary:
                 warn_late(boundary)
-        cutting.plan = described(cutting.plan, self.boundaries)
-        return assemble(cutting, self.original, self._held())
+        cut.plan = described(cut.plan, self.boundaries)
+        return assemble(cut, self.original, self._held())
 
     @contextmanager
     def standing_in(self, make: Callable[[str], Boundary]) -> Iterator[None]:
@@ -333,7 +339,7 @@ class CapturedModule(DecoupledModule):
             variant.assembly.refresh()
         return self
 
-    def _all_variants(self) -> Iterator[Variant]:
+    def _all_variants(self) -> Iterator[Specialization]:
         return (variant for found in self._variants.values() for variant in found)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -352,7 +358,7 @@ class CapturedModule(DecoupledModule):
         made._beside.ignore(self._beside.ignored)
         made._beside.open(self._beside.opened)
         made.unlock = self.unlock
-        made._variants = {k: [assemble(v.cutting, model, held) for v in found] for k, found in self._variants.items()}
+        made._variants = {k: [assemble(v, model, held) for v in found] for k, found in self._variants.items()}
         places = {id(v): (k, i) for k, found in self._variants.items() for i, v in enumerate(found)}
         for mode, variant in self._primary.items():
             key, i = places[id(variant)]

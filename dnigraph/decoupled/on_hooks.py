@@ -12,12 +12,11 @@ from torch import Tensor, fx, nn
 from ..boundaries import Boundary
 from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
-from ..passes.cuts.resolve import resolve
+from ..passes.cuts.cut_graph import cut_graph
 from ..passes.cuts.specs import Cuts
 from ..passes.graph.facts import batch_dim
 from ..passes.graph.pytrees import flatten
-from ..passes.plan.partition import partition, to_plan
-from ..passes.plan.plan import Crossing, Plan
+from ..passes.plan.plan import LEAK, Crossing, Note, Plan
 from .module import DecoupledModule, MakeBoundary, described, warn_late
 
 COST = (
@@ -36,13 +35,13 @@ def hooked_plan(graph: fx.Graph, model: nn.Module, cuts: Cuts) -> Plan:
     Raises:
         CutError: cuts do not fit the model.
     """
-    modules = [path for path, _ in model.named_modules() if path]
-    resolved = resolve(graph, cuts, modules)
-    plan = to_plan(graph, partition(graph, resolved.edges), type(model).__name__, RUNG)
+    plan, resolved = cut_graph(graph, cuts, model, RUNG)
     plan = replace(plan, crossings=tuple(_named(graph, c) for c in plan.crossings))
     crossings = tuple(c if _can_be_cut(graph, plan, c) else replace(c, gradient=False) for c in plan.crossings)
     leaking = [c for c, kept in zip(plan.crossings, crossings, strict=True) if c.gradient and not kept.gradient]
-    notes = [n for n in plan.notes if not any(n.startswith(f"'{c.name}' goes around the cuts") for c in leaking)]
+    leaks = {crossing.node for crossing in leaking}
+    own = plan.notes[len(resolved.notes) :]
+    notes = [n for n in own if not (isinstance(n, Note) and n.crossing in leaks)]
     plan = replace(plan, crossings=crossings, notes=(*resolved.notes, COST, *notes))
     return replace(plan, notes=(*plan.notes, *_leaks(graph, plan, leaking)))
 
@@ -66,7 +65,7 @@ def _can_be_cut(graph: fx.Graph, plan: Plan, crossing: Crossing) -> bool:
     return crossing.gradient and "site" in node.meta and not any(user.name in here for user in node.users)
 
 
-def _leaks(graph: fx.Graph, plan: Plan, leaking: list[Crossing]) -> list[str]:
+def _leaks(graph: fx.Graph, plan: Plan, leaking: list[Crossing]) -> list[Note]:
     """A line on the parameters that hear through these values, if any."""
     nodes = {node.name: node for node in graph.nodes}
     sites = {nodes[c.node] for c in plan.crossings if c.gradient}
@@ -75,7 +74,8 @@ def _leaks(graph: fx.Graph, plan: Plan, leaking: list[Crossing]) -> list[str]:
         return []
     around = ", ".join(c.name for c in leaking[:3]) + (", ..." if len(leaking) > 3 else "")
     some = ", ".join(past[:3]) + (", ..." if len(past) > 3 else "")
-    return [f"true gradients leak around the cuts through {around} to {len(past)} parameters below them: {some}"]
+    leak = f"true gradients leak around the cuts through {around} to {len(past)} parameters below them: {some}"
+    return [Note(leak, LEAK)]
 
 
 class HookedModule(DecoupledModule):

@@ -3,20 +3,18 @@
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
 from ..passes.capture.dynamo_graph import annotate_without_data, to_captured_graph
-from ..passes.cuts.resolve import resolve
+from ..passes.cuts.cut_graph import cut_graph
 from ..passes.errors import CaptureError
 from ..passes.graph.ops import POSITION
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.lift import lift
 from ..passes.parts.split import split
-from ..passes.plan.partition import partition, to_plan
 from .frames import place
 from .interfaces import Interfaces, Spot
 from .naming import Naming
@@ -72,11 +70,8 @@ class Captured:
         annotate_without_data(captured, self.module, args)
         graph = captured.graph
         spot = Spot(where, next((instance.tensors[i] for i in self._naming.held), ""))
-        resolved = resolve(graph, interfaces.cuts(spot), [path for path, _ in model.named_modules()], strict=False)
-        parts = partition(graph, resolved.edges)
+        plan, resolved = cut_graph(graph, interfaces.cuts(spot), model, captured.rung, strict=False)
         interfaces.learn(spot, resolved)
-        plan = to_plan(graph, parts, type(model).__name__, captured.rung)
-        plan = replace(plan, notes=resolved.notes + plan.notes)
         plan, boundaries = interfaces.stand(spot, plan, {node.name: node for node in graph.nodes})
         found = split(graph, plan)
         graphs, top = lift(found.graphs, insert_boundaries(found.top, plan))

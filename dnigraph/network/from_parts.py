@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decoupled.on_graphs import CapturedModule
-from ..decoupled.specialization import Variant
+from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, nearest
 from ..passes.graph.pytrees import Tree, field_of
 from ..passes.parts.split import Value
@@ -79,7 +79,7 @@ def network_of(
     return net
 
 
-def _refuse(dm: CapturedModule, variant: Variant, loss: Any, optimizer: Any) -> None:
+def _refuse(dm: CapturedModule, variant: Specialization, loss: Any, optimizer: Any) -> None:
     """Look for choices that fit nothing.
 
     Raises:
@@ -101,13 +101,13 @@ def _refuse(dm: CapturedModule, variant: Variant, loss: Any, optimizer: Any) -> 
         raise NetworkError(wrong, "the model cannot become a network")
 
 
-def _wrong_loss(variant: Variant, loss: Any) -> list[str]:
+def _wrong_loss(variant: Specialization, loss: Any) -> list[str]:
     if callable(loss):
         return []
     if not isinstance(loss, str):
         return [f"loss={loss!r} is no function of (output, target), and no name of an output"]
-    count = len(variant.cutting.split.outputs)
-    whole: Any = variant.captured.outputs.build([torch.zeros(()) for _ in range(count)])
+    count = len(variant.split.outputs)
+    whole: Any = variant.build([torch.zeros(()) for _ in range(count)])
     names = [str(n) for n in (whole if isinstance(whole, Mapping) else getattr(whole, "__dict__", {}))]
     names = list(getattr(whole, "_fields", names))
     if loss in names or field_of(whole, loss) is not None:
@@ -132,27 +132,27 @@ def _maker(dm: CapturedModule, choice: Any, part: str) -> MakeOptimizer | None:
     return make
 
 
-def _only_maker(variant: Variant) -> str | None:
+def _only_maker(variant: Specialization) -> str | None:
     """The part that makes all of the model's output; None: there are several, or it hands its values on, too."""
-    makers = {_made_by(variant, value) for value in variant.cutting.split.outputs if isinstance(value, Value)}
+    makers = {_made_by(variant, value) for value in variant.split.outputs if isinstance(value, Value)}
     return next(iter(makers)) if len(makers) == 1 else None
 
 
-def _made_by(variant: Variant, value: Value) -> str | None:
+def _made_by(variant: Specialization, value: Value) -> str | None:
     return next((part.name for part in variant.plan.parts if value.name in part.outputs), None)
 
 
-def _gather(net: Network, variant: Variant, loss: Callable[[Any, Any], Any]) -> None:
+def _gather(net: Network, variant: Specialization, loss: Callable[[Any, Any], Any]) -> None:
     """An agent behind all parts that make some of the output; they learn when the loss is known, as in `Local`."""
     net.add(RESULT, Result(), loss=loss)
-    values = dict.fromkeys(v.name for v in variant.cutting.split.outputs if isinstance(v, Value))
+    values = dict.fromkeys(v.name for v in variant.split.outputs if isinstance(v, Value))
     for name in values:
         maker = _made_by(variant, Value(name))
         net.connect(f"{maker}.{name}" if maker else name, f"{RESULT}.{name}", delay=0, boundary="oracle")
 
 
-def _loss(loss: Loss, build: Tree, variant: Variant) -> Callable[[Any, Any], Any]:
-    outputs = variant.cutting.split.outputs
+def _loss(loss: Loss, build: Tree, variant: Specialization) -> Callable[[Any, Any], Any]:
+    outputs = variant.split.outputs
 
     def of(made: Any, target: Any) -> Any:
         values = outputs_of(made)

@@ -92,7 +92,7 @@ class Local:
             self.updates.begin(variant)
             boundaries = self.dm.boundaries
             step = Step(variant, boundaries, self.updates)
-            output = variant.captured.outputs.build(step.forward(inputs))
+            output = variant.build(step.forward(inputs))
             loss = self._loss(output, target)
             step.backward(loss)
         self.updates.end_step()

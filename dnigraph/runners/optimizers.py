@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..boundaries import sum_in_order
 from ..decoupled.module import DecoupledModule
-from ..decoupled.specialization import Variant
+from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, nearest
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -58,11 +58,11 @@ class Updates:
         for name, parameters in owners.items():
             self._add(name, parameters)
         self._add_boundaries()
-        self._needs: dict[int, tuple[Variant, dict[str, set[str]], dict[nn.Parameter, list[str]]]] = {}
+        self._needs: dict[int, tuple[Specialization, dict[str, set[str]], dict[nn.Parameter, list[str]]]] = {}
         self._done: set[str] = set()
         self._kept: dict[nn.Parameter, dict[str, Tensor | None]] = {}
 
-    def begin(self, variant: Variant) -> None:
+    def begin(self, variant: Specialization) -> None:
         """Start a step through these parts: no gradients yet."""
         self._add_boundaries()
         if id(variant) not in self._needs:
@@ -162,7 +162,9 @@ def _owners(dm: DecoupledModule) -> dict[str, list[nn.Parameter]]:
     return found
 
 
-def _needs(variant: Variant, groups: Mapping[str, Group]) -> tuple[dict[str, set[str]], dict[nn.Parameter, list[str]]]:
+def _needs(
+    variant: Specialization, groups: Mapping[str, Group]
+) -> tuple[dict[str, set[str]], dict[nn.Parameter, list[str]]]:
     """By group, the parts whose gradients it waits for; and the parameters of several parts with those, in order."""
     users: dict[nn.Parameter, list[str]] = {}
     for name, part in variant.parts.items():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..boundaries import Boundary, Visit, sum_in_order
-from ..decoupled.specialization import Variant
+from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Crossing, Part
@@ -38,14 +38,14 @@ class _Run:
 class Step:
     """The forward and backward passes of one batch."""
 
-    def __init__(self, variant: Variant, boundaries: Mapping[str, Boundary], updates: Updates):
+    def __init__(self, variant: Specialization, boundaries: Mapping[str, Boundary], updates: Updates):
         self.variant, self.boundaries, self.updates = variant, boundaries, updates
         self.crossings = {c.node: c for c in variant.plan.crossings}
         self.values: dict[str, Any] = {}  # what later parts read, detached
         self.waiting: list[_Run] = []
         self.settling: dict[str, Visit] = {}  # visits whose producer has learned
         self.sent: dict[str, dict[str, Tensor | None]] = {node: {} for node in self.crossings}
-        self.outputs: list[Any] = [None] * len(variant.cutting.split.outputs)
+        self.outputs: list[Any] = [None] * len(variant.split.outputs)
         self.early: dict[int, Tensor] = {}  # outputs whose part did not wait for the loss
 
     def forward(self, inputs: list[Any]) -> list[Any]:
@@ -58,7 +58,7 @@ class Step:
             else:
                 self._learn(run, {name: visit.now for name, visit in run.visits.items()})
             del run  # or it would live through the next part's forward pass
-        for i, output in enumerate(self.variant.cutting.split.outputs):
+        for i, output in enumerate(self.variant.split.outputs):
             if not isinstance(output, Value):
                 self.outputs[i] = output
             elif self.outputs[i] is None:
@@ -104,7 +104,7 @@ class Step:
         self.values[name] = value.detach().requires_grad_() if learns else value
         if learns and name in self.crossings:
             run.visits[name] = self._visit(self.crossings[name], value)
-        for i, output in enumerate(self.variant.cutting.split.outputs):
+        for i, output in enumerate(self.variant.split.outputs):
             if isinstance(output, Value) and output.name == name:
                 self._result(run, i, value, learns)
 

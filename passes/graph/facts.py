@@ -1,4 +1,4 @@
-"""What the partition has to know of each node: read from its meta, or guessed where no example was run."""
+"""What the partition has to know of each node, read from its meta."""
 
 import operator
 from collections.abc import Iterator
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from . import guess
 from .ops import set_attribute
 
 SOURCES = {"placeholder": "input", "get_attr": "constant"}
@@ -65,26 +64,17 @@ class Facts:
 
 
 def read(graph: fx.Graph) -> Facts:
-    """What is known of the nodes of a graph. It is not changed.
-
-    Without an example (no node says "gradient"), everything that is not plainly a size or a number carries a gradient,
-    and what changes values in place is known by its name.
-    """
+    """What is known of the nodes of an annotated graph. It is not changed."""
     nodes = [node for node in graph.nodes if node.op != "output"]
     at = {node: position for position, node in enumerate(nodes)}
-    meta = _completed(nodes)
-    bundles = _bundles(nodes, meta)
-    holds = {node: _storages(meta[node]) for node in nodes}
-    facts = (_fact(node, at, meta[node], node in bundles, holds) for node in nodes)
+    bundles = _bundles(nodes)
+    holds = {node: _storages(node) for node in nodes}
+    facts = (_fact(node, at, node in bundles, holds) for node in nodes)
     return Facts(tuple(facts), at)
 
 
-def _completed(nodes: list[fx.Node]) -> dict[fx.Node, guess.Meta]:
-    run = any("gradient" in node.meta for node in nodes)
-    return {node: node.meta for node in nodes} if run else guess.meta(nodes)
-
-
-def _fact(node: fx.Node, at: dict[fx.Node, int], meta: guess.Meta, bundle: bool, holds: Holds) -> Fact:
+def _fact(node: fx.Node, at: dict[fx.Node, int], bundle: bool, holds: Holds) -> Fact:
+    meta = node.meta
     kind = SOURCES.get(node.op, "computed")
     return Fact(
         node=node,
@@ -115,13 +105,13 @@ def unpacks(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in (operator.getitem, getattr)
 
 
-def _bundles(nodes: list[fx.Node], meta: dict[fx.Node, guess.Meta]) -> set[fx.Node]:
+def _bundles(nodes: list[fx.Node]) -> set[fx.Node]:
     """What holds tensors without being one. Taken out of a bundle is a tensor or a smaller bundle."""
     found: set[fx.Node] = set()
-    may_be = [node for node in nodes if node.op not in SOURCES and "dtype" not in meta[node]]
+    may_be = [node for node in nodes if node.op not in SOURCES and "dtype" not in node.meta]
     for node in reversed(may_be):
         taken = (user for user in node.users if unpacks(user) and user.args[0] is node)
-        if meta[node].get("container") or any("dtype" in meta[user] or user in found for user in taken):
+        if node.meta.get("container") or any("dtype" in user.meta or user in found for user in taken):
             found.add(node)
     for node in may_be:
         if unpacks(node) and node.args[0] in found:
@@ -129,8 +119,9 @@ def _bundles(nodes: list[fx.Node], meta: dict[fx.Node, guess.Meta]) -> set[fx.No
     return found
 
 
-def _storages(meta: guess.Meta) -> frozenset[int]:
-    return frozenset() if meta.get("storage") is None else frozenset({meta["storage"]})
+def _storages(node: fx.Node) -> frozenset[int]:
+    storage = node.meta.get("storage")
+    return frozenset() if storage is None else frozenset({storage})
 
 
 def batch_dim(shape: tuple[int, ...], batch: int) -> int | None:

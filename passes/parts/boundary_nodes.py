@@ -8,7 +8,6 @@ from typing import Any
 from torch import fx, nn
 
 from ..errors import PlanError, nearest
-from ..plan.partition import Partition
 from ..plan.plan import Crossing, Plan
 from .split import BOUNDARY, PART, VALUE
 
@@ -24,7 +23,7 @@ def boundary_key(crossing: Crossing) -> str:
     return f"{name}@1" if hasattr(nn.ModuleDict, name) else name
 
 
-def insert_boundaries(graph: fx.Graph, plan: Partition | Plan) -> fx.Graph:
+def insert_boundaries(graph: fx.Graph, plan: Plan) -> fx.Graph:
     """Return a copy of a top graph in which every crossing with a gradient reaches its consumers through a boundary.
 
         before   x ─► part_0 ─► relu ─┬──────────────────────────► part_1 ─► part_2 ─► output
@@ -76,7 +75,7 @@ def _marked(graph: fx.Graph, what: str) -> dict[str, fx.Node]:
     return {node.meta[what]: node for node in graph.nodes if what in node.meta}
 
 
-def _unfit(graph: fx.Graph, plan: Partition | Plan) -> list[str]:
+def _unfit(graph: fx.Graph, plan: Plan) -> list[str]:
     values, calls = _marked(graph, VALUE), _marked(graph, PART)
     misfits = [f"'{name}' is a boundary already" for name in _marked(graph, BOUNDARY)]
     for crossing in (crossing for crossing in plan.crossings if crossing.gradient):

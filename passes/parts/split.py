@@ -9,7 +9,6 @@ from typing import Any
 from torch import fx
 
 from ..errors import PlanError, nearest
-from ..plan.partition import Partition
 from ..plan.plan import Part, Plan
 
 VALUE, PART, BOUNDARY = "value", "part", "boundary"  # in the meta of the top graph's nodes: what they stand for
@@ -23,25 +22,15 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Wiring:
-    """What a part takes and gives, as names of the graph's nodes, in the order of its arguments and results."""
-
-    part: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Split:
     """The parts as graphs, in running order, and how they are joined."""
 
     graphs: dict[str, fx.Graph]
-    wiring: tuple[Wiring, ...]
     outputs: tuple[Any, ...]  # of the model: a `Value`, or a constant as it is
     top: fx.Graph
 
 
-def split(graph: fx.Graph, parts: Partition | Plan) -> Split:
+def split(graph: fx.Graph, plan: Plan) -> Split:
     """One graph per part, and a top graph that calls them.
 
         graph    x ─► conv ─► relu ─► conv ─► add ─► output
@@ -54,7 +43,7 @@ def split(graph: fx.Graph, parts: Partition | Plan) -> Split:
     A part takes the values that it reads and gives a tuple of those that it hands on, or the value itself if it is one.
 
     Requires:
-        `parts` was made for `graph`, or for one with the same nodes.
+        `plan` was made for `graph`, or for one with the same nodes.
 
     Guarantees:
         `graph` is unchanged.
@@ -63,32 +52,31 @@ def split(graph: fx.Graph, parts: Partition | Plan) -> Split:
         In the top graph `meta["part"]` marks the call of a part and `meta["value"]` names the value that a node gives.
 
     Raises:
-        PlanError: the parts name nodes that the graph lacks, or leave nodes out.
+        PlanError: the plan names nodes that the graph lacks, or leaves nodes out.
     """
     node_called = {node.name: node for node in graph.nodes}
-    if misfits := _misfits(graph, node_called, parts):
+    if misfits := _misfits(graph, node_called, plan):
         raise PlanError(misfits)
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    wiring = tuple(Wiring(part.name, part.inputs, part.outputs) for part in parts.parts)
-    outputs = tuple(Value(given.name) if isinstance(given, fx.Node) else given for given in output.args[0])
+    output = graph.output_node()
+    results: Any = output.args[0]
+    outputs = tuple(Value(given.name) if isinstance(given, fx.Node) else given for given in results)
     return Split(
-        graphs={part.name: _part_graph(node_called, part) for part in parts.parts},
-        wiring=wiring,
+        graphs={part.name: _part_graph(node_called, part) for part in plan.parts},
         outputs=outputs,
-        top=_top_graph(node_called, parts, output),
+        top=_top_graph(node_called, plan, output),
     )
 
 
-def _misfits(graph: fx.Graph, node_called: Mapping[str, fx.Node], parts: Partition | Plan) -> list[str]:
-    placed = {name for part in parts.parts for name in part.nodes}
+def _misfits(graph: fx.Graph, node_called: Mapping[str, fx.Node], plan: Plan) -> list[str]:
+    placed = {name for part in plan.parts for name in part.nodes}
     unknown = sorted(placed - node_called.keys())
     needed = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     missing = [node.name for node in needed if node.name not in placed]
     inputs = tuple(node.name for node in graph.nodes if node.op == "placeholder")
     misfits = [f"the graph has no node '{name}'{nearest(name, node_called)}" for name in unknown]
     misfits += [f"no part has the node '{name}'" for name in missing]
-    if inputs != parts.inputs:
-        misfits.append(f"the plan's inputs are {', '.join(parts.inputs)}, the graph's are {', '.join(inputs)}")
+    if inputs != plan.inputs:
+        misfits.append(f"the plan's inputs are {', '.join(plan.inputs)}, the graph's are {', '.join(inputs)}")
     return misfits
 
 
@@ -114,13 +102,13 @@ def _one_or_tuple(values: list[fx.Node]) -> fx.Node | tuple[fx.Node, ...]:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def _top_graph(node_called: Mapping[str, fx.Node], parts: Partition | Plan, output: fx.Node) -> fx.Graph:
+def _top_graph(node_called: Mapping[str, fx.Node], plan: Plan, output: fx.Node) -> fx.Graph:
     result = fx.Graph()
     made: dict[str, fx.Node] = {}
-    for name in parts.inputs:
+    for name in plan.inputs:
         made[name] = result.node_copy(node_called[name])
         made[name].meta[VALUE] = name
-    for part in parts.parts:
+    for part in plan.parts:
         call = result.call_module(part.name, tuple(made[name] for name in part.inputs))
         call.meta = {PART: part.name}
         made |= _results(result, call, [node_called[name] for name in part.outputs])

@@ -7,7 +7,7 @@ from ..graph.mark import cut as marker
 from .aliasing import Pair
 from .part_graph import Draft
 from .placement import Placed
-from .plan import Crossing
+from .plan import AROUND, Crossing, Note
 from .units import Kind, Units
 
 
@@ -58,12 +58,12 @@ def crossings(facts: Facts, found: Draft, flow: Flow) -> tuple[Crossing, ...]:
     return tuple(result)
 
 
-def around(found: Sequence[Crossing]) -> list[str]:
+def around(found: Sequence[Crossing]) -> list[Note]:
     """A note on each value with a gradient that the user did not ask to cut."""
     return [
-        f"'{crossing.name}' goes around the cuts (used in {', '.join(crossing.consumers)}): cut too"
-        for crossing in found
-        if crossing.gradient and not crossing.asked
+        Note(f"'{c.name}' goes around the cuts (used in {', '.join(c.consumers)}): cut too", AROUND, c.node)
+        for c in found
+        if c.gradient and not c.asked
     ]
 
 

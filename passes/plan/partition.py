@@ -1,7 +1,6 @@
 """From edges to cut to parts, the values that cross between them, and the plan that says so."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 from torch import fx
 
@@ -11,30 +10,17 @@ from .crossings import Flow, around, crossings, part_name
 from .merge import prune
 from .part_graph import Draft, draft
 from .placement import Placed, place
-from .plan import Crossing, Part, Plan
+from .plan import Part, Plan
 
 
-@dataclass(frozen=True)
-class Partition:
-    """The parts of a graph in running order, and what flows between them. Names are those of the graph's nodes."""
-
-    parts: tuple[Part, ...]
-    crossings: tuple[Crossing, ...]
-    cuts: tuple[tuple[str, str], ...]  # the edges that separate parts, after moving and dropping
-    inputs: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def where(self) -> dict[str, tuple[int, ...]]:
-        """The numbers of the parts in which each node stands: several where it is made again rather than sent."""
-        found: dict[str, tuple[int, ...]] = {}
-        for number, part in enumerate(self.parts):
-            for name in part.nodes:
-                found[name] = (*found.get(name, ()), number)
-        return found
-
-
-def partition(graph: fx.Graph, cuts: Collection[tuple[fx.Node, fx.Node]]) -> Partition:
-    """The parts into which `cuts` divide a graph.
+def partition(
+    graph: fx.Graph,
+    cuts: Collection[tuple[fx.Node, fx.Node]],
+    model: str = "",
+    capture: str = "",
+    notes: Sequence[str] = (),
+) -> Plan:
+    """The plan of the parts into which `cuts` divide a graph.
 
         x ─► conv1 ─► relu ─┼─► conv2 ─► add ─► fc        part_0: conv1 relu    part_1: conv2 add fc
                        └──────────────────┘               relu crosses once, to conv2 and to add
@@ -44,8 +30,13 @@ def partition(graph: fx.Graph, cuts: Collection[tuple[fx.Node, fx.Node]]) -> Par
     in place, `draft` for levels and random numbers, `prune` for parts that nobody asked for or that cannot learn,
     `place` for sizes and masks.
 
+    Args:
+        model: the class name of the model.
+        capture: how it was captured.
+        notes: what the plan says before its own notes.
+
     Requires:
-        `graph` is flat, and its nodes say what `annotate` notes; without an example, names have to do.
+        `graph` is flat, and its nodes say what `annotate` notes.
         `cuts` are edges of `graph`.
 
     Guarantees:
@@ -69,18 +60,15 @@ def partition(graph: fx.Graph, cuts: Collection[tuple[fx.Node, fx.Node]]) -> Par
     placed = place(facts, found.units, {unit: number[part] for unit, part in found.part.items()}, len(order) or 1)
     flow = Flow(facts, placed)
     crossing = crossings(facts, found, flow)
-    return Partition(
+    return Plan(
+        model,
+        capture,
+        cuts=tuple((facts[a].name, facts[b].name) for a, b in sorted(found.cuts)),
         parts=_parts(facts, placed, flow, _levels(found, order)),
         crossings=crossing,
-        cuts=tuple((facts[a].name, facts[b].name) for a, b in sorted(found.cuts)),
         inputs=tuple(fact.name for fact in facts if fact.kind == "input"),
-        notes=(*found.notes, *around(crossing)),
+        notes=(*notes, *found.notes, *around(crossing)),
     )
-
-
-def to_plan(graph: fx.Graph, found: Partition, model: str, capture: str) -> Plan:
-    """The partition as the plan of a model that was captured in some way."""
-    return Plan(model, capture, found.cuts, found.parts, found.crossings, found.inputs, found.notes)
 
 
 def _edges(facts: Facts, cuts: Collection[tuple[fx.Node, fx.Node]]) -> frozenset[tuple[int, int]]:

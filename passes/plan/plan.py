@@ -16,6 +16,20 @@ from ..errors import PlanError
 from .amounts import UNKNOWN, WIDTH, amount, amount_of_flops, bulleted, counted, grid, percent, scaled, some
 
 FORMAT = 1
+AROUND, LEAK = "around", "leak"  # kinds of notes
+
+
+class Note(str):
+    """A sentence for the user. Programs ask for its kind and for the crossing that it is about, not for its words."""
+
+    kind: str | None
+    crossing: str | None
+
+    def __new__(cls, text: str, kind: str | None = None, crossing: str | None = None) -> "Note":
+        """The sentence, which compares, prints and saves as the plain string does."""
+        note = super().__new__(cls, text)
+        note.kind, note.crossing = kind, crossing
+        return note
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,10 @@ class Plan:
     crossings: tuple[Crossing, ...]
     inputs: tuple[str, ...] = ()  # the model's inputs, as graph nodes
     notes: tuple[str, ...] = ()
+
+    def notes_of(self, kind: str) -> tuple[Note, ...]:
+        """The notes of one kind. A plan that was loaded has their words only."""
+        return tuple(note for note in self.notes if isinstance(note, Note) and note.kind == kind)
 
     def __str__(self) -> str:
         return text(self)

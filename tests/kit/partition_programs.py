@@ -51,16 +51,25 @@ def nodes_of(found):
     return [set(part.nodes) for part in found.parts]
 
 
+def where(plan):
+    """The numbers of the parts in which each node stands: several where it is made again rather than sent."""
+    stands = {}
+    for number, part in enumerate(plan.parts):
+        for name in part.nodes:
+            stands[name] = (*stands.get(name, ()), number)
+    return stands
+
+
 def run_parts(parts, found, model, inputs):
     """The model's outputs, from parts that run in order and see nothing but copies of what they are given."""
     values = dict(zip(parts.inputs, inputs, strict=True))
     learning = {crossing.node for crossing in parts.crossings if crossing.gradient}
     cut = split(found.graph, parts)
-    for wire in cut.wiring:
-        out = found.module(cut.graphs[wire.part], model)(
-            *(sent(values[name], name in learning) for name in wire.inputs)
+    for part in parts.parts:
+        out = found.module(cut.graphs[part.name], model)(
+            *(sent(values[name], name in learning) for name in part.inputs)
         )
-        values |= zip(wire.outputs, (out,) if len(wire.outputs) == 1 else out, strict=True)
+        values |= zip(part.outputs, (out,) if len(part.outputs) == 1 else out, strict=True)
     return [values[v.name] if isinstance(v, Value) else v for v in cut.outputs]
 
 

@@ -12,7 +12,8 @@ from torch import fx, nn
 from dnigraph.passes.errors import CutError, PlanError
 from dnigraph.passes.parts.boundary_nodes import boundary_key, insert_boundaries, strip_boundaries
 from dnigraph.passes.parts.split import Value, split
-from dnigraph.passes.plan.partition import partition, to_plan
+from dnigraph.passes.plan.partition import partition
+from dnigraph.passes.plan.plan import Plan
 
 
 class Skipping(nn.Module):
@@ -55,8 +56,8 @@ def test_parts_are_graphs_that_take_and_give_values_by_the_names_of_their_nodes(
 
     assert list(made.graphs) == ["part_0", "part_1", "part_2"]
     assert [n.name for n in made.graphs["part_1"].nodes] == ["relu", "middle", "output"]
-    assert [(w.part, w.inputs, w.outputs) for w in made.wiring][1] == ("part_1", ("relu",), ("middle",))
-    assert [n.name for n in made.graphs["part_2"].nodes if n.op == "placeholder"] == list(made.wiring[2].inputs)
+    assert (parts.parts[1].inputs, parts.parts[1].outputs) == (("relu",), ("middle",))
+    assert [n.name for n in made.graphs["part_2"].nodes if n.op == "placeholder"] == list(parts.parts[2].inputs)
     assert made.outputs == (Value("last"), Value("relu"), Value("scale"))
 
 
@@ -126,11 +127,10 @@ def test_a_plan_of_another_graph_is_refused_with_every_difference(cut):
     assert raised.value.misfits[-1] == "the plan's inputs are x, scale, the graph's are input_1"
 
 
-def test_a_plan_can_be_split_like_the_partition_that_it_came_from(cut):
+def test_a_saved_plan_splits_the_graph_in_the_same_way(cut):
     found, parts = cut
-    plan = to_plan(found.graph, parts, "Skipping", "record")
 
-    made = split(found.graph, plan)
+    made = split(found.graph, Plan.from_json(parts.to_json()))
 
     assert lines(made.top) == lines(split(found.graph, parts).top)
 

@@ -1,12 +1,14 @@
 """The plan as a value: it saves, loads and refuses what is no plan."""
 
+import copy
 import dataclasses
 import json
+import pickle
 
 import pytest
 
 from dnigraph.passes.errors import PlanError
-from dnigraph.passes.plan.plan import Crossing, Part, Plan
+from dnigraph.passes.plan.plan import AROUND, LEAK, Crossing, Note, Part, Plan
 
 PLAN = Plan(
     "Chain",
@@ -40,6 +42,16 @@ def test_a_plan_is_plain_data_and_says_its_format():
 
     assert json.loads(json.dumps(data))["format"] == 1
     assert Plan.from_json(json.loads(json.dumps(data))) == PLAN
+
+
+def test_a_note_is_found_by_its_kind_and_is_a_plain_sentence_to_everyone_else():
+    note = Note("'t' goes around the cuts", AROUND, "t")
+    plan = dataclasses.replace(PLAN, notes=("one note", note))
+
+    assert plan.notes_of(AROUND) == ("'t' goes around the cuts",)
+    assert (plan.notes_of(AROUND)[0].crossing, plan.notes_of(LEAK)) == ("t", ())
+    assert copy.deepcopy(plan).notes_of(AROUND) == pickle.loads(pickle.dumps(plan)).notes_of(AROUND) == (note,)
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 def test_a_plan_cannot_be_changed():
