@@ -15,7 +15,7 @@ from ..passes.cuts.specs import Cuts
 from ..passes.errors import CaptureError, DniGraphError, GuardMiss
 from ..passes.graph.captured_graph import CapturedGraph, lookup
 from ..passes.graph.guards import Trust
-from ..passes.graph.ops import Mode
+from ..passes.graph.nodes import Mode
 from ..passes.graph.pytrees import flatten
 from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.parts.split import Value

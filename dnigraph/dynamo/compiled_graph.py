@@ -11,7 +11,7 @@ from torch import fx, nn
 from ..passes.capture.dynamo_graph import annotate_without_data, to_captured_graph
 from ..passes.cuts.cut_graph import cut_graph
 from ..passes.errors import CaptureError
-from ..passes.graph.ops import POSITION
+from ..passes.graph.nodes import POSITION
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.lift import lift
 from ..passes.parts.split import split

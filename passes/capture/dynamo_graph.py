@@ -20,7 +20,7 @@ from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
 from ..graph.mark import cut as marker
 from ..graph.mark import traced_mark
-from ..graph.ops import AUTOCAST_DEVICES, POSITION, Call, Mode
+from ..graph.nodes import AUTOCAST_DEVICES, POSITION, Call, Mode
 from ..graph.pytrees import take_apart
 from .annotate import note
 from .torch_func import as_function, stretches

@@ -13,9 +13,8 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
-from ..graph.guards import guard
 from ..graph.mark import cut as marker
-from ..graph.ops import Call, Mode
+from ..graph.nodes import Call, Mode, guard
 from ..graph.pytrees import HOLE, Tree, flatten, unflatten
 from ..sandbox.example import input_names, one_more_row
 from ..sandbox.runs import Trial

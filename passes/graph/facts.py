@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .ops import set_attribute
+from .nodes import set_attribute
 
 SOURCES = {"placeholder": "input", "get_attr": "constant"}
 Holds = dict[fx.Node, frozenset[int]]

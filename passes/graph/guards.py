@@ -1,4 +1,4 @@
-"""Guards of a graph, and how far they can be trusted after they held once."""
+"""How far the guards of a graph can be trusted after they held once."""
 
 import enum
 import operator
@@ -7,26 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..errors import GuardMiss
-from .equality import equal_tensors
-from .ops import Call
-
-
-@fx.node.has_side_effect
-def guard(value: Any, expected: Any, where: str = "") -> None:
-    """Stand in the graph where Python, at line `where`, looked at `value` and found `expected`.
-
-    Raises:
-        GuardMiss: the value is another one now.
-    """
-    if isinstance(value, torch.Tensor):
-        known = torch.as_tensor(expected)
-        if not equal_tensors(value, known.to(value.device)):
-            raise GuardMiss(
-                f"this graph was recorded for other numbers in a tensor of {tuple(value.shape)}: see {where}"
-            )
-    elif not (value == expected or (value != value and expected != expected)):
-        raise GuardMiss(f"this graph was recorded for {expected}, and finds {value}: see {where}")
+from .nodes import Call, guard
 
 
 class Trust(enum.Enum):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from ..graph.ops import POSITION
+from ..graph.nodes import POSITION
 from .split import PART
 
 

@@ -8,8 +8,7 @@ from torch import fx
 
 from ...graph.captured_graph import CapturedGraph
 from ...graph.equality import equal_tensors
-from ...graph.guards import guard
-from ...graph.ops import Call
+from ...graph.nodes import Call, guard
 from .writer import PLAIN
 
 

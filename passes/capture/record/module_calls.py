@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from ...graph.ops import Mode, keep, keep_buffer
+from ...graph.nodes import Mode, keep, keep_buffer
 from .symbols import unwrap
 from .writer import Tape
 

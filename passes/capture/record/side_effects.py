@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ...errors import CaptureError, Restless
-from ...graph.ops import set_attribute
+from ...graph.nodes import set_attribute
 from ...sandbox.object_graph import Holdings
 from .module_calls import Calls
 from .symbols import is_symbol

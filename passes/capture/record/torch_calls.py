@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ...errors import CaptureError
-from ...graph.ops import set_attribute, set_item
+from ...graph.nodes import set_attribute, set_item
 from .symbols import symbol, unwrap
 from .writer import Tape
 

@@ -14,8 +14,7 @@ import torch
 from torch import fx
 
 from ...errors import CaptureError
-from ...graph.guards import guard
-from ...graph.ops import Call, Mode, leaf_of
+from ...graph.nodes import Call, Mode, guard, leaf_of
 from ...graph.pytrees import flatten, opens, rebuild, take_apart
 from .reachable import reachable
 from .symbols import Int, is_live, is_symbol

@@ -14,7 +14,7 @@ from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.capture.record.symbols import Float, Int, symbol, unwrap
 from dnigraph.passes.capture.record.writer import Tape
 from dnigraph.passes.errors import GuardMiss
-from dnigraph.passes.graph.guards import guard
+from dnigraph.passes.graph.nodes import guard
 from dnigraph.passes.graph.pytrees import flatten
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))

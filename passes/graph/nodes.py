@@ -1,4 +1,4 @@
-"""A call that fx cannot spell: under its own grad mode or autocast, or with arguments that are no graph literals."""
+"""What we add to the node targets of fx: calls that it cannot spell, guards, and side effects as expressions."""
 
 import contextlib
 import inspect
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..errors import GuardMiss
+from .equality import equal_tensors
 from .pytrees import flatten, rebuild
 
 AUTOCAST_DEVICES = ("cpu", "cuda")
@@ -70,6 +72,22 @@ class Call:
         return self  # a value: nothing in it changes
 
 
+def guard(value: Any, expected: Any, where: str = "") -> None:
+    """Stand in the graph where Python, at line `where`, looked at `value` and found `expected`.
+
+    Raises:
+        GuardMiss: the value is another one now.
+    """
+    if isinstance(value, torch.Tensor):
+        known = torch.as_tensor(expected)
+        if not equal_tensors(value, known.to(value.device)):
+            raise GuardMiss(
+                f"this graph was recorded for other numbers in a tensor of {tuple(value.shape)}: see {where}"
+            )
+    elif not (value == expected or (value != value and expected != expected)):
+        raise GuardMiss(f"this graph was recorded for {expected}, and finds {value}: see {where}")
+
+
 def set_attribute(tensor: torch.Tensor, field: str, value: Any) -> torch.Tensor:
     """`tensor.field = value` as an expression, so that later readers depend on it."""
     setattr(tensor, field, value)
@@ -105,5 +123,5 @@ def keep_buffer(module: nn.Module, name: str, persistent: bool, value: Any) -> N
     module._non_persistent_buffers_set.discard(name) if persistent else module._non_persistent_buffers_set.add(name)
 
 
-for _effect in (set_attribute, set_item, keep, keep_buffer):
+for _effect in (guard, set_attribute, set_item, keep, keep_buffer):
     fx.node.has_side_effect(_effect)
