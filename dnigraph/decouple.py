@@ -3,22 +3,31 @@
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from .boundaries import BoundaryChoice
-from .climb import Climb
 from .decoupled.choices import Choices, warn_unconditioned
-from .decoupled.module import DecoupledModule, canonical
+from .decoupled.module import DecoupledModule, canonical, in_mode
 from .decoupled.on_graphs import CapturedModule
+from .decoupled.on_hooks import HookedModule, HooksWarning, hooked_plan
+from .decoupled.specialization import specialize
 from .heads import HeadChoice
 from .heads.conditions import ConditionChoice
+from .network.from_parts import network_of
+from .passes.capture.ladder import Climb
 from .passes.capture.ladder import capture as run_capture
 from .passes.cuts.specs import Cuts
-from .passes.errors import DniGraphError
-from .passes.plan.plan import Plan
+from .passes.errors import CaptureError, CutError, DniGraphError
+from .passes.graph.captured_graph import CapturedGraph
+from .passes.graph.pytrees import flatten
+from .passes.plan.plan import LEAK, Plan
+from .passes.sandbox.snapshot import one_at_a_time
+from .proof.check import CheckError
+from .proof.check import check as run_check
 
 
 def decouple(
@@ -68,19 +77,19 @@ def decouple(
     if unlock not in ("update", "forward"):
         raise DniGraphError(f"unlock={unlock!r}: say 'update' or 'forward'")
     choices = Choices(head, condition, boundary)
-    args, kwargs = _example(example_args, example_kwargs)
-    if args is None:
-        dm: DecoupledModule = CapturedModule(model, cuts, capture, choices.make)
-        _without_example(dm, capture)
-        dm.unlock = unlock
-        return dm
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts  # several rungs may read them
-    climb = Climb(model, *canonical(model, inspect.signature(model.forward), args, kwargs), cuts, capture)
-    dm = climb.first(lambda how: climb.decoupled(how, choices, check))
+    args, kwargs = _example(model, example_args, example_kwargs)
+    if args is None:
+        dm: DecoupledModule = _without_example(model, cuts, choices, capture)
+    else:
+        dm = _by_the_first_rung_that_does(model, args, kwargs, cuts, choices, capture, check)
+        for leak in dm.plan.notes_of(LEAK):
+            warnings.warn(f"on hooks, {leak}; see dm.plan.notes", HooksWarning, stacklevel=2)
     if unlock == "forward" and not isinstance(dm, CapturedModule):
         raise DniGraphError("unlock='forward': the model runs whole, on hooks, so no part can run before another")
     dm.unlock = unlock
-    dm.train(model.training) if dm.training != model.training else None
+    if dm.training != model.training:
+        dm.train(model.training)
     warn_unconditioned(dm.boundaries, "train inside `with dm.conditioned(label):` or with dg.Local", stacklevel=3)
     return dm
 
@@ -99,20 +108,100 @@ def plan(
         CutError, CaptureError: as `decouple`.
     """
     _refuse(model)
-    args, kwargs = _example(example_args, example_kwargs)
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts
-    if args is not None:
-        args, kwargs = canonical(model, inspect.signature(model.forward), args, kwargs)
-    climb = Climb(model, args, kwargs, cuts, capture)
-    return climb.first(climb.plan)
+    args, kwargs = _example(model, example_args, example_kwargs)
+    climb = Climb(capture)
+    with one_at_a_time, in_mode(model, training=True), torch.enable_grad():
+        for rung in climb:
+            with climb.attempt(rung):
+                if args is None:
+                    raise CaptureError(["it needs one example call: pass example_args=(x,)"])
+                captured = rung.capture(model, args, kwargs)
+                if rung.runs_whole:
+                    return _plan_on_hooks(model, captured, cuts, climb.reasons)
+                inputs = [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
+                plan = specialize(captured, model, cuts, inputs).plan
+                return replace(plan, notes=(*climb.reasons, *plan.notes))
+    raise CaptureError(climb.reasons)
 
 
-def _example(args: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Any]:
+def _by_the_first_rung_that_does(
+    model: nn.Module, args: Any, kwargs: Any, cuts: Cuts, choices: Choices, how: str, check: bool
+) -> DecoupledModule:
+    """The decoupled model on the first rung of the ladder whose graph can be cut and passes the check."""
+    climb = Climb(how)
+    with one_at_a_time, in_mode(model, training=True), torch.enable_grad():
+        for rung in climb:
+            with climb.attempt(rung):
+                captured = rung.capture(model, args, kwargs)
+                if rung.runs_whole:
+                    plan = _plan_on_hooks(model, captured, cuts, climb.reasons)
+                    dm: DecoupledModule = HookedModule(model, captured.graph, plan, choices.make)
+                else:
+                    later = how if rung is climb.rungs[0] else rung.name  # the way to capture other modes and paths
+                    dm = CapturedModule(model, cuts, later, choices.make, network_of)
+                    _add(dm, captured, args, kwargs, climb.reasons)
+                choices.check_names(dm.plan.crossings)
+                if check:
+                    _capture_for_eval_mode(dm, args, kwargs)
+                    _check(dm, args, kwargs, last=rung is climb.rungs[-1])
+                return dm
+    raise CaptureError(climb.reasons)
+
+
+def _add(dm: CapturedModule, captured: CapturedGraph, args: Any, kwargs: Any, reasons: list[str]) -> None:
+    dm.training = True
+    try:
+        dm.add(captured, args, kwargs, reasons)
+    except DniGraphError:
+        raise
+    except Exception as error:  # the model itself has run, so the graph is at fault: another rung may do
+        line = str(error).partition("\n")[0]
+        raise CaptureError([f"the graph cannot be run node by node: {type(error).__name__}: {line}"]) from error
+
+
+def _capture_for_eval_mode(dm: DecoupledModule, args: Any, kwargs: Any) -> None:
+    """The example's graph in eval mode, too. Where none can stand for the model, it runs the original there."""
+    with in_mode(dm, training=False):
+        dm.prepare(*args, **kwargs)
+
+
+def _check(dm: DecoupledModule, args: Any, kwargs: Any, last: bool) -> None:
+    try:
+        run_check(dm, *args, **kwargs)
+    except CheckError as error:
+        if last:
+            raise
+        raise CaptureError([f"the graph is not the same function: {error.report.worst}"]) from error
+
+
+def _plan_on_hooks(model: nn.Module, captured: CapturedGraph, cuts: Cuts, reasons: list[str]) -> Plan:
+    try:
+        plan = hooked_plan(captured.graph, model, cuts)
+    except CutError as error:
+        because = f", because {reasons[0]}" if reasons else ""
+        raise CutError(error.misfits, where=f"the model, which is only known by its modules{because}") from error
+    return replace(plan, notes=(*reasons, *plan.notes))
+
+
+def _without_example(model: nn.Module, cuts: Cuts, choices: Choices, how: str) -> CapturedModule:
+    dm = CapturedModule(model, cuts, how, choices.make, network_of)
+    run_capture(model, None, None, how)  # fails now where the model cannot be traced at all
+    warnings.warn(
+        "without an example the heads' sizes are not known: they are made at the first call in train mode. Call the "
+        "model once before you make the optimiser",
+        stacklevel=3,
+    )
+    return dm
+
+
+def _example(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """The example call in its canonical form; twice None without one."""
     if args is None and kwargs is None:
         return None, None
     if isinstance(args, torch.Tensor | Mapping):
         args = (args,)  # a single input, as one writes it first
-    return tuple(args or ()), dict(kwargs or {})
+    return canonical(model, inspect.signature(model.forward), tuple(args or ()), dict(kwargs or {}))
 
 
 def _refuse(model: Any) -> None:
@@ -120,12 +209,3 @@ def _refuse(model: Any) -> None:
         raise DniGraphError("the model is decoupled already: start from dm.recouple()")
     if not isinstance(model, nn.Module):
         raise DniGraphError(f"decouple takes an nn.Module, not a {type(model).__name__}")
-
-
-def _without_example(dm: DecoupledModule, capture: str) -> None:
-    run_capture(dm.original, None, None, capture)  # says now whether it can be traced at all
-    warnings.warn(
-        "without an example the heads' sizes are not known: they are made at the first call in train mode. Call the "
-        "model once before you make the optimiser",
-        stacklevel=3,
-    )

@@ -13,8 +13,8 @@ class CutError(DniGraphError, ValueError):
 
     def __init__(self, misfits: Sequence[str], what: str = "cut", where: str = "the model"):
         self.misfits = tuple(misfits)
-        do = "does" if len(self.misfits) == 1 else "do"
-        super().__init__(f"{_count(self.misfits, what)} {do} not fit {where}:" + bullets(self.misfits))
+        subject = f"1 {what} does" if len(self.misfits) == 1 else f"{len(self.misfits)} {what}s do"
+        super().__init__(f"{subject} not fit {where}:" + bullets(self.misfits))
 
 
 class PlanError(DniGraphError, ValueError):
@@ -33,8 +33,19 @@ class CaptureError(DniGraphError, RuntimeError):
         super().__init__("the model cannot be captured:" + bullets(self.reasons))
 
 
+class StatefulModelError(CaptureError):
+    """The model's next call depends on more than its inputs: Python's or numpy's randomness, a counter, kept state.
+
+    No graph can stand for that call, whichever rung captures it.
+    """
+
+
+class FirstCallError(CaptureError):
+    """The first call completes the model (lazy layers, hooks for one call): the user has to make that call before."""
+
+
 class GuardMiss(DniGraphError, RuntimeError):
-    """A recorded graph does not hold for this input: Python would have taken another path."""
+    """A captured graph does not hold for this input: Python would have taken another path."""
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -43,21 +54,6 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
-    """The known names nearest to `name`, as the tail of a message; empty where nothing is near."""
-    found = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=count, cutoff=0.4)
-    return f"; nearest: {', '.join(found)}" if found else ""
-
-
-def _count(things: Sequence[str], what: str) -> str:
-    return f"{len(things)} {what}{'' if len(things) == 1 else 's'}"
-
-
-class Restless(CaptureError):
-    """The model decides by what is not in its inputs: randomness of Python or numpy, a counter, state between calls.
-
-    No graph can stand for its next call, whoever makes it.
-    """
-
-
-class Unready(CaptureError):
-    """The first call makes the model what it is. The user has but to make that call."""
+    """The known names nearest to `name`, as the tail of a message; empty where none is near."""
+    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=count, cutoff=0.4)
+    return f"; nearest: {', '.join(close)}" if close else ""

@@ -345,7 +345,7 @@ def test_a_broken_rewrite_is_found_and_its_part_named():
 
 def test_a_leak_past_a_cut_is_found():
     dm, x = decoupled_chain(check=False)
-    top = dm._now().top
+    top = dm.specialization.top
     node = next(n for n in top.graph.nodes if n.name.startswith("dni_"))
     node.replace_all_uses_with(node.args[0])
     top.graph.erase_node(node)

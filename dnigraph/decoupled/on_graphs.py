@@ -4,13 +4,13 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from ..boundaries import Boundary
-from ..passes.capture.ladder import capture
+from ..passes.capture.ladder import RUNGS, capture
 from ..passes.cuts.specs import Cuts
 from ..passes.errors import CaptureError, DniGraphError, GuardMiss
 from ..passes.graph.captured_graph import CapturedGraph, lookup
@@ -27,9 +27,7 @@ from .attribute_guards import Settings, looked_into, warn_changed
 from .module import DecoupledModule, MakeBoundary, canonical, described, warn_late
 from .specialization import Specialization, assemble, sizes, specialize
 
-if TYPE_CHECKING:
-    from ..network import Network
-
+MakeNetwork = Callable[..., Any]  # of a module, a loss, an optimiser, p_update, a seed, and whether to keep a log
 _ABSENT = object()
 PATHS = 12  # more ways through a model than this: its structure is decided anew in every step
 
@@ -40,9 +38,11 @@ class CapturedModule(DecoupledModule):
     In eval mode, where boundaries do nothing, a call that no graph can stand for runs the original.
     """
 
-    def __init__(self, model: nn.Module, cuts: Cuts, how: str, make_boundary: MakeBoundary):
+    def __init__(self, model: nn.Module, cuts: Cuts, how: str, make_boundary: MakeBoundary, make_network: MakeNetwork):
         super().__init__(model, make_boundary)
+        self._make_network = make_network
         self._settings = (cuts, how)
+        self._whole_arguments = how in RUNGS and RUNGS[how].whole_arguments
         self._variants: dict[Any, list[Specialization]] = {}
         self._whole: set[int] = set()  # lists of variants (by id) for kinds of calls that no graph can stand for
         self._primary: dict[bool, Specialization] = {}
@@ -53,12 +53,12 @@ class CapturedModule(DecoupledModule):
     @property
     def plan(self) -> Plan:
         """The plan of the current mode."""
-        return self._now().plan
+        return self.specialization.plan
 
     @property
     def parts(self) -> dict[str, fx.GraphModule]:
         """The parts of the current mode, in running order."""
-        return dict(self._now().parts)
+        return dict(self.specialization.parts)
 
     def parameters_of_parts(self) -> dict[str, list[nn.Parameter]]:
         """The parameters that each part trains."""
@@ -66,7 +66,7 @@ class CapturedModule(DecoupledModule):
 
     def parameters_below(self) -> set[str]:
         """The parameters of parts whose values reach the results through boundaries only."""
-        results = {value.name for value in self._now().split.outputs if isinstance(value, Value)}
+        results = {value.name for value in self.specialization.split.outputs if isinstance(value, Value)}
         learns = {c.node for c in self.plan.crossings if c.gradient}
         open_parts = {p.name for p in self.plan.parts if results & set(p.outputs) or not set(p.outputs) & learns}
         heard = {id(q) for name in open_parts for q in self.parts[name].parameters()}
@@ -82,7 +82,13 @@ class CapturedModule(DecoupledModule):
             if boundary is not None and key in names and names[key] in self.boundaries
         }
 
-    def _now(self) -> Specialization:
+    @property
+    def specialization(self) -> Specialization:
+        """The one of the current mode; of the other mode, where there is none yet.
+
+        Raises:
+            DniGraphError: the model was captured without an example and did not run yet.
+        """
         found = self._primary.get(self.training) or next(iter(self._primary.values()), None)
         if found is None:
             raise DniGraphError("this model was captured without an example: its plan is complete after the first call")
@@ -106,6 +112,8 @@ class CapturedModule(DecoupledModule):
         Where no guard can miss this costs nothing; else the forward pass is run once and taken back.
         """
         found, inputs = self._known(args, kwargs)
+        if id(found) in self._whole:
+            raise CaptureError(["no graph can stand for this kind of call"])
         for variant in found:
             if self._trusted(variant, inputs):
                 return variant, inputs
@@ -125,11 +133,12 @@ class CapturedModule(DecoupledModule):
         except CaptureError:
             if self.training:
                 raise
+            self._whole.add(id(self._known(args, kwargs)[0]))
 
     def network(
         self, *, loss: Any, optimizer: Any = None, p_update: float = 1.0, seed: int = 0, log: bool = False
-    ) -> "Network":
-        """The model as a network, each part an agent: it learns what `Local` does, or sporadically, or out of order.
+    ) -> Any:
+        """The model as a `Network`, each part an agent: it learns what `Local` does, or sporadically, or out of order.
 
         Args:
             loss: as in `Local`.
@@ -137,9 +146,7 @@ class CapturedModule(DecoupledModule):
             p_update: how probable it is that a part learns in a tick.
             seed, log: as in `Network`.
         """
-        from ..network.from_parts import network_of
-
-        return network_of(self, loss, optimizer, p_update, seed, log)
+        return self._make_network(self, loss, optimizer, p_update, seed, log)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         found, inputs = self._known(args, kwargs)
@@ -167,7 +174,7 @@ class CapturedModule(DecoupledModule):
 
     def _known(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Specialization], list[Any]]:
         """The variants that may hold for a call, in the mode we are in, and the inputs of their graphs."""
-        if self._settings[1] == "symbolic":  # its graph takes the arguments whole, whatever they are
+        if self._whole_arguments:
             bound = self._signature.bind(*args, **kwargs)
             bound.apply_defaults()
             return self._current((self._mode(),)), list(bound.arguments.values())
@@ -315,7 +322,7 @@ class CapturedModule(DecoupledModule):
 
     def _show(self) -> None:
         """Let `graph` and `code` be those of the current mode."""
-        variant = self._now()
+        variant = self.specialization
         self._graph, self._code = variant.top._graph, variant.top._code
 
     # ---- modes, moves, copies, checkpoints
@@ -352,7 +359,7 @@ class CapturedModule(DecoupledModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "CapturedModule":
         """A copy with weights, heads and label context of its own, on the same plans."""
         model = copy.deepcopy(self.original, memo)
-        made = memo[id(self)] = CapturedModule(model, *self._settings, self._make_boundary)
+        made = memo[id(self)] = CapturedModule(model, *self._settings, self._make_boundary, self._make_network)
         held = made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
         made.context = copy.deepcopy(self.context, memo)
         made._beside.ignore(self._beside.ignored)

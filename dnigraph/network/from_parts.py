@@ -56,7 +56,7 @@ def network_of(
     Its inputs are called as those of the plan. Where the model was unlocked forward, every crossing that carries a
     gradient is predicted by its readers.
     """
-    plan, variant = dm.plan, dm._now()
+    plan, variant = dm.plan, dm.specialization
     synthetic = dm.unlock == "forward"
     _refuse(dm, variant, loss, optimizer)
     net = Network(seed=seed, log=log)

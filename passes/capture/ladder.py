@@ -1,19 +1,31 @@
-"""The capture ladder: ways to turn a model into a graph, best first, each put to the test against the model."""
+"""The capture ladder: ways to turn a model into a graph, and the climb along them, the best one first."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from ..errors import CaptureError, Restless, Unready, nearest
+from ..errors import CaptureError, CutError, FirstCallError, StatefulModelError, nearest
 from ..graph.captured_graph import CapturedGraph
+from ..graph.pytrees import Tree, flatten
 from ..sandbox.snapshot import untouched
 from .export import export
-from .module_graph import RUNG as HOOKS
+from .module_graph import observe
 from .record.record import record
 from .symbolic import trace
 
-Rung = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], CapturedGraph]
+
+@dataclass(frozen=True)
+class Rung:
+    """A way to turn a model and one call of it into a graph."""
+
+    name: str
+    capture: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], CapturedGraph]
+    needs_example: bool = True
+    whole_arguments: bool = False  # the graph's inputs are the arguments of `forward`, not the tensors in them
+    runs_whole: bool = False  # the graph says what feeds what but cannot be run: the model itself runs
 
 
 def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedGraph:
@@ -21,42 +33,88 @@ def _symbolic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         return trace(model)
 
 
-RUNGS: dict[str, Rung] = {"record": record, "export": export, "symbolic": _symbolic}
-# What "auto" tries, in this order; a symbolic trace loses regions unseen, so it must be asked for.
-LADDER = ("record", "export")
+def _hooks(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedGraph:
+    nothing = Tree(flatten(())[1], ())  # the graph is never run, so no results are built from it
+    return CapturedGraph(observe(model, args, kwargs), "hooks", nothing)
 
 
-def rungs(how: str) -> tuple[str, ...]:
-    """The rungs to try, in order. "auto" is the whole ladder, hooks at its end.
+RUNGS: dict[str, Rung] = {
+    rung.name: rung
+    for rung in (
+        Rung("record", record),
+        Rung("export", export),
+        Rung("symbolic", _symbolic, needs_example=False, whole_arguments=True),
+        Rung("hooks", _hooks, runs_whole=True),
+    )
+}
+# What "auto" tries, in this order. A symbolic trace loses regions such as autocast unseen, so it must be asked for.
+LADDER = ("record", "export", "hooks")
+
+
+class Climb:
+    """The rungs to try in order, and why each one before the present one was refused.
+
+        climb = Climb("auto")
+        for rung in climb:
+            with climb.attempt(rung):
+                return rung.capture(model, args, kwargs)
+        raise CaptureError(climb.reasons)
 
     Raises:
         CaptureError: there is no such rung.
     """
-    known = (*RUNGS, HOOKS)
-    if how != "auto" and how not in known:
-        raise CaptureError([f"there is no capture {how!r}; there are auto, {', '.join(known)}{nearest(how, known)}"])
-    return (*LADDER, HOOKS) if how == "auto" else (how,)
+
+    def __init__(self, how: str):
+        if how != "auto" and how not in RUNGS:
+            raise CaptureError(
+                [f"there is no capture {how!r}; there are auto, {', '.join(RUNGS)}{nearest(how, RUNGS)}"]
+            )
+        self.rungs = tuple(RUNGS[name] for name in (LADDER if how == "auto" else (how,)))
+        self.reasons: list[str] = []  # one line each, with the rung's name
+        self._left = list(self.rungs)
+        self._misfit: CutError | None = None
+
+    def __iter__(self) -> Iterator[Rung]:
+        while self._left:
+            yield self._left.pop(0)
+
+    @contextmanager
+    def attempt(self, rung: Rung) -> Iterator[None]:
+        """Take note of the reason where the rung does not do, so that the climb can go on.
+
+        Raises:
+            CutError: the cuts fit neither this rung nor one above it.
+        """
+        try:
+            yield
+        except CaptureError as error:
+            self.reasons += [f"{rung.name}: {reason}" for reason in error.reasons]
+            if isinstance(error, FirstCallError):
+                self._left = []
+            elif isinstance(error, StatefulModelError):
+                self._left = [other for other in self._left if other.runs_whole]
+        except CutError as error:
+            # A lower rung may see modules that this one does not see. The first rung sees all that there are.
+            if rung is self.rungs[-1] or not self.reasons:
+                raise self._misfit or error from None
+            self._misfit = error
+            self.reasons.append(f"{rung.name}: {'; '.join(error.misfits)}")
 
 
 def capture(
     model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, how: str = "auto"
 ) -> CapturedGraph:
-    """The first graph that a rung of the ladder makes of `model(*args, **kwargs)`, in the mode the model is in.
+    """The first graph that a rung makes of `model(*args, **kwargs)` and that can be run, in the model's present mode.
 
     Raises:
         CaptureError: no rung can; with one line for each that was tried. A model that decides by what is not in its
             inputs ends the climb: no graph holds for its next call.
     """
-    if args is None and kwargs is None and how != "symbolic":
+    climb = Climb(how)
+    if args is None and kwargs is None and all(rung.needs_example for rung in climb.rungs):
         raise CaptureError(["it needs one example call: pass example_args=(x,), or capture='symbolic' to do without"])
-    reasons: list[str] = []
-    for name in rungs(how):
-        if name == HOOKS:
-            continue
-        try:
-            return RUNGS[name](model, args or (), kwargs or {})
-        except CaptureError as error:
-            reasons += [f"{name}: {reason}" for reason in error.reasons]
-            if isinstance(error, Restless | Unready):
-                raise type(error)(reasons) from error
-    raise CaptureError(reasons)
+    for rung in climb:
+        if not rung.runs_whole:
+            with climb.attempt(rung):
+                return rung.capture(model, args or (), kwargs or {})
+    raise CaptureError(climb.reasons)

@@ -461,8 +461,8 @@ def test_a_rung_whose_graph_is_not_the_model_is_not_used(monkeypatch):
     def wrong(model, args, kwargs):
         return replace(right(model, args, kwargs), outputs=Tree(pytree.tree_structure([0]), (HOLE,)))
 
-    right = ladder.RUNGS["record"]
-    monkeypatch.setitem(ladder.RUNGS, "record", wrong)
+    right = ladder.RUNGS["record"].capture
+    monkeypatch.setitem(ladder.RUNGS, "record", ladder.Rung("record", wrong))
 
     dm = dg.decouple(Skipping(), "b", (X,), condition=dg.one_hot(CLASSES))
 
@@ -475,8 +475,8 @@ def test_a_forced_rung_that_fails_says_so(monkeypatch):
     def wrong(model, args, kwargs):
         return replace(right(model, args, kwargs), outputs=Tree(pytree.tree_structure([0]), (HOLE,)))
 
-    right = ladder.RUNGS["record"]
-    monkeypatch.setitem(ladder.RUNGS, "record", wrong)
+    right = ladder.RUNGS["record"].capture
+    monkeypatch.setitem(ladder.RUNGS, "record", ladder.Rung("record", wrong))
 
     with pytest.raises(dg.CheckError, match="NOT the same function"):
         dg.decouple(Skipping(), "b", (X,), condition=dg.one_hot(CLASSES), capture="record")

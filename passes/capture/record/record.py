@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from ...errors import CaptureError, GuardMiss, Restless, Unready
+from ...errors import CaptureError, FirstCallError, GuardMiss, StatefulModelError
 from ...graph.captured_graph import CapturedGraph
 from ...graph.equality import same_values
 from ...graph.pytrees import HOLE, Tree, flatten, unflatten
@@ -37,7 +37,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
         CaptureError: the model does something that no graph can stand for, or decides by what is not in its inputs.
     """
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
-        raise Unready([f"'{lazy[0]}' has no size yet: call the model once before"])
+        raise FirstCallError([f"'{lazy[0]}' has no size yet: call the model once before"])
     leaves, spec = flatten((args, kwargs))
     with untouched(model) as before:
         session, hooks = _Session(model, args, kwargs, spec, before), _hooks(model)
@@ -102,7 +102,7 @@ class _Session:
             said = (
                 "the first call makes what later calls read, and no graph can make it anew: call the model once before"
             )
-            raise Restless([*error.reasons, said]) from error
+            raise StatefulModelError([*error.reasons, said]) from error
 
     def proven(self, leaves: list[Any], state: Snapshot, settled: bool) -> CapturedGraph:
         """The recording from a state of the model, where all others agree with it.
@@ -124,7 +124,7 @@ class _Session:
         self.compare_with_others(recording, leaves)
         plain = self._run_after_others(leaves)
         if settled and self.first is not None and (what := self.first.difference(plain)):
-            raise Restless(
+            raise StatefulModelError(
                 [f"the first call of the model gives other {what} than later ones: call the model once before"]
             )
         state.restore()
@@ -151,7 +151,7 @@ class _Session:
                 return
         if what := runs[0].difference(runs[1]):
             said = "call the model once before, if that is when it gets ready"
-            raise Restless(
+            raise StatefulModelError(
                 [f"what the first call makes of its inputs or weights decides the {what} of later ones: {said}"]
             )
 
@@ -187,7 +187,7 @@ class _Session:
             return self.run_plainly(leaves)
         except Exception as error:  # it has run on these before
             said = f"after a call with other inputs it fails: {type(error).__name__}: {error}"
-            raise Restless([f"the model keeps state between calls: {said}"]) from error
+            raise StatefulModelError([f"the model keeps state between calls: {said}"]) from error
 
     def recorded(self, leaves: list[Any], seed: "_Seed", settled: bool) -> tuple[CapturedGraph, _Run]:
         """One recording. Where sizes serve as keys the first try dies; in the second they are hashable, and guarded."""
@@ -229,7 +229,7 @@ class _Session:
         except GuardMiss:  # random numbers decide: with these it would be recorded anew
             replay, expected = self._replayed(recording, leaves, None), first
         if what := expected.difference(replay):
-            raise Restless([f"run again, the graph gives other {what} than the model"])
+            raise StatefulModelError([f"run again, the graph gives other {what} than the model"])
 
     def _replayed(self, recording: CapturedGraph, leaves: list[Any], seed: int | None) -> _Run:
         self._start(seed)
@@ -262,7 +262,7 @@ class _Session:
                     run = self._gave(found)
             self.lucky |= standing() != stood
             if self.before.drew():
-                raise Restless(["the model draws from a random number generator of its own"])
+                raise StatefulModelError(["the model draws from a random number generator of its own"])
             recorder.finish([v for v in found if is_live(v)], settled)
             if settled:
                 self.sets = recorder.calls.sets
@@ -299,7 +299,7 @@ def _refuse_hooks_for_one_call(model: nn.Module, before: dict[str, list[int]]) -
     now = _hooks(model)
     if gone := [path for path, keys in before.items() if not set(keys) <= set(now.get(path, ()))]:
         place = f"'{gone[0]}'" if gone[0] else "the model"
-        raise Unready([f"a hook of {place} is gone after one call: call the model once before"])
+        raise FirstCallError([f"a hook of {place} is gone after one call: call the model once before"])
 
 
 def _refuse_changed_inputs(before: _Flat, after: _Flat, names: list[str]) -> None:
@@ -310,7 +310,7 @@ def _refuse_changed_inputs(before: _Flat, after: _Flat, names: list[str]) -> Non
     ]
     if changed or not same:
         what = f"'{changed[0]}'" if changed else "one of its inputs"
-        raise Restless([f"the model puts something else into {what}, a container that belongs to the caller"])
+        raise StatefulModelError([f"the model puts something else into {what}, a container that belongs to the caller"])
 
 
 def _spoilt(leaves: list[Any], given: _Flat) -> tuple[int, ...]:
@@ -321,7 +321,7 @@ def _spoilt(leaves: list[Any], given: _Flat) -> tuple[int, ...]:
 
 def _agree(first: CapturedGraph, other: CapturedGraph, on: str) -> None:
     if place := difference(first, other):
-        raise Restless(
+        raise StatefulModelError(
             [
                 f"two recordings on {on} differ at {place}: something here is no function of the inputs "
                 "(Python or numpy randomness, a counter, state kept between calls)"

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import CaptureError, Restless
+from ...errors import CaptureError, StatefulModelError
 from ...graph.nodes import set_attribute
 from ...sandbox.object_graph import Holdings
 from .module_calls import Calls
@@ -55,7 +55,7 @@ class Remains:
             CaptureError: there is such a thing.
         """
         if reasons := [*self._changed_attributes(), *self._changed_containers(), *self._changed_constants()]:
-            raise Restless(reasons)
+            raise StatefulModelError(reasons)
 
     def _write_back(self, module: nn.Module, key: str, old: torch.Tensor) -> None:
         new = module._buffers.get(key)
