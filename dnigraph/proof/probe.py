@@ -66,22 +66,16 @@ def _keeping(handed: dict[str, Tensor], name: str) -> Callable[..., None]:
 
 
 def _backward(dm: DecoupledModule, loss: Tensor) -> dict[str, Tensor]:
-    """The gradients of a backward pass as one long vector for each part; `.grad` is put back."""
-    everything = [*dm.parameters()]
-    kept = [p.grad for p in everything]
-    try:
-        for p in everything:
-            p.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        found = {}
-        for name, held in dm.parameters_of_parts().items():
-            vectors = [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in held]
-            if vectors:
-                found[name] = torch.cat(vectors)
-        return found
-    finally:
-        for p, grad in zip(everything, kept, strict=True):
-            p.grad = grad
+    """The gradients of a backward pass as one long vector for each part."""
+    for p in dm.parameters():
+        p.grad = None
+    loss.backward()  # type: ignore[no-untyped-call]
+    vectors = {}
+    for name, parameters in dm.parameters_of_parts().items():
+        if parameters:
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+            vectors[name] = torch.cat([gradient.flatten() for gradient in gradients])
+    return vectors
 
 
 def _cosine(x: Tensor, y: Tensor) -> float:

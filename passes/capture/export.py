@@ -17,8 +17,8 @@ from ..graph.mark import cut as marker
 from ..graph.nodes import Call, Mode, guard
 from ..graph.pytrees import HOLE, Tree, flatten, unflatten
 from ..sandbox.example import input_names, one_more_row
-from ..sandbox.runs import Trial
 from ..sandbox.snapshot import fresh_copies, untouched
+from .export_proof import Trial
 from .torch_func import as_function, stretches
 
 _REGIONS: Any = torch.ops.higher_order

@@ -1,27 +1,30 @@
-"""When two values are the same: bit for bit, but for not-a-number, which equals itself."""
+"""When two values are equal: bit by bit, but for not-a-number, which equals itself."""
 
 from typing import Any
 
+import numpy as np
 import torch
 
 
-def same_values(one: list[Any], other: list[Any]) -> bool:
-    """Whether two lists of results are bitwise equal; not-a-number equals itself."""
-    return len(one) == len(other) and all(map(_equal_results, one, other))
-
-
-def _equal_results(x: Any, y: Any) -> bool:
-    if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
-        return equal_tensors(x.detach(), y.detach())
-    return type(x) is type(y) and bool(x == y or x != x)
-
-
-def equal_tensors(x: torch.Tensor, y: torch.Tensor) -> bool:
-    """Bitwise equality, but for not-a-number, which equals itself."""
-    if x.shape != y.shape or x.dtype != y.dtype or x.layout != y.layout:
+def equal(one: Any, other: Any) -> bool:
+    """Whether two values are of one type and equal; lists and tuples are compared item by item."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return equal_tensors(one.detach(), other.detach())
+    if type(one) is not type(other):
         return False
-    if x.layout != torch.strided:
-        return equal_tensors(x.to_dense(), y.to_dense())
-    if x.is_floating_point() or x.is_complex():
-        return bool(((x == y) | ((x != x) & (y != y))).all())
-    return torch.equal(x, y)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
+    return one is other or bool(one == other or (one != one and other != other))
+
+
+def equal_tensors(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors have one shape, type and layout, and equal numbers."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+        return False
+    if one.layout != torch.strided:
+        return equal_tensors(one.to_dense(), other.to_dense())
+    if one.is_floating_point() or one.is_complex():
+        return bool(((one == other) | ((one != one) & (other != other))).all())
+    return torch.equal(one, other)

@@ -1,151 +1,165 @@
-"""Put a captured graph that another tool made to the test against the model itself."""
+"""One run of a model, observed: what it returned, what it left behind, and where two runs differ.
 
+Every proof of this library is made of these two: `observe` one run, ask for its `differences` to another.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..errors import CaptureError, GuardMiss
 from ..graph.captured_graph import CapturedGraph
-from ..graph.equality import equal_tensors, same_values
+from ..graph.equality import equal
 from ..graph.pytrees import flatten, unflatten
-from .object_graph import Holdings
-from .rng import seed_all
-from .snapshot import Snapshot, fresh_copies, untouched
+from .snapshot import Snapshot, fresh_copies, tensor_names
 
-# Kernels behind another front may add in another order.
+_GRADIENT_SEED = 7  # any number: what is sent back must be the same in all runs that are compared
+
+# How far apart sums may be that were added in another order, relative to the largest number nearby.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+_COARSE = 2e-2  # of all other types: half precision
+
+ModelCall = Callable[[list[Any]], Any]  # flat inputs -> what the model returns
+Sends = Callable[[int], float]  # the number of a result -> how much of a gradient is sent back from it
+
+
+class BackwardError(RuntimeError):
+    """The results cannot send gradients back together."""
 
 
 @dataclass
-class _Seen:
+class Run:
+    """What one run of a model showed."""
+
     results: list[Any]
-    structure: pytree.TreeSpec
-    gradients: list[Any]
-    buffers: list[Any]
-    random: list[Any]
+    structure: pytree.TreeSpec  # of the results
+    gradients: dict[str, Tensor | None]  # of parameters and inputs that ask for one
+    buffers: dict[str, Tensor]  # afterwards, and the other tensors of the model that the run wrote to
+    random: Tensor  # the state of torch's generator after the forward pass
+    differentiable: list[int]  # the results that a gradient can be sent back from
 
+    def differences(self, other: "Run", exact: bool = True) -> list[str]:
+        """What differs between two runs, in words; nothing if they agree.
 
-class Trial:
-    """Runs of one model with one kind of call."""
-
-    def __init__(self, model: nn.Module, spec: pytree.TreeSpec):
-        self.model, self.spec = model, spec
-
-    def refuse_state(self, leaves: list[Any]) -> None:
-        """Run the model twice and see what the second run changes in it.
-
-        Raises:
-            CaptureError: it sets attributes or fills containers in every call, which these graphs do not.
+        Args:
+            exact: bit by bit. Otherwise numbers may differ by what another order of additions makes of them.
         """
-        before = Snapshot(self.model)
-        self._seen(leaves)
-        before.rewind()
-        held = Holdings.of(self.model)
-        objects = [(o, dict(vars(o))) for o in held.objects.values()]
-        sizes = [(c, len(c)) for c in held.containers.values()]
-        self._seen(leaves)
-        names = [n for o, before in objects for n, v in before.items() if _is_other(v, vars(o).get(n))]
-        if names:
-            raise CaptureError([f"the model sets '{names[0]}' in every call, which an exported graph does not"])
-        if before.drew():
-            raise CaptureError(["the model draws from a random number generator of its own"])
-        before.rewind()
-        if any(len(c) != n for c, n in sizes):
-            raise CaptureError(
-                ["the model collects things in a container in every call, which an exported graph does not"]
-            )
-
-    def takes(self, leaves: list[Any]) -> bool:
-        """Whether the model itself runs on these inputs."""
-        try:
-            self._run(leaves, 1)
-        except Exception:
-            return False
-        return True
-
-    def compare(self, captured: CapturedGraph, leaves: list[Any], seed: int) -> None:
-        """Run the model and the captured graph on the same numbers.
-
-        Raises:
-            CaptureError: they differ, and no guard says so.
-        """
-        try:
-            found = self._run(leaves, seed, captured)
-        except GuardMiss:
-            return
-        except Exception as error:
-            raise CaptureError([f"the exported graph fails: {type(error).__name__}: {error}"]) from error
-        expected = self._run(leaves, seed)
-        alike = {
-            "structure of results": found.structure == expected.structure,
-            "results": _near(found.results, expected.results),
-            "gradients": _near(found.gradients, expected.gradients),
-            "buffers": _near(found.buffers, expected.buffers),
-            "random numbers": same_values(found.random, expected.random),
+        same = equal if exact else near
+        agreement = {
+            "structure of results": self.structure == other.structure,
+            "results": len(self.results) == len(other.results) and all(map(same, self.results, other.results)),
+            "gradients": all(same(*pair) for pair in _by_name(self.gradients, other.gradients).values()),
+            "buffers": all(same(*pair) for pair in _by_name(self.buffers, other.buffers).values()),
+            "random numbers": torch.equal(self.random, other.random),
         }
-        if wrong := [name for name, same in alike.items() if not same]:
-            raise CaptureError([f"the exported graph gives other {', '.join(wrong)} than the model"])
+        return [what for what, agrees in agreement.items() if not agrees]
 
-    def _run(self, leaves: list[Any], seed: int, captured: CapturedGraph | None = None) -> _Seen:
-        with untouched(self.model):
-            seed_all(seed)
-            return self._seen(leaves, captured)
+    def unequal_buffers(self, other: "Run") -> list[str]:
+        """The names of the buffers that are not bitwise equal."""
+        return [name for name, pair in _by_name(self.buffers, other.buffers).items() if not equal(*pair)]
 
-    def _seen(self, leaves: list[Any], captured: CapturedGraph | None = None) -> _Seen:
-        inputs, parameters = fresh_copies(leaves), list(self.model.parameters())
-        for p in parameters:
+
+def observe(
+    call: ModelCall, model: nn.Module, leaves: list[Any], sends: Sends | None = None, before: Snapshot | None = None
+) -> Run:
+    """Run a model, or what stands for it, on copies of its inputs. It is not put back: see `untouched`.
+
+    Args:
+        call: `model_call`, `graph_call`, or another.
+        sends: how much of a gradient comes back from each result; None: there is no backward pass.
+        before: the state before the run. Tensors of the model that changed since count among its buffers.
+
+    Raises:
+        BackwardError: the results cannot send these gradients back.
+    """
+    inputs = fresh_copies(leaves)
+    if sends is not None:
+        for p in model.parameters():
             p.grad = None
-        out, structure = flatten(self._call(inputs, captured))
-        random = [torch.get_rng_state()]
-        _send_back(out)
-        gradients = [None if v.grad is None else v.grad.clone() for v in (*parameters, *_tensors(inputs))]
-        buffers = [b.detach().clone() for b in self.model.buffers()]
-        results = [v.detach() if isinstance(v, torch.Tensor) else v for v in out]
-        return _Seen(results, structure, gradients, buffers, random)
+    results, structure = flatten(call(inputs))
+    random = torch.get_rng_state()
 
-    def _call(self, inputs: list[Any], captured: CapturedGraph | None) -> Any:
-        if captured is not None:
-            return captured.outputs.build(captured.module(self.model).forward(*_tensors(inputs)))
-        args, kwargs = unflatten(inputs, self.spec)
-        return self.model(*args, **kwargs)
+    gradients = {}
+    if sends is not None:
+        _send_back(results, sends)
+        asking = [*model.named_parameters(), *((f"input {i}", v) for i, v in enumerate(inputs))]
+        gradients = {n: _dense(v.grad) for n, v in asking if isinstance(v, Tensor) and v.requires_grad}
 
-
-def _tensors(values: list[Any]) -> list[torch.Tensor]:
-    return [v for v in values if isinstance(v, torch.Tensor)]
-
-
-def _send_back(results: list[Any]) -> None:
-    roots = [v for v in _tensors(results) if v.requires_grad]
-    generator = torch.Generator().manual_seed(7)
-    if not roots:
-        return
-    try:
-        torch.autograd.backward(roots, [torch.randn(v.shape, generator=generator).to(v) for v in roots])
-    except RuntimeError as error:  # it writes to what it returns, or to weights that were read before
-        said = str(error).partition(":")[0]
-        raise CaptureError([f"no gradient can be sent back from all results, to compare it: {said}"]) from error
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    if before is not None:
+        names = tensor_names(model)
+        buffers |= {names[id(t)]: t.detach().clone() for t in before.changed() if id(t) in names}
+    detached = [v.detach().clone() if isinstance(v, Tensor) else v for v in results]
+    differentiable = [i for i, v in enumerate(results) if isinstance(v, Tensor) and v.requires_grad]
+    return Run(detached, structure, gradients, buffers, random, differentiable)
 
 
-def _is_other(old: Any, new: Any) -> bool:
-    if isinstance(old, int | float | bool | str):
-        return type(old) is not type(new) or old != new
-    return isinstance(old, torch.Tensor | np.ndarray) and new is not old
+def model_call(model: nn.Module, spec: pytree.TreeSpec) -> ModelCall:
+    """A call of a module whose arguments have the structure `spec`."""
+
+    def call(inputs: list[Any]) -> Any:
+        args, kwargs = unflatten(inputs, spec)
+        return model(*args, **kwargs)
+
+    return call
 
 
-def _near(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(map(_alike, one, other))
+def graph_call(captured: CapturedGraph, model: nn.Module) -> ModelCall:
+    """A call of the graph that stands for a model."""
+    graph = captured.module(model)
+    return lambda inputs: captured.outputs.build(graph.forward(*[v for v in inputs if isinstance(v, Tensor)]))
 
 
-def _alike(x: Any, y: Any) -> bool:
-    if not (isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor)):
-        return type(x) is type(y) and bool(x == y or x != x)
-    if x.shape != y.shape or x.dtype != y.dtype:
+def send_all(_: int) -> float:
+    """The whole gradient comes back from each result."""
+    return 1.0
+
+
+def near(expected: Any, actual: Any, scale: float | None = None) -> bool:
+    """Whether two values are equal up to the rounding of sums in another order, relative to `scale`.
+
+    Args:
+        scale: the largest number nearby; None: of `expected`.
+    """
+    if equal(expected, actual):
+        return True
+    if not isinstance(expected, Tensor) or not isinstance(actual, Tensor) or not expected.is_floating_point():
         return False
-    if not x.is_floating_point() or x.layout != torch.strided:
-        return equal_tensors(x, y)
-    largest = float(y.abs().nan_to_num(0).max()) if y.numel() else 0.0
-    return torch.allclose(x, y, rtol=0, atol=_TOLERANCE.get(x.dtype, 2e-2) * largest, equal_nan=True)
+    if expected.shape != actual.shape or expected.dtype != actual.dtype or expected.layout != torch.strided:
+        return False
+    apart = _TOLERANCE.get(expected.dtype, _COARSE) * (largest(expected) if scale is None else scale)
+    return torch.allclose(actual, expected, rtol=0, atol=apart, equal_nan=True)
+
+
+def largest(tensor: Tensor | None) -> float:
+    """The largest absolute number in a tensor; 0 where there is none."""
+    return 0.0 if tensor is None or not tensor.numel() else float(tensor.detach().abs().double().nan_to_num(0).max())
+
+
+def _by_name(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {name: (one.get(name), other.get(name)) for name in (*one, *(n for n in other if n not in one))}
+
+
+def _send_back(results: list[Any], sends: Sends) -> None:
+    """Send a fixed random gradient back from the results."""
+    generator = torch.Generator().manual_seed(_GRADIENT_SEED)
+    roots, gradients = [], []
+    for i, value in enumerate(results):
+        if isinstance(value, Tensor) and value.requires_grad:
+            gradient = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value) * sends(i)
+            if sends(i):
+                roots.append(value)
+                gradients.append(gradient)
+    try:
+        if roots:
+            torch.autograd.backward(roots, gradients)
+    except RuntimeError as error:  # e.g. the model writes to what it returns, or to weights that were read before
+        raise BackwardError(*error.args) from error
+
+
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    """Embeddings may have sparse gradients."""
+    return gradient if gradient is None or gradient.layout == torch.strided else gradient.to_dense()

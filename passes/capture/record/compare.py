@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from ...graph.captured_graph import CapturedGraph
-from ...graph.equality import equal_tensors
+from ...graph.equality import equal
 from ...graph.nodes import Call, guard
 from .writer import PLAIN
 
@@ -56,12 +56,8 @@ class _Comparison:
             return isinstance(y, dict) and list(x) == list(y) and all(map(self._same, x.values(), y.values()))
         if isinstance(x, slice):
             return isinstance(y, slice) and self._same((x.start, x.stop, x.step), (y.start, y.stop, y.step))
-        if isinstance(x, torch.Tensor):
-            return isinstance(y, torch.Tensor) and equal_tensors(x, y)
-        if isinstance(x, np.ndarray):
-            return isinstance(y, np.ndarray) and np.array_equal(x, y)
-        if isinstance(x, PLAIN) or isinstance(y, PLAIN):
-            return type(x) is type(y) and bool(x == y or x != x)
+        if isinstance(x, (torch.Tensor, np.ndarray, *PLAIN)):
+            return equal(x, y)
         return type(x) is type(y)  # functions and objects: not looked into
 
     def _same_node(self, x: fx.Node, y: fx.Node) -> bool:
@@ -72,7 +68,7 @@ class _Comparison:
         held, kept = self.constants[0].get(str(x.target)), self.constants[1].get(str(y.target))
         if held is None or kept is None:
             return x.target == y.target
-        return equal_tensors(held, kept)
+        return equal(held, kept)
 
 
 def _spelled(node: fx.Node) -> str:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ...errors import CaptureError, FirstCallError, GuardMiss, StatefulModelError
 from ...graph.captured_graph import CapturedGraph
-from ...graph.equality import same_values
+from ...graph.equality import equal
 from ...graph.pytrees import HOLE, Tree, flatten, unflatten
 from ...sandbox.example import input_names, one_more_row, varied
 from ...sandbox.object_graph import Holdings
@@ -72,9 +72,9 @@ class _Run:
 
     def difference(self, other: "_Run") -> str | None:
         """What two runs do not have in common, in a word."""
-        if not same_values(self.results, other.results):
+        if not equal(self.results, other.results):
             return "results"
-        if not same_values(self.buffers, other.buffers):
+        if not equal(self.buffers, other.buffers):
             return "buffers"
         return None if torch.equal(self.random, other.random) else "random numbers"
 
@@ -316,7 +316,7 @@ def _refuse_changed_inputs(before: _Flat, after: _Flat, names: list[str]) -> Non
 def _spoilt(leaves: list[Any], given: _Flat) -> tuple[int, ...]:
     """Which of the tensors among the inputs hold other numbers after the run."""
     pairs = [(x, y) for x, y in zip(leaves, given[0], strict=True) if isinstance(x, torch.Tensor)]
-    return tuple(i for i, (x, y) in enumerate(pairs) if not same_values([x], [y]))
+    return tuple(i for i, (x, y) in enumerate(pairs) if not equal(x, y))
 
 
 def _agree(first: CapturedGraph, other: CapturedGraph, on: str) -> None:
