@@ -1,8 +1,11 @@
+import json
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import pytest
 
@@ -49,6 +52,20 @@ def test_the_installed_version_is_the_one_in_the_project_file(project):
         pytest.skip("not installed, only found in the working directory")
 
     assert installed == project["project"]["version"]
+
+
+def test_an_editable_install_is_a_path_that_editors_and_type_checkers_follow(project):
+    # A build leaves metadata in the checkout, too: what was installed says where from.
+    origins = {d: json.loads(d.read_text("direct_url.json") or "{}") for d in distributions(name="dnigraph")}
+    installed = next((d for d, origin in origins.items() if origin.get("dir_info", {}).get("editable")), None)
+    if installed is None:
+        pytest.skip("not an editable install")
+    checkout = Path(url2pathname(urlparse(origins[installed]["url"]).path))
+
+    lines = [line for file in installed.files if file.suffix == ".pth" for line in file.read_text().splitlines()]
+
+    assert lines == [str(checkout)]
+    assert (checkout / "dnigraph" / "passes" / "errors.py").is_file()
 
 
 def test_every_requirement_is_pinned(project):
