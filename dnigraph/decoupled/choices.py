@@ -34,7 +34,9 @@ class Choices:
         if at is None and len(crossing.shape or ()) > 3:
             at = 0  # regions of images and the like: as many as there happen to be
         shape = _batch_first(crossing.shape or (), at)
-        return CrossingSpec(crossing.name, shape, meta["dtype"], meta["device"], condition, at, meta.get("line", False))
+        return CrossingSpec(
+            crossing.name, shape, meta["dtype"], meta["device"], condition, at, meta.get("channels_first", False)
+        )
 
     def check_names(self, crossings: Iterable[Crossing]) -> None:
         """Refuse a choice for a crossing that there is not."""

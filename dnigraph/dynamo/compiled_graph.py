@@ -11,7 +11,6 @@ from torch import fx, nn
 from ..passes.capture.dynamo_graph import annotate_without_data, to_captured_graph
 from ..passes.cuts.cut_graph import cut_graph
 from ..passes.errors import CaptureError
-from ..passes.graph.nodes import POSITION
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.lift import lift
 from ..passes.parts.split import split
@@ -76,7 +75,7 @@ class Captured:
         found = split(graph, plan)
         graphs, top = lift(found.graphs, insert_boundaries(found.top, plan))
         made = {name: self._part(part, name) for name, part in graphs.items()}
-        order = [node.meta[POSITION] for node in top.nodes if node.op == "placeholder"]
+        order = [node.meta["position"] for node in top.nodes if node.op == "placeholder"]
         return Run(_runner(top, made, boundaries), order, interfaces, witness)
 
     def _part(self, graph: fx.Graph, name: str) -> nn.Module:

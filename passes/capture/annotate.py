@@ -1,6 +1,7 @@
-"""Run a captured graph once on real inputs and note on each node what later passes want to know."""
+"""Run a captured graph once and write on each node what later passes want to know; `NodeMeta` says what it means."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,72 +11,89 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..graph.captured_graph import CapturedGraph, Owner, lookup
+from ..graph.captured_graph import CapturedGraph, Owner
 from ..graph.facts import batch_dim
+from ..graph.nodes import NodeMeta
 from ..sandbox.snapshot import fresh_copies, untouched
+
+# What makes or keeps [batch, channels, positions]: functions, by their name in any of torch's spellings, and layers.
+MAP_FUNCTIONS = (
+    "conv", "max_pool", "avg_pool", "adaptive", "lp_pool", "batch_norm", "instance_norm", "group_norm",
+)  # fmt: skip
+MAP_LAYERS = (
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm,
+    nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.LPPool1d,
+)  # fmt: skip
 
 
 def annotate(captured: CapturedGraph, model: nn.Module, inputs: list[Any]) -> None:
-    """Write into `node.meta` what one run shows. The model is left as it was.
-
-    Guarantees for each node, where it applies:
-        shape, dtype, bytes, gradient: of the tensor that it makes; `gradient`: it requires grad.
-        container: it makes a tuple, list or dict of tensors; `gradient` then speaks of what that holds.
-        storage: the memory that the tensor lives in; views share it.
-        writes: the memories that the node changes in place.
-        random: it draws random numbers.
-        flops: of one forward run; one multiply-add counts 2.
-        batch_dim: where a tensor keeps the batch: its size there is the first input's in dimension 0; None: nowhere.
-        line: whether a three-dimensional tensor is [batch, channels, positions]; see `note_lines`.
-        parameters, buffers: what a module or `get_attr` node refers to; parameters as (name, scalars, trained).
-    """
-    with untouched(model), torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
-        note(captured, model, fresh_copies(inputs))
+    """Write into `node.meta` what one run shows. The model is left as it was."""
+    with untouched(model), torch.set_grad_enabled(torch.is_grad_enabled()):
+        Annotator(captured, model).run(*fresh_copies(inputs))
 
 
-def note(captured: CapturedGraph, model: nn.Module, inputs: list[Any], data: bool = True) -> None:
-    """The same where nothing need be spared: the run may write into the inputs and into the model.
+class Annotator(fx.Interpreter):
+    """Runs a graph and looks at what comes of each node. The run may write into the inputs and into the model.
 
     Args:
         data: the tensors hold data; without it no generator moves, and random numbers are known by who draws them.
     """
-    for node in captured.graph.nodes:
-        _note_owned(node, captured, model)
-    _Annotator(captured, model, _random_states if data else list).run(*inputs)
-    batch = next((v.shape[0] for v in inputs if isinstance(v, torch.Tensor) and v.dim()), 1)
-    for node in captured.graph.nodes:
-        if "shape" in node.meta:
-            node.meta["batch_dim"] = batch_dim(node.meta["shape"], batch)
-    note_lines(captured, model)
 
-
-class _Annotator(fx.Interpreter):
-    def __init__(self, captured: CapturedGraph, model: nn.Module, random_states: Callable[[], list[bytes]]):
-        self.random_states = random_states
+    def __init__(self, captured: CapturedGraph, model: nn.Module, data: bool = True):
         owner = Owner(model, captured.constants)  # `captured.module` would write code that nobody runs
         super().__init__(owner, garbage_collect_values=False, graph=captured.graph)  # freed memory looks like a view
-        self.counted = Counter()  # type: ignore[no-untyped-call]  # torch's
+        self.counter = Counter()  # type: ignore[no-untyped-call]  # torch's
+        self.random_state: Callable[[], bytes] = _random_state if data else bytes
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        self.random = self.random_states()
-        with self.counted:  # once for all nodes: to enter it costs as much as running one
+        """Run all nodes."""
+        self.random, self.batch = self.random_state(), batch_length(args)
+        with self.counter:  # once for all nodes: to enter it costs as much as running one
             return super().run(*args, **kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        given = [self.env[a] for a in n.all_input_nodes]
-        tensors = list(_tensors(given))
-        versions, random = [t._version for t in tensors], self.random
-        flops, draws = self.counted.flops, self.counted.draws
+        """Run one node and compare what there is before and after."""
+        owned = self._note_owned(n)  # before it runs, which may make buffers
+        tensors = tensors_in(list(map(self.env.__getitem__, n.all_input_nodes)))
+        versions = [t._version for t in tensors]
+        random, flops, draws = self.random, self.counter.flops, self.counter.draws
+
         out = super().run_node(n)
-        self.random = self.random_states()
-        n.meta["flops"] = self.counted.flops - flops
-        drew = random != self.random or self.counted.draws > draws
-        n.meta["random"] = n.op not in ("placeholder", "get_attr", "output") and drew
-        written = {_storage(t) for t, v in zip(tensors, versions, strict=True) if t._version != v}
-        written |= {_storage(t) for t in tensors[1:3] if _moves_statistics(n)}
-        n.meta["writes"] = tuple(sorted(s for s in written if s is not None))
-        _note_value(n, out)
+
+        self.random = self.random_state()
+        written = tensors[1:3] if _moves_statistics(n) else []
+        for tensor, version in zip(tensors, versions, strict=True):
+            if tensor._version != version:
+                written.append(tensor)
+        n.meta["writes"] = tuple(sorted(filter(None, set(map(storage_of, written)))))
+        n.meta["flops"] = self.counter.flops - flops
+        drew = random != self.random or self.counter.draws > draws
+        n.meta["random"] = drew and n.op not in ("placeholder", "get_attr", "output")
+        if isinstance(out, torch.Tensor):
+            n.meta.update(tensor_meta(out, self.batch))
+            n.meta["channels_first"] = out.dim() == 3 and channels_first(n, _makes_maps(n, owned))
+            if (storage := storage_of(out)) is not None:
+                n.meta["storage"] = storage
+        elif isinstance(out, tuple | list | dict) and (items := tensors_in(out)):
+            n.meta["container"] = True  # it never crosses itself: what is taken out of it does
+            n.meta["gradient"] = any(map(attrgetter("requires_grad"), items))
         return out
+
+    def _note_owned(self, node: fx.Node) -> Any:
+        """Note the parameters and buffers of what a node refers to, which is returned."""
+        path, owned = str(node.target), None
+        parameters: list[tuple[str, int, bool]] = []
+        node.meta["buffers"] = ()
+        if node.op in ("call_module", "get_attr"):
+            owned = self.fetch_attr(path)
+            if isinstance(owned, nn.Module):
+                for name, parameter in owned.named_parameters(prefix=path):
+                    parameters.append((name, parameter.numel(), parameter.requires_grad))
+                node.meta["buffers"] = tuple(dict(owned.named_buffers(prefix=path)))
+            elif isinstance(owned, nn.Parameter):
+                parameters.append((path, owned.numel(), owned.requires_grad))
+        node.meta["parameters"] = tuple(parameters)
+        return owned
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
@@ -86,43 +104,38 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     flops = draws = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the call and count it."""
         out = func(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in func.tags:
-            self.draws += any(isinstance(tensor, FakeTensor) for tensor in _tensors(out))
+            self.draws += any(isinstance(tensor, FakeTensor) for tensor in tensors_in(out))
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += int(count(*args, **(kwargs or {}), out_val=out))
         return out
 
 
-def _note_value(node: fx.Node, value: Any) -> None:
-    if isinstance(value, tuple | list | dict) and (held := list(_tensors(value))):
-        node.meta["container"] = True  # it never crosses itself: what is taken out of it does
-        node.meta["gradient"] = any(t.requires_grad for t in held)
-    if not isinstance(value, torch.Tensor):
-        return
-    node.meta["shape"], node.meta["dtype"] = tuple(value.shape), value.dtype
-    node.meta["bytes"] = value.numel() * value.element_size()
-    node.meta["gradient"] = value.requires_grad
-    node.meta["device"] = value.device
-    if (storage := _storage(value)) is not None:
-        node.meta["storage"] = storage
+def tensor_meta(value: torch.Tensor, batch: int) -> NodeMeta:
+    """What is written on the node of a tensor, where the batch is `batch` long."""
+    shape = tuple(value.shape)
+    meta = NodeMeta(shape=shape, dtype=value.dtype, device=value.device, gradient=value.requires_grad)
+    meta["bytes"], meta["batch_dim"] = value.numel() * value.element_size(), batch_dim(shape, batch)
+    return meta
 
 
-def _note_owned(node: fx.Node, captured: CapturedGraph, model: nn.Module) -> None:
-    node.meta["parameters"], node.meta["buffers"] = (), ()
-    if node.op not in ("call_module", "get_attr"):
-        return
-    path = str(node.target)
-    owned = lookup(model, captured.constants, path)
-    if isinstance(owned, nn.Module):
-        node.meta["parameters"] = tuple((n, p.numel(), p.requires_grad) for n, p in _named(owned, path))
-        node.meta["buffers"] = tuple(f"{path}.{name}" for name, _ in owned.named_buffers())
-    elif isinstance(owned, nn.Parameter):
-        node.meta["parameters"] = ((path, owned.numel(), owned.requires_grad),)
+def channels_first(node: fx.Node, beside_maps: bool) -> bool:
+    """Whether a value of three dimensions is [batch, channels, positions]: a layer on maps makes it or reads it, or it
+    was computed from such a value, element by element, for it has its shape.
+    """
+    shape = node.meta["shape"]
+    return beside_maps or any(
+        given.meta.get("channels_first") and given.meta["shape"] == shape for given in node.all_input_nodes
+    )
 
 
-def _named(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Parameter]]:
-    return module.named_parameters(prefix=path)
+def _makes_maps(node: fx.Node, owned: Any) -> bool:
+    if node.op == "call_module":
+        return isinstance(owned, MAP_LAYERS)
+    name = str(getattr(node.target, "__name__", node.target)).removeprefix("_").removeprefix("native_")
+    return node.op in ("call_function", "call_method") and name.startswith(MAP_FUNCTIONS)
 
 
 def _moves_statistics(node: fx.Node) -> bool:
@@ -130,61 +143,30 @@ def _moves_statistics(node: fx.Node) -> bool:
     return getattr(node.target, "__name__", "") in ("batch_norm", "instance_norm")
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    return (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor))
+def batch_length(inputs: Iterable[Any]) -> int:
+    """How long the first tensor is in dimension 0."""
+    for value in inputs:
+        if isinstance(value, torch.Tensor) and value.dim():
+            return value.shape[0]
+    return 1
 
 
-def _storage(tensor: torch.Tensor) -> int | None:
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors in a nested value."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def storage_of(tensor: torch.Tensor) -> int | None:
+    """The identity of a tensor's memory; `None`: it has no plain memory, as sparse ones."""
     try:
         storage = tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):  # sparse and other tensors without plain memory
+    except (NotImplementedError, RuntimeError):
         return None
     return storage._cdata if storage.nbytes() else None
 
 
-def _random_states() -> list[bytes]:
-    states = [torch.get_rng_state()]
+def _random_state() -> bytes:
+    state = torch.get_rng_state()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
-        states += torch.cuda.get_rng_state_all()
-    return [s.numpy().tobytes() for s in states]
-
-
-# What makes or keeps them, by its name in any of torch's spellings, and as layers.
-_CALLS = (
-    "conv",
-    "max_pool",
-    "avg_pool",
-    "adaptive",
-    "lp_pool",
-    "batch_norm",
-    "instance_norm",
-    "group_norm",
-)
-
-
-_LAYERS = (
-    nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm,
-    nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d, nn.LPPool1d,
-)  # fmt: skip
-
-
-def note_lines(captured: CapturedGraph, model: nn.Module) -> None:
-    """Write `node.meta["line"]` on each three-dimensional value: it comes from a convolution along a line and the like,
-    or was computed from such a value, element by element, for it has its shape.
-    """
-    for node in captured.graph.nodes:
-        if len(shape := node.meta.get("shape", ())) == 3:
-            alike = (n for n in node.all_input_nodes if n.meta.get("shape") == shape)
-            node.meta["line"] = _makes_line(node, captured, model) or any(n.meta.get("line", False) for n in alike)
-
-
-def makes_lines(module: object) -> bool:
-    """Whether a layer works on maps, so that a three-dimensional value beside it is one along a line."""
-    return isinstance(module, _LAYERS)
-
-
-def _makes_line(node: fx.Node, captured: CapturedGraph, model: nn.Module) -> bool:
-    if node.op == "call_module":
-        return makes_lines(lookup(model, captured.constants, str(node.target)))
-    name = str(getattr(node.target, "__name__", node.target)).removeprefix("_").removeprefix("native_")
-    return node.op in ("call_function", "call_method") and name.startswith(_CALLS)
+        state = torch.cat([state, *torch.cuda.get_rng_state_all()])
+    return state.numpy().tobytes()

@@ -14,15 +14,14 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
 from ..graph.mark import cut as marker
 from ..graph.mark import traced_mark
-from ..graph.nodes import AUTOCAST_DEVICES, POSITION, Call, Mode
+from ..graph.nodes import AUTOCAST_DEVICES, Call, Mode, checkpointed
 from ..graph.pytrees import take_apart
-from .annotate import note
+from .annotate import Annotator
 from .torch_func import as_function, stretches
 
 Paths = Callable[[str, str], str]  # from what Dynamo calls a module, its id and a Python expression, to its path
@@ -50,13 +49,6 @@ def spelled_path(expression: str) -> str:
     _, _, rest = expression.partition("]")
     names = re.findall(r"\['?([^'\]]+)'?\]|\.?([^.\[\]]+)", rest.replace(".__dict__['_modules']", ""))
     return ".".join(name for name in (a or b for a, b in names) if name not in ("_modules", "_orig_mod"))
-
-
-def checkpointed(body: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """`torch.utils.checkpoint`, in place of what Dynamo writes for it: run as it stands, that draws new random numbers
-    when it computes again in the backward pass.
-    """
-    return checkpoint(body, *args, **{**kwargs, "use_reentrant": False})
 
 
 def to_captured_graph(module: fx.GraphModule, names: Mapping[int, str], paths: Paths) -> CapturedGraph:
@@ -95,7 +87,7 @@ def annotate_without_data(captured: CapturedGraph, module: fx.GraphModule, args:
     Raises:
         CaptureError: a call of the graph cannot do without data.
     """
-    given = [n for n in captured.graph.nodes if POSITION in n.meta]
+    given = [n for n in captured.graph.nodes if "position" in n.meta]
     try:
         _run_without_data(captured, module, given, args)
     except Exception as error:
@@ -110,10 +102,10 @@ def _run_without_data(
     captured: CapturedGraph, module: fx.GraphModule, given: Sequence[fx.Node], args: Sequence[Any]
 ) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = {n: _fake(mode, args[n.meta[POSITION]]) for n in given}
+        fakes = {n: _fake(mode, args[n.meta["position"]]) for n in given}
         held = {str(n.target): fake for n, fake in fakes.items() if n.op == "get_attr"}
         inputs = [fake for n, fake in fakes.items() if n.op == "placeholder"]
-        note(replace(captured, constants=held), module, inputs, data=False)
+        Annotator(replace(captured, constants=held), module, data=False).run(*inputs)
 
 
 def _fake(mode: FakeTensorMode, value: Any) -> Any:
@@ -160,7 +152,7 @@ class _Rewritten:
         else:
             found = re.fullmatch(r"[lg]_(.+?)_?", node.name)
             made = self.graph.placeholder(found[1] if found else node.name)
-        made.meta[POSITION] = position
+        made.meta["position"] = position
         return made
 
     def _computed(self, node: fx.Node) -> fx.Node:

@@ -10,31 +10,28 @@ next one may go another way, which is why such a model stands on this rung.
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..errors import CaptureError
-from ..graph.facts import batch_dim
-from ..graph.mark import cut as marker
+from ..graph.mark import cut
+from ..graph.nodes import NodeMeta, event
 from ..graph.pytrees import flatten, unflatten
 from ..sandbox.example import input_names
 from ..sandbox.snapshot import fresh_copies, untouched
-from .annotate import Counter, makes_lines
+from .annotate import MAP_LAYERS, Counter, batch_length, channels_first, tensor_meta
 from .module_hooks import Site, Watch
 
 RUNG = "hooks"
 
 
-def event(*read: Any) -> None:
-    """Stands in the graph for a tensor at the border of a module call. It is not run."""
-    raise CaptureError(["the graph of the hooks rung only says what feeds what; it cannot be run"])
+@dataclass(frozen=True)
+class _Passage:
+    """A tensor that passed a site, and what had run since the one before."""
 
-
-@dataclass
-class _Event:
     site: Site
     value: Tensor  # marked
     mark: Any  # its node in autograd's graph: a write in place gives the tensor another
@@ -44,7 +41,7 @@ class _Event:
 
 
 def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Graph:
-    """What the modules of one call hand each other, with the notes on each node that `annotate` makes.
+    """What the modules of one call hand each other, annotated as `annotate` does it.
 
     Guarantees:
         The model is left as it was, hooks included.
@@ -53,15 +50,15 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         those that are met on the way.
         FLOPs and seconds are those of what ran since the node before.
     """
+    leaves, spec = flatten((args, kwargs))
     with untouched(model), torch.enable_grad():
         run = _Run(model)
-        results = run(args, kwargs)
-        batch = next((v.shape[0] for v in flatten((args, kwargs))[0] if isinstance(v, Tensor) and v.dim()), 1)
-        return _Graph(model, run, batch).of(input_names(model, args, kwargs), flatten((args, kwargs))[0], results)
+        results = run(*unflatten(fresh_copies(leaves), spec))
+        return _Graph(model, run.passages, leaves).of(input_names(model, args, kwargs), results)
 
 
 class _Mark(torch.autograd.Function):
-    """The identity; autograd's graph has it as a node that knows its event."""
+    """The identity; autograd's graph has it as a node that knows the number of its passage."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, number: int) -> Tensor:
@@ -73,23 +70,20 @@ class _Mark(torch.autograd.Function):
         return gradient, None
 
 
-@dataclass
 class _Run:
-    """One call of the model with a mark on everything."""
+    """One call of the model in which each tensor that passes a site is marked."""
 
-    model: nn.Module
-    events: list[_Event] = field(default_factory=list)
-    stack: list[tuple[str, tuple[str, type]]] = field(default_factory=list)
+    def __init__(self, model: nn.Module):
+        self.model, self.passages = model, list[_Passage]()
+        self.stack: list[tuple[str, tuple[str, type]]] = []  # the calls that have begun and not ended
+        self.counter = Counter()  # type: ignore[no-untyped-call]  # torch's
 
     def __call__(self, args: Any, kwargs: Any) -> list[Tensor]:
         """The results that carry a gradient."""
-        leaves, spec = flatten((args, kwargs))
-        args, kwargs = unflatten(fresh_copies(leaves), spec)
-        self.counted = Counter()  # type: ignore[no-untyped-call]  # torch's
-        self.since = (0, time.perf_counter())
-        with Watch(self.model, self._note, None, self._enter, self._leave).attached(), self.counted:
-            found = flatten(self.model(*args, **kwargs))[0]
-        return [v for v in found if isinstance(v, Tensor) and v.requires_grad]
+        self.since = (0, time.perf_counter())  # FLOPs and time at the last passage
+        with Watch(self.model, self._note, None, self._enter, self._leave).attached(), self.counter:
+            leaves = flatten(self.model(*args, **kwargs))[0]
+        return [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]
 
     def _enter(self, path: str, module: nn.Module, call: int) -> None:
         self.stack.append((Site(path, call, "enter").key, (path, type(module))))
@@ -100,81 +94,66 @@ class _Run:
             pass  # calls that ended in an exception which the model caught
 
     def _note(self, site: Site, value: Tensor) -> Tensor:
-        now = (self.counted.flops, time.perf_counter())
+        flops, seconds = self.counter.flops - self.since[0], time.perf_counter() - self.since[1]
         stack = self.left if site.side == "leave" else dict(self.stack)
-        marked: Tensor = _Mark.apply(value, len(self.events))  # type: ignore[no-untyped-call]  # torch's
-        self.events.append(_Event(site, marked, marked.grad_fn, stack, now[0] - self.since[0], now[1] - self.since[1]))
-        self.since = (self.counted.flops, time.perf_counter())
+        marked: Tensor = _Mark.apply(value, len(self.passages))  # type: ignore[no-untyped-call]  # torch's
+        self.passages.append(_Passage(site, marked, marked.grad_fn, stack, flops, seconds))
+        self.since = (self.counter.flops, time.perf_counter())
         return marked
 
 
 class _Graph:
-    """From the marks in autograd's graph to a graph of events."""
+    """From the marks in autograd's graph to a graph of what passed."""
 
-    def __init__(self, model: nn.Module, run: _Run, batch: int):
-        self.model, self.run, self.batch = model, run, batch
+    def __init__(self, model: nn.Module, passages: list[_Passage], inputs: list[Any]):
+        self.model, self.passages, self.inputs, self.batch = model, passages, inputs, batch_length(inputs)
         self.trained = {id(p): (name, p.numel(), True) for name, p in model.named_parameters() if p.requires_grad}
         self.graph = fx.Graph()
-        self.nodes: list[fx.Node] = []
+        self.placeholders: list[fx.Node] = []
+        self.nodes: list[fx.Node] = []  # of the passages
 
-    def of(self, names: list[str], inputs: list[Any], results: list[Tensor]) -> fx.Graph:
-        given = [self._input(n, v) for n, v in zip(names, inputs, strict=True) if isinstance(v, Tensor)]
-        for happened in self.run.events:
-            node = self._node(_name(happened.site), [f for f, _ in happened.mark.next_functions], given)
-            if happened.site.side == "mark":
-                node.target, node.kwargs = marker, {"name": happened.site.path}
-            node.meta |= self._facts(happened.value) | {"site": happened.site, "nn_module_stack": happened.stack}
-            node.meta |= {"flops": happened.flops, "seconds": happened.seconds, "line": self._is_line(node)}
+    def of(self, names: list[str], results: list[Tensor]) -> fx.Graph:
+        for name, value in zip(names, self.inputs, strict=True):
+            if isinstance(value, Tensor):
+                self.placeholders.append(self._noted(self.graph.placeholder(name), value))
+        for passage in self.passages:
+            functions = [function for function, _ in passage.mark.next_functions]
+            node = self._node(_name(passage.site), passage.value, functions)
+            if passage.site.side == "mark":
+                node.target, node.kwargs = cut, {"name": passage.site.path}
+            node.meta |= {"site": passage.site, "nn_module_stack": passage.stack}
+            node.meta |= {"flops": passage.flops, "seconds": passage.seconds}
+            beside = self.model.get_submodule(passage.site.path) if passage.site.side != "mark" else None
+            maps = isinstance(beside, MAP_LAYERS)
+            node.meta["channels_first"] = passage.value.dim() == 3 and channels_first(node, maps)
             self.nodes.append(node)
         if not results:
             raise CaptureError(["no result of this call carries a gradient: there is nothing to learn from"])
-        marks = {id(happened.mark): node for happened, node in zip(self.run.events, self.nodes, strict=True)}
-        ends = [marks.get(id(v.grad_fn)) or self._result(v, given) for v in results]
+        marks = {id(passage.mark): node for passage, node in zip(self.passages, self.nodes, strict=True)}
+        # A result that passed no site last is what the model makes of them by itself, at the end.
+        ends = [marks.get(id(v.grad_fn)) or self._node("result", v, [v.grad_fn]) for v in results]
         self.graph.output(tuple(ends))
         return self.graph
 
-    def _result(self, value: Tensor, given: list[fx.Node]) -> fx.Node:
-        """What the model makes of events by itself, at the end."""
-        node = self._node("result", [value.grad_fn], given)
-        node.meta |= self._facts(value) | {"nn_module_stack": {}, "flops": 0, "seconds": 0.0}
+    def _node(self, name: str, value: Tensor, functions: list[Any]) -> fx.Node:
+        """The node of a value that autograd made by these functions."""
+        numbers, parameters = _reached(functions)
+        read = [self.nodes[number] for number in sorted(numbers)] or self.placeholders
+        node = self._noted(self.graph.create_node("call_function", event, tuple(read), {}, name), value)
+        node.meta["parameters"] = tuple(self.trained[i] for i in parameters if i in self.trained)
         return node
 
-    def _input(self, name: str, value: Tensor) -> fx.Node:
-        node = self.graph.placeholder(name)
-        node.meta |= self._facts(value) | {"flops": 0, "parameters": (), "buffers": (), "random": False, "writes": ()}
+    def _noted(self, node: fx.Node, value: Tensor) -> fx.Node:
+        node.meta |= NodeMeta(
+            nn_module_stack={}, flops=0, seconds=0.0, parameters=(), buffers=(), random=False, writes=()
+        )
+        node.meta.update(tensor_meta(value, self.batch))
         return node
-
-    def _node(self, name: str, functions: list[Any], given: list[fx.Node]) -> fx.Node:
-        events, parameters = _reached(functions)
-        read = [self.nodes[number] for number in sorted(events)] or given
-        node = self.graph.create_node("call_function", event, tuple(read), {}, name)
-        trained = tuple(self.trained[i] for i in parameters if i in self.trained)
-        node.meta |= {"parameters": trained, "buffers": (), "random": False, "writes": ()}
-        return node
-
-    def _is_line(self, node: fx.Node) -> bool:
-        """Whether the value is a map along a line: it enters or leaves a layer on maps, or comes from one."""
-        site, shape = node.meta["site"], node.meta["shape"]
-        if len(shape) != 3:
-            return False
-        beside = self.model.get_submodule(site.path) if site.side != "mark" else None
-        alike = (n for n in node.all_input_nodes if n.meta.get("shape") == shape)
-        return makes_lines(beside) or any(n.meta.get("line", False) for n in alike)
-
-    def _facts(self, value: Tensor) -> dict[str, Any]:
-        return {
-            "shape": tuple(value.shape),
-            "dtype": value.dtype,
-            "bytes": value.numel() * value.element_size(),
-            "gradient": value.requires_grad,
-            "device": value.device,
-            "batch_dim": batch_dim(tuple(value.shape), self.batch),
-        }
 
 
 def _reached(functions: list[Any]) -> tuple[set[int], set[int]]:
-    """The events and the parameters (by id) from which autograd leads here, with no event between."""
-    events, parameters, seen = set[int](), set[int](), set[Any]()
+    """The numbers of passages and ids of parameters from which autograd leads here, with no passage between."""
+    numbers, parameters, seen = set[int](), set[int](), set[Any]()
     waiting = [f for f in functions if f is not None]
     while waiting:
         function = waiting.pop()
@@ -182,24 +161,24 @@ def _reached(functions: list[Any]) -> tuple[set[int], set[int]]:
             continue
         seen.add(function)
         if isinstance(getattr(function, "number", None), int) and type(function).__name__ == "_MarkBackward":
-            events.add(function.number)
+            numbers.add(function.number)
         elif hasattr(function, "variable"):
             parameters.add(id(function.variable))
         else:
             waiting += [f for f, _ in function.next_functions if f is not None]
-    return events, parameters
+    return numbers, parameters
 
 
 def heard(values: Iterable[fx.Node], sites: set[fx.Node]) -> set[fx.Node]:
     """The nodes that a gradient of some values reaches without passing one of the sites."""
-    found: set[fx.Node] = set()
+    nodes: set[fx.Node] = set()
     waiting = list(values)
     while waiting:
         node = waiting.pop()
-        if node not in found and node not in sites:
-            found.add(node)
+        if node not in nodes and node not in sites:
+            nodes.add(node)
             waiting += node.all_input_nodes
-    return found
+    return nodes
 
 
 def parameters(nodes: Iterable[fx.Node]) -> set[str]:

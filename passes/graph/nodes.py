@@ -1,25 +1,61 @@
-"""What we add to the node targets of fx: calls that it cannot spell, guards, and side effects as expressions."""
+"""The language of captured graphs: what their nodes may call beside torch, and what is written on them.
+
+The nodes are those of fx. This library adds the functions in `OURS`, and `Call` for what fx cannot spell.
+`node.meta` is the blackboard of the passes: a capture rung writes on it, then `annotate`, `node_seconds` and `split`;
+all that follow read. `NodeMeta` lists its keys.
+"""
 
 import contextlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..errors import GuardMiss
+from ..errors import CaptureError, GuardMiss
 from .equality import equal_tensors
+from .mark import cut
 from .pytrees import flatten, rebuild
 
+PACKAGE = "dnigraph"  # functions of modules below it are our own
 AUTOCAST_DEVICES = ("cpu", "cuda")
-POSITION = "position"  # in the meta of inputs and tensors of the model: where they stand among the arguments
+
+
+class NodeMeta(TypedDict, total=False):
+    """The keys of `node.meta`: what each holds │ who writes it │ who reads it. Each is there only where it applies."""
+
+    nn_module_stack: dict[str, tuple[str, type]]  # calls around it, outermost first: "layers.3@2" │ rungs │ cuts, plan
+    # Of the tensor that the node makes, as one run on the example shows it:
+    shape: tuple[int, ...]  # │ annotate │ plan, cuts, guards
+    dtype: torch.dtype  # │ annotate │ plan, cuts, guards, boundaries
+    device: torch.device  # │ annotate │ boundaries
+    bytes: int  # │ annotate │ plan, cuts
+    gradient: bool  # it requires grad; of a container: something in it does │ annotate │ plan, cuts
+    container: bool  # no tensor, but a tuple, list or dict of tensors │ annotate │ plan
+    storage: int  # the memory that it lives in: views share it │ annotate │ plan
+    batch_dim: int | None  # which dimension is as long as the batch of the first input │ annotate │ boundaries
+    channels_first: bool  # [batch, channels, positions], no [batch, tokens, features] │ annotate │ boundaries
+    # Of what the node does:
+    writes: tuple[int, ...]  # the memories that it changes in place │ annotate │ plan
+    random: bool  # it draws random numbers │ annotate │ plan
+    flops: int  # in one forward run; a multiply-add counts 2 │ annotate │ plan, cuts, guards
+    seconds: float  # in one forward run │ node_seconds │ cuts
+    parameters: tuple[tuple[str, int, bool], ...]  # that it uses: name, scalars, trained │ annotate │ plan, decoupled
+    buffers: tuple[str, ...]  # paths of those of its module, which it may change │ annotate │ plan
+    # Of nodes that stand for something outside of their graph:
+    site: Any  # the border of a module call, a `Site` │ module_graph │ decoupled
+    position: int  # the place of an input or a weight among the arguments of Dynamo's graph │ dynamo_graph │ lift
+    value: str  # in the top graph: the node of the captured graph whose value this is │ split │ boundary_nodes
+    part: str  # in the top graph: the part that is called here │ split │ boundary_nodes, lift
+    boundary: str  # in the top graph: the crossing that is handed over here │ boundary_nodes │ boundary_nodes
 
 
 @dataclass(frozen=True)
 class Mode:
-    """Grad mode and autocast state, as the running code finds them."""
+    """Grad mode and autocast state of running code."""
 
     grad: bool
     autocast: tuple[tuple[str, bool, torch.dtype], ...]  # device type, enabled, dtype
@@ -123,5 +159,18 @@ def keep_buffer(module: nn.Module, name: str, persistent: bool, value: Any) -> N
     module._non_persistent_buffers_set.discard(name) if persistent else module._non_persistent_buffers_set.add(name)
 
 
-for _effect in (guard, set_attribute, set_item, keep, keep_buffer):
-    fx.node.has_side_effect(_effect)
+def event(*read: Any) -> None:
+    """Stand in a module graph for a tensor at the border of a module call. It is not run."""
+    raise CaptureError(["the graph of the hooks rung only says what feeds what; it cannot be run"])
+
+
+def checkpointed(body: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`torch.utils.checkpoint` in place of Dynamo's node for it, which draws new random numbers when it runs again."""
+    return checkpoint(body, *args, **{**kwargs, "use_reentrant": False})
+
+
+SIDE_EFFECTS = (guard, set_attribute, set_item, keep, keep_buffer)
+OURS = frozenset([*SIDE_EFFECTS, cut, leaf_of, event, checkpointed])
+
+for _function in SIDE_EFFECTS:
+    fx.node.has_side_effect(_function)  # dead code elimination leaves them, though nobody reads their value

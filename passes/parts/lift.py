@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from ..graph.nodes import POSITION
 from .split import PART
 
 
@@ -26,7 +25,7 @@ def lift(graphs: Mapping[str, fx.Graph], top: fx.Graph) -> tuple[dict[str, fx.Gr
     made: dict[int, fx.Node] = {}
     for call in [node for node in top.nodes if PART in node.meta]:
         for node in _lift_part(lifted[call.meta[PART]]):
-            position = node.meta[POSITION]
+            position = node.meta["position"]
             if position not in made:
                 made[position] = _input(top, node)
             call.args = (*call.args, made[position])
@@ -36,7 +35,7 @@ def lift(graphs: Mapping[str, fx.Graph], top: fx.Graph) -> tuple[dict[str, fx.Gr
 
 def _lift_part(graph: fx.Graph) -> list[fx.Node]:
     """Turn the tensors of one part into its last inputs, and give these."""
-    owned = [node for node in graph.nodes if node.op == "get_attr" and POSITION in node.meta]
+    owned = [node for node in graph.nodes if node.op == "get_attr" and "position" in node.meta]
     made = [_input(graph, node) for node in owned]
     for node, new in zip(owned, made, strict=True):
         node.replace_all_uses_with(new)

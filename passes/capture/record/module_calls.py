@@ -103,9 +103,7 @@ class Calls:
 
     def _hook(self, hook: Callable[..., Any], *args: Any) -> Any:
         def write() -> fx.Node:
-            node = self.tape.write(hook, args, {}, opaque=True)
-            node.meta["effect"] = True
-            return node
+            return self.tape.write(hook, args, {}, opaque=True)
 
         return self._opaque(hook, args, {}, write)
 
@@ -139,7 +137,7 @@ class Calls:
 
     def _note(self, function: functools.partial[None], name: str, args: Any) -> None:
         function.__name__ = name  # type: ignore[attr-defined]  # the name of the node
-        self.tape.write(function, args, {}, opaque=True).meta["sets"] = True
+        self.tape.write(function, args, {}, opaque=True)
 
     def is_kept(self, holder: Any, name: str) -> bool:
         """Whether replays set this attribute."""

@@ -116,7 +116,7 @@ def test_maps_along_a_line_are_told_from_tokens():
     captured = capture(Wave(), (torch.randn(4, 2, 20),), {})
     annotate(captured, Wave(), [torch.randn(4, 2, 20)])
 
-    lines = {n.name: n.meta["line"] for n in captured.graph.nodes if len(n.meta.get("shape", ())) == 3}
+    lines = {n.name: n.meta["channels_first"] for n in captured.graph.nodes if len(n.meta.get("shape", ())) == 3}
     assert lines == {
         "x": False,
         "conv": True,
