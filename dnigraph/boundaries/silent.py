@@ -8,7 +8,7 @@ from ..heads.conditions import Context
 from .boundary import Boundary, CrossingSpec, Visit
 
 if TYPE_CHECKING:
-    from .named import BoundaryFactory
+    from .choices import BoundaryFactory
 
 
 class Silent(Boundary):

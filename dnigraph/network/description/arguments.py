@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from ...boundaries import Boundary, BoundaryChoice
-from ...boundaries.named import NAMED as BOUNDARIES
+from ...boundaries.choices import NAMED as BOUNDARIES
 from ...heads import HeadChoice
 from ...heads.conditions import ConditionChoice
 from ...heads.selection import NAMED as HEADS
