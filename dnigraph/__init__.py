@@ -1,10 +1,10 @@
 """Cut any PyTorch model into parts that learn without waiting for each other (decoupled neural interfaces)."""
 
 from .boundaries import Boundary, BoundaryError, CrossingSpec, Visit, dni, local_loss, oracle
+from .boundaries.choices import UnconditionedWarning
 from .boundaries.silent import silent
 from .decouple import decouple, plan
 from .decoupled.attribute_guards import SettingsWarning
-from .decoupled.choices import UnconditionedWarning
 from .decoupled.module import DecoupledModule
 from .decoupled.on_hooks import HooksWarning
 from .demo.images import DataError

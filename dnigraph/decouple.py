@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .boundaries import BoundaryChoice
-from .decoupled.choices import Choices, warn_unconditioned
+from .boundaries.choices import Choices, warn_unconditioned
 from .decoupled.module import DecoupledModule, canonical, in_mode
 from .decoupled.on_graphs import CapturedModule
 from .decoupled.on_hooks import HookedModule, HooksWarning, hooked_plan

@@ -1,7 +1,7 @@
-"""Boundaries: what stands on a crossing and says which gradient the producer gets."""
+"""Boundaries: the modules on crossings, which decide what gradient the producer gets."""
 
-from .boundary import Boundary, BoundaryError, CrossingSpec, Visit, sum_in_order
-from .choices import BoundaryChoice, BoundaryFactory, dni, local_loss, make_boundary, oracle
+from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec, Visit, sum_in_order
+from .choices import BoundaryChoice, dni, local_loss, make_boundary, oracle
 
 __all__ = [
     "Boundary",

@@ -1,21 +1,77 @@
-"""From a user's choice to a boundary."""
+"""From the user's choices to boundaries: by name, by a factory with options, one for all crossings or one for each."""
 
-from collections.abc import Callable
-from typing import TypeAlias
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
 
 import torch.nn.functional as F
 from torch import nn
 
 from ..heads import HeadChoice
 from ..heads.conditions import Context
-from ..passes.errors import nearest
-from .boundary import Boundary, BoundaryError, CrossingSpec
+from ..passes.errors import DniGraphError, nearest
+from ..passes.plan.plan import Crossing
+from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec
 from .dni import Dni, Options
 from .local_loss import LocalLoss, Loss
 from .oracle import Oracle
 
-BoundaryFactory: TypeAlias = Callable[[CrossingSpec, Context, HeadChoice], Boundary]
 BoundaryChoice: TypeAlias = "str | BoundaryFactory"
+
+
+class UnconditionedWarning(UserWarning):
+    """Heads that cannot see the label: no recipe is known with which they beat freezing the lower parts."""
+
+
+class Choices:
+    """The user's choices for the crossings of a model: each is one for all, or a dict from names (or globs) to some."""
+
+    def __init__(self, head: Any, condition: Any, boundary: Any):
+        self.head, self.condition, self.boundary = head, condition, boundary
+
+    def make(self, crossing: Crossing, meta: Mapping[str, Any], context: Context) -> Boundary:
+        """The boundary of a crossing; `meta` says what is known of the node that makes its value."""
+        boundary = _chosen(self.boundary, crossing.name, "dni")
+        head = _chosen(self.head, crossing.name, "auto")
+        return make_boundary(boundary, self.spec(crossing, meta), context, head)
+
+    def spec(self, crossing: Crossing, meta: Mapping[str, Any]) -> CrossingSpec:
+        """What the factories are told of a crossing."""
+        shape, at = crossing.shape or (), meta.get("batch_dim", 0)
+        condition = self.condition if at is not None else None  # without a batch dimension no label belongs to its rows
+        if at is None and len(shape) > 3:
+            at = 0  # rows such as the regions of images: a batch whose size differs from call to call
+        if at is None:
+            shape = (1, *shape)
+        elif shape:
+            shape = (shape[at], *shape[:at], *shape[at + 1 :])
+        line = meta.get("channels_first", False)
+        return CrossingSpec(crossing.name, shape, meta["dtype"], meta["device"], condition, at, line)
+
+    def check_names(self, crossings: Iterable[Crossing]) -> None:
+        """Refuse a choice for a crossing that does not exist.
+
+        Raises:
+            DniGraphError: with the nearest names.
+        """
+        names = [c.name for c in crossings if c.gradient]
+        for what, choice in (("head", self.head), ("boundary", self.boundary)):
+            if isinstance(choice, Mapping):
+                strange = [key for key in choice if not any(fnmatchcase(name, key) for name in names)]
+                if strange:
+                    listed = ", ".join(f"{key!r}{nearest(key, names)}" for key in strange)
+                    raise DniGraphError(
+                        f"{what}=: no crossing is called {listed}; there are {', '.join(names) or 'none'}"
+                    )
+
+
+def _chosen(choice: Any, name: str, default: str) -> Any:
+    if not isinstance(choice, Mapping):
+        return choice
+    if name in choice:
+        return choice[name]
+    return next((value for pattern, value in choice.items() if fnmatchcase(name, pattern)), default)
 
 
 def make_boundary(choice: BoundaryChoice, spec: CrossingSpec, context: Context, head: HeadChoice = "auto") -> Boundary:
@@ -82,3 +138,16 @@ def local_loss(classes: int | None = None, loss: Loss = F.cross_entropy, hidden:
 
 
 NAMED: dict[str, Callable[[], BoundaryFactory]] = {"dni": dni, "oracle": oracle, "local-loss": local_loss}
+
+
+def warn_unconditioned(boundaries: Mapping[str, Boundary], train: str, stacklevel: int) -> None:
+    """Warn of heads that cannot see the label. `train` says how to give it."""
+    blind = [name for name, b in boundaries.items() if b.kind == "dni" and b.spec.condition is None]
+    if blind:
+        warnings.warn(
+            f"heads on {', '.join(blind[:3])}{', ...' if len(blind) > 3 else ''} cannot see the label; without it a "
+            "head's best estimate is only the miscalibration of the parts above. Pass condition=dg.one_hot(classes), "
+            f"and {train}",
+            UnconditionedWarning,
+            stacklevel=stacklevel,
+        )

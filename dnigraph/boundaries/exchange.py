@@ -1,14 +1,11 @@
 """The one place where a gradient is exchanged for another."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 @dataclass
@@ -26,7 +23,7 @@ class Visit:
 
     roots: tuple[Tensor, ...]
     now: tuple[Tensor | None, ...] | None
-    settle: "Callable[[Tensor | None], tuple[Tensor | None, ...]]"
+    settle: Callable[[Tensor | None], tuple[Tensor | None, ...]]
 
     def gradients(self, target: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradient of every root."""
@@ -72,13 +69,9 @@ def _laid_out(gradient: Tensor | None, size: torch.Size, stride: tuple[int, ...]
     if gradient is None or gradient.stride() == stride:
         return gradient
     dense = torch.empty_strided(size, stride, dtype=gradient.dtype, device=gradient.device)
-    if not _fills_its_memory(dense):
-        return gradient.contiguous()
+    if dense.untyped_storage().nbytes() != dense.numel() * dense.element_size():
+        return gradient.contiguous()  # the value is strided with gaps or overlaps: autograd does not keep such strides
     return dense.copy_(gradient)
-
-
-def _fills_its_memory(tensor: Tensor) -> bool:
-    return tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
 
 def exchange(visit: Visit, consumers: int) -> Tensor | tuple[Tensor, ...]:

@@ -1,14 +1,11 @@
-"""The control: a boundary that hands nothing down. What a head is worth shows only beside it."""
+"""The control: a boundary that hands nothing down. A head is worth something only if it does better."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from ..heads.conditions import Context
-from .boundary import Boundary, CrossingSpec, Visit
-
-if TYPE_CHECKING:
-    from .choices import BoundaryFactory
+from .boundary import Boundary, BoundaryFactory, CrossingSpec, Visit
 
 
 class Silent(Boundary):
@@ -49,7 +46,7 @@ class Silent(Boundary):
         self._visits = state
 
 
-def silent(*, warm_up: int = 0, refresh: int = 0) -> "BoundaryFactory":
+def silent(*, warm_up: int = 0, refresh: int = 0) -> BoundaryFactory:
     """Nothing is handed down: the control beside every other boundary.
 
     Args:

@@ -6,25 +6,25 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from ..boundaries import Boundary
+from ..boundaries.boundary_set import BoundarySet, MakeBoundary
 from ..heads.conditions import Context
 from ..passes.errors import DniGraphError
-from ..passes.parts.boundary_nodes import boundary_key
-from ..passes.plan.plan import Crossing, Plan
-
-MakeBoundary = Callable[[Crossing, Mapping[str, Any], Context], Boundary]  # of a crossing and its node's meta
+from ..passes.plan.plan import Plan
 
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a model into a mode, and afterwards each of its modules back into its own. A mode it is in is left alone."""
-    flags = [(m, m.training) for m in model.modules()]
+    """Set a model's mode inside the block; afterwards each of its modules has its own mode again.
+
+    A model that is in that mode already is left alone, with modules that are in the other one.
+    """
+    flags = [(module, module.training) for module in model.modules()]
     own = model.training
     try:
         if own != training:
@@ -41,9 +41,8 @@ class DecoupledModule(fx.GraphModule):
     """A model cut into parts. Made by `decouple`.
 
     It is called, trained, moved and saved like the model: same signature, same output types, the same `Parameter`
-    objects, the model's own keys in its state dict, and the heads under `dni.`. How the model runs, and what `graph`
-    and `parts` hold, is the matter of the rung of the capture ladder that it stands on: `CapturedModule` runs graphs,
-    `HookedModule` the model itself.
+    objects, the model's own keys in its state dict, and the heads under `dni.`. The rung of the capture ladder decides
+    how it runs and what `graph` and `parts` hold: `CapturedModule` runs graphs, `HookedModule` the model itself.
     """
 
     original: nn.Module  # the very model that was decoupled
@@ -51,30 +50,36 @@ class DecoupledModule(fx.GraphModule):
 
     def __init__(self, model: nn.Module, make_boundary: MakeBoundary):
         super().__init__(nn.Module(), fx.Graph(), class_name=f"Decoupled{type(model).__name__}")
-        self.context = Context()
-        self._make_boundary = make_boundary
-        self.__dict__["original"] = model  # past nn.Module: its children are ours already
+        self.boundary_set = BoundarySet(make_boundary, Context())
+        self.context = self.boundary_set.context
+        self.__dict__["original"] = model  # not by nn.Module's __setattr__, which would register it as a child
         self.training = model.training
         self._signature = inspect.signature(model.forward)
-        type(self).forward = _choosing(self._signature)  # fx makes one class per instance
-        self._adopt(model)
+        type(self).forward = _forward_like(self._signature)  # fx makes a class for each instance
+        self._share_children(model)
 
-    def _adopt(self, model: nn.Module) -> None:
-        """Own what the model owns, under the same names, beside the boundaries."""
+    def _share_children(self, model: nn.Module) -> None:
+        """Own what the model owns, under the same names, and the boundaries beside."""
         prefix = "dni"
         while prefix in model._modules:
             prefix += "_"
         self._prefix: str
         self.__dict__["_prefix"] = prefix
-        # The very tables of the model, so that what is replaced there is replaced here.
+        # The model's own tables, not copies, so that a tensor that is replaced there is replaced here.
         self.__dict__["_parameters"], self.__dict__["_buffers"] = model._parameters, model._buffers
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self._modules = {**model._modules, prefix: nn.ModuleDict()}
+        self._modules = {**model._modules, prefix: self.boundary_set.modules}
+
+    def _copy_boundaries(self, other: "DecoupledModule", memo: dict[int, Any]) -> None:
+        """Own copies of another model's boundaries and of its label context."""
+        self.boundary_set = other.boundary_set.copy(memo)
+        self.context = self.boundary_set.context
+        self._modules[self._prefix] = self.boundary_set.modules
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute of ours also where the model has a module or a tensor of that name."""
-        theirs = any(name in table for table in (self._modules, self._parameters, self._buffers))
-        if theirs and not isinstance(value, nn.Module | torch.Tensor | None):
+        taken = name in self._modules or name in self._parameters or name in self._buffers
+        if taken and not isinstance(value, nn.Module | torch.Tensor | None):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -97,19 +102,19 @@ class DecoupledModule(fx.GraphModule):
 
     @abstractmethod
     def parameters_below(self) -> set[str]:
-        """The parameters that hear from boundaries alone."""
+        """The names of the parameters whose gradients come from boundaries only."""
 
     @abstractmethod
     def standing(self) -> dict[str, nn.Module]:
-        """What stands on the crossings at this moment, by their names."""
+        """The modules that are called on the crossings at present, stand-ins included, by the crossings' names."""
 
     @abstractmethod
     def standing_in(self, make: Callable[[str], Boundary]) -> AbstractContextManager[None]:
-        """Let other boundaries stand on the crossings inside the block; `make` is called with each one's key."""
+        """Replace the boundaries inside the block by those that `make` makes of their keys."""
 
     @abstractmethod
     def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """See to it that a call needs nothing new, leaving no trace."""
+        """Capture what a call needs that is not captured yet. The model is left as it was."""
 
     @abstractmethod
     def _call(self, *args: Any, **kwargs: Any) -> Any:
@@ -118,14 +123,11 @@ class DecoupledModule(fx.GraphModule):
     @property
     def boundaries(self) -> dict[str, Boundary]:
         """All boundaries, by the names of their crossings."""
-        return {b.spec.name: b for b in self._held().values() if isinstance(b, Boundary)}
-
-    def _held(self) -> nn.ModuleDict:
-        return self._modules[self._prefix]  # type: ignore[return-value]  # made in _adopt
+        return self.boundary_set.by_name
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of all heads."""
-        return self._held().parameters()
+        return self.boundary_set.modules.parameters()
 
     def model_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the model itself."""
@@ -134,22 +136,14 @@ class DecoupledModule(fx.GraphModule):
     # ---- to run
 
     def recompile(self) -> Any:
-        """Generate the code of the graph; calls go on through the choice of the right way to run."""
+        """Generate the code of the graph. `forward` still runs `_call`, which chooses the graph for each call."""
         code = super().recompile()
-        type(self).forward = _choosing(self.__dict__.get("_signature"))  # one class per instance
+        type(self).forward = _forward_like(self.__dict__.get("_signature"))  # fx makes a class for each instance
         return code
 
     def conditioned(self, label: Any) -> Any:
         """Let the heads see the label inside the `with` block."""
         return self.context.conditioned(label)
-
-    def _stand(self, asked: Iterable[tuple[Crossing, Mapping[str, Any]]]) -> Iterator[Boundary]:
-        """Make boundaries and own them. Their first weights are random, and nobody else's numbers change by it."""
-        with torch.random.fork_rng(devices=[]):
-            made = [(c, self._make_boundary(c, meta, self.context).train(self.training)) for c, meta in asked]
-        for crossing, boundary in made:
-            self._held()[boundary_key(crossing)] = boundary
-            yield boundary
 
     def recouple(self) -> nn.Module:
         """The plain model back, with the weights that it has now. It is the very model that was decoupled."""
@@ -160,7 +154,7 @@ class DecoupledModule(fx.GraphModule):
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         state: dict[str, Any] = self.original.state_dict(*args, **kwargs)
         inner = {**kwargs, "destination": state, "prefix": f"{prefix}{self._prefix}."}
-        self._held().state_dict(*(), **inner)
+        self.boundary_set.modules.state_dict(*(), **inner)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -172,7 +166,7 @@ class DecoupledModule(fx.GraphModule):
         heads = {k.removeprefix(own): v for k, v in state_dict.items() if k.startswith(own)}
         result = self.original.load_state_dict(plain, strict=strict, assign=assign)
         if heads:
-            more = self._held().load_state_dict(heads, strict=strict, assign=assign)
+            more = self.boundary_set.modules.load_state_dict(heads, strict=strict, assign=assign)
             result.missing_keys.extend(own + key for key in more.missing_keys)
             result.unexpected_keys.extend(own + key for key in more.unexpected_keys)
         return result
@@ -183,7 +177,7 @@ class DecoupledModule(fx.GraphModule):
         )
 
 
-def _choosing(signature: inspect.Signature | None) -> Callable[..., Any]:
+def _forward_like(signature: inspect.Signature | None) -> Callable[..., Any]:
     """A forward method with the model's signature."""
 
     def forward(self: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
@@ -202,7 +196,10 @@ def _choosing(signature: inspect.Signature | None) -> Callable[..., Any]:
 def canonical(
     model: nn.Module, signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call however its arguments were passed, where no hook looks at how they were."""
+    """The call in one form, however its arguments were passed: positional where that can be.
+
+    A hook that takes keyword arguments sees how they were passed. Then they stay keywords, in the signature's order.
+    """
     if not kwargs:
         return args, kwargs
     bound = signature.bind(*args, **kwargs)
@@ -212,26 +209,13 @@ def canonical(
     return bound.args, bound.kwargs
 
 
-def warn_late(boundary: Boundary) -> None:
-    """Say that a boundary came when the optimiser had perhaps been made."""
-    name = boundary.spec.name
-    if any(True for _ in boundary.parameters()):
-        warnings.warn(
-            f"a call took a new way through the model, with a boundary on '{name}': add "
-            f"dm.boundaries['{name}'].parameters() to the optimiser",
-            stacklevel=2,
-        )
-
-
-def described(plan: Plan, boundaries: Mapping[str, Boundary]) -> Plan:
-    """The plan with what stands on its crossings."""
-
-    def told(crossing: Crossing) -> Crossing:
-        boundary = boundaries.get(crossing.name)
-        if boundary is None or not crossing.gradient:
-            return crossing
-        return replace(
-            crossing, boundary=boundary.kind, head=boundary.head_name, head_parameters=boundary.head_parameters
-        )
-
-    return replace(plan, crossings=tuple(map(told, plan.crossings)))
+def warn_late(boundaries: Iterable[Boundary]) -> None:
+    """Warn of boundaries with parameters that were made by a later call: the optimiser may exist already."""
+    for boundary in boundaries:
+        name = boundary.spec.name
+        if any(True for _ in boundary.parameters()):
+            warnings.warn(
+                f"a call took a new way through the model, with a boundary on '{name}': add "
+                f"dm.boundaries['{name}'].parameters() to the optimiser",
+                stacklevel=2,
+            )

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from ..boundaries import Boundary
+from ..boundaries.boundary_set import MakeBoundary
 from ..passes.capture.ladder import RUNGS, capture
 from ..passes.cuts.specs import Cuts
 from ..passes.errors import CaptureError, DniGraphError, GuardMiss
@@ -24,7 +25,7 @@ from ..passes.sandbox.rng import random_state, set_random_state
 from ..passes.sandbox.snapshot import Held, one_at_a_time
 from .assemble import parameters_of
 from .attribute_guards import Settings, looked_into, warn_changed
-from .module import DecoupledModule, MakeBoundary, canonical, described, warn_late
+from .module import DecoupledModule, canonical, warn_late
 from .specialization import Specialization, assemble, sizes, specialize
 
 MakeNetwork = Callable[..., Any]  # of a module, a loss, an optimiser, p_update, a seed, and whether to keep a log
@@ -207,7 +208,7 @@ class CapturedModule(DecoupledModule):
     def _follow(self) -> None:
         """Start anew where modules of the model were replaced, or hooks came or went."""
         if self._beside.moved():
-            self._modules = {**self.original._modules, self._prefix: self._held()}
+            self._modules = {**self.original._modules, self._prefix: self.boundary_set.modules}
             self._variants, self._primary = {}, {}
 
     def _mode(self) -> Any:
@@ -297,14 +298,14 @@ class CapturedModule(DecoupledModule):
         return self._install(captured, found, inputs, True, notes)
 
     def _assembled(self, cut: Specialization) -> Specialization:
-        known = self.boundaries
-        new = [c for c in cut.plan.crossings if c.gradient and c.name not in known] if self.training else []
-        meta = {node.name: node.meta for node in cut.captured.graph.nodes}
-        for boundary in self._stand((c, meta[c.node]) for c in new):
+        if self.training:
+            meta = {node.name: node.meta for node in cut.captured.graph.nodes}
+            crossings = [(c, meta[c.node]) for c in cut.plan.crossings if c.gradient]
+            new = self.boundary_set.add(crossings, self.training)
             if self._primary:
-                warn_late(boundary)
-        cut.plan = described(cut.plan, self.boundaries)
-        return assemble(cut, self.original, self._held())
+                warn_late(new)
+        cut.plan = self.boundary_set.describe(cut.plan)
+        return assemble(cut, self.original, self.boundary_set.modules)
 
     @contextmanager
     def standing_in(self, make: Callable[[str], Boundary]) -> Iterator[None]:
@@ -359,9 +360,9 @@ class CapturedModule(DecoupledModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "CapturedModule":
         """A copy with weights, heads and label context of its own, on the same plans."""
         model = copy.deepcopy(self.original, memo)
-        made = memo[id(self)] = CapturedModule(model, *self._settings, self._make_boundary, self._make_network)
-        held = made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
-        made.context = copy.deepcopy(self.context, memo)
+        made = memo[id(self)] = CapturedModule(model, *self._settings, self.boundary_set.make, self._make_network)
+        made._copy_boundaries(self, memo)
+        held = made.boundary_set.modules
         made._beside.ignore(self._beside.ignored)
         made._beside.open(self._beside.opened)
         made.unlock = self.unlock

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..boundaries import Boundary
+from ..boundaries.boundary_set import MakeBoundary
 from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
 from ..passes.cuts.cut_graph import cut_graph
@@ -17,7 +18,7 @@ from ..passes.cuts.specs import Cuts
 from ..passes.graph.facts import batch_dim
 from ..passes.graph.pytrees import flatten
 from ..passes.plan.plan import LEAK, Crossing, Note, Plan
-from .module import DecoupledModule, MakeBoundary, described, warn_late
+from .module import DecoupledModule, warn_late
 
 COST = (
     "on hooks: the model runs whole, so it is trained drop-in and its parts cannot be run, placed or compiled by "
@@ -89,8 +90,8 @@ class HookedModule(DecoupledModule):
         self._sites: dict[Site, str] = {}  # to the names of crossings
         cut = [c for c in plan.crossings if c.gradient]
         self._sites |= {nodes[c.node].meta["site"]: c.name for c in cut}
-        list(self._stand((c, nodes[c.node].meta) for c in cut))
-        self._plan = described(plan, self.boundaries)
+        self.boundary_set.add([(c, nodes[c.node].meta) for c in cut], self.training)
+        self._plan = self.boundary_set.describe(plan)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         self._below = trained - parameters(heard(_results(graph), {nodes[c.node] for c in cut}))
         self.graph = _whole(self._signature)
@@ -151,8 +152,7 @@ class HookedModule(DecoupledModule):
         if name not in self.boundaries:
             crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
             meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), batch)}
-            for boundary in self._stand([(crossing, meta)]):
-                warn_late(boundary)
+            warn_late(self.boundary_set.add([(crossing, meta)], self.training))
         return name
 
     def standing(self) -> dict[str, nn.Module]:
@@ -179,10 +179,9 @@ class HookedModule(DecoupledModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "HookedModule":
         """A copy with weights, heads and label context of its own, on the same plan."""
         model = copy.deepcopy(self.original, memo)
-        made = memo[id(self)] = HookedModule(model, self._observed, self._plan, self._make_boundary)
-        made._modules[made._prefix] = copy.deepcopy(self._held(), memo)
+        made = memo[id(self)] = HookedModule(model, self._observed, self._plan, self.boundary_set.make)
+        made._copy_boundaries(self, memo)
         made._sites = dict(self._sites)
-        made.context = copy.deepcopy(self.context, memo)
         made.train(self.training)
         return made
 

@@ -3,14 +3,15 @@
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from ..boundaries import Boundary, BoundaryChoice
-from ..decoupled.choices import Choices
+from ..boundaries.choices import Choices
 from ..decoupled.module import in_mode
+from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice, Context
 from ..passes.cuts.specs import Cuts
 from ..passes.errors import DniGraphError, nearest
@@ -21,9 +22,6 @@ from ..passes.sandbox.snapshot import fresh_copies, untouched
 from .compiled_graph import Captured
 from .frames import compiled_model, owns, plain
 from .interfaces import Interfaces
-
-if TYPE_CHECKING:
-    from ..heads import HeadChoice
 
 _serving: "weakref.WeakKeyDictionary[nn.Module, Backend]" = weakref.WeakKeyDictionary()
 _of_options: "dict[int, tuple[Any, Backend]]" = {}  # the options are kept, so that their id stays theirs
@@ -78,7 +76,7 @@ class Backend:
 
     def __call__(self, module: fx.GraphModule, examples: list[Any]) -> Captured:
         """What Dynamo calls with each graph that it captures."""
-        return Captured(self, module, examples)
+        return Captured(self._find, self.compiler, module, examples)
 
     # ---- to use
 
@@ -161,30 +159,29 @@ class Backend:
 
     # ---- for the graphs
 
-    def model_of(self, tensors: set[int]) -> nn.Module | None:
-        """The model whose graph runs now with these tensors, by their ids; None: one without cuts.
+    def _find(self, tensors: set[int]) -> tuple[nn.Module, Interfaces] | None:
+        """The model whose graph runs now with these tensors, by their ids, and its boundaries; None: one without cuts.
 
         Raises:
             DniGraphError: a function was compiled, and nobody said whose paths the cuts are.
         """
         if self._model is not None:
-            return self._model if owns(self._model, tensors) else None
-        model = compiled_model(tensors)
-        if model is None and tensors:
-            raise DniGraphError(
-                "torch.compile was called on a function: compile the model instead, or say whose module paths the cuts "
-                "are: dg.Backend(cuts, model=model)"
-            )
-        return model
-
-    def interfaces(self, model: nn.Module) -> Interfaces:
-        """What stands in a model, made at first."""
+            model = self._model if owns(self._model, tensors) else None
+        else:
+            model = compiled_model(tensors)
+            if model is None and tensors:
+                raise DniGraphError(
+                    "torch.compile was called on a function: compile the model instead, or say whose module paths the "
+                    "cuts are: dg.Backend(cuts, model=model)"
+                )
+        if model is None:
+            return None
         if model not in self._interfaces:
             self._interfaces[model] = Interfaces(
                 model, self._cuts, self._choices, self.context, lambda: self._preparing
             )
             _serving[model] = self
-        return self._interfaces[model]
+        return model, self._interfaces[model]
 
 
 _TOO_EARLY = (

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -18,21 +18,24 @@ from .frames import place
 from .interfaces import Interfaces, Spot
 from .naming import Naming
 
-if TYPE_CHECKING:
-    from .backend import Backend
-
-STEPS = 3  # of the first graph, after which all graphs of a step have been captured
+FindInterfaces = Callable[[set[int]], tuple[nn.Module, Interfaces] | None]  # of the ids of a call's tensors
+Compiler = str | Callable[..., Any]
+STEPS = 3  # runs of a model's first graph after which all graphs of its step have been captured
 
 
 class Captured:
-    """What the backend hands back to Dynamo for a graph: called with the graph's inputs, it gives the graph's outputs.
+    """What the backend gives Dynamo for a graph: called with the graph's inputs, it returns the graph's outputs.
 
-    It is cut when it first runs for an instance, since only then is it known whose tensors come in; a mistake in the
-    cuts is raised there, as it is. Without gradient it runs uncut.
+    The graph is cut when it first runs for an instance of its module: only then is it known whose tensors come in. A
+    mistake in the cuts is raised there. Without gradient it runs uncut.
+
+    Args:
+        find: the model whose tensors come in, and its boundaries; None: the graph of a model without cuts.
+        compiler: what compiles each part.
     """
 
-    def __init__(self, backend: "Backend", module: fx.GraphModule, examples: Sequence[Any]):
-        self.backend, self.module = backend, module
+    def __init__(self, find: FindInterfaces, compiler: Compiler, module: fx.GraphModule, examples: Sequence[Any]):
+        self._find, self._compiler, self.module = find, compiler, module
         self._naming = Naming(module.graph, examples)
         self._runs: dict[tuple[int, ...], Run] = {}
         self._lock = threading.Lock()
@@ -52,10 +55,10 @@ class Captured:
         """Cut the graph for the instance whose tensors are among `args`."""
         self._runs = {key: run for key, run in self._runs.items() if run.lives()}
         witness = next((args[i] for i in self._naming.held), None)
-        model = self.backend.model_of({id(args[i]) for i in self._naming.held})
-        if model is None:
+        found = self._find({id(args[i]) for i in self._naming.held})
+        if found is None:
             return Run(self.module.forward, range(len(args)), None, witness)
-        interfaces = self.backend.interfaces(model)
+        model, interfaces = found
         where = place()
         try:
             return self._cut(model, interfaces, where, args, witness)
@@ -80,8 +83,8 @@ class Captured:
 
     def _part(self, graph: fx.Graph, name: str) -> nn.Module:
         made = fx.GraphModule(self.module, graph, class_name=name)
-        if self.backend.compiler != "eager":
-            made.compile(backend=self.backend.compiler)
+        if self._compiler != "eager":
+            made.compile(backend=self._compiler)
         return made
 
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from ..boundaries import Boundary
-from ..decoupled.choices import Choices, warn_unconditioned
-from ..decoupled.module import described
+from ..boundaries.boundary_set import BoundarySet
+from ..boundaries.choices import Choices, warn_unconditioned
 from ..heads.conditions import Context
 from ..passes.cuts.resolve import Resolved
 from ..passes.cuts.specs import Cuts, spelled
@@ -44,8 +43,8 @@ class Interfaces:
 
     def __init__(self, model: nn.Module, cuts: Cuts, choices: Choices, context: Context, rests: Callable[[], bool]):
         self._model, self._rests = weakref.ref(model), rests
-        self._cuts, self._choices, self._context = cuts, choices, context
-        self._held = nn.ModuleDict()
+        self._cuts, self._choices = cuts, choices
+        self._set = BoundarySet(choices.make, context)
         self._names: dict[Key, str] = {}
         self._plans: dict[Spot, Plan] = {}
         self._again: dict[Spot, Cuts] = {}
@@ -60,12 +59,12 @@ class Interfaces:
     def boundaries(self) -> dict[str, Boundary]:
         """All boundaries, by the names of their crossings."""
         self._asked = True
-        return self._boundaries()
+        return self._set.by_name
 
     @property
     def plans(self) -> list[Plan]:
         """The plan of each captured graph, in the order in which they first ran; a recompilation replaces its plan."""
-        return [described(plan, self._boundaries()) for plan in self._plans.values()]
+        return [self._set.describe(plan) for plan in self._plans.values()]
 
     @property
     def unmatched(self) -> dict[str, str]:
@@ -75,15 +74,15 @@ class Interfaces:
     def parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of all heads, for the optimiser."""
         self._asked = True
-        return self._held.parameters()
+        return self._set.modules.parameters()
 
     def state_dict(self) -> dict[str, Any]:
         """The state of all boundaries."""
-        return self._held.state_dict()
+        return self._set.modules.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Any:
         """Put back what `state_dict` gave. The boundaries must stand: `prepare` first."""
-        return self._held.load_state_dict(state, strict=strict)
+        return self._set.modules.load_state_dict(state, strict=strict)
 
     def confirm(self) -> None:
         """Refuse cuts that stand in no graph, and choices for crossings that there are not.
@@ -118,26 +117,22 @@ class Interfaces:
         warnings.warn(self._whole[place], UnmatchedWarning, stacklevel=2)
 
     def stand(self, spot: Spot, plan: Plan, nodes: Mapping[str, fx.Node]) -> tuple[Plan, nn.ModuleDict]:
-        """The plan with the names that its crossings keep, and the boundaries, made where there was none."""
-        new = []
+        """The plan with the names that its crossings keep, and the boundaries, made where there were none."""
         crossings = tuple(self._named(spot, c, nodes[c.node]) if c.gradient else c for c in plan.crossings)
-        with torch.random.fork_rng(devices=[]):  # heads are random, and nobody else's numbers change by it
-            for crossing in (c for c in crossings if c.gradient):
-                node, key = nodes[crossing.node], boundary_key(crossing)
-                if key not in self._held:
-                    self._held[key] = self._choices.make(crossing, node.meta, self._context)
-                    new.append(crossing.name)
-                self._held[key].to(node.meta["device"])
+        metas = [(c, nodes[c.node].meta) for c in crossings if c.gradient]
+        new = self._set.add(metas, self._set.modules.training)
+        for crossing, meta in metas:
+            self._set.modules[boundary_key(crossing)].to(meta["device"])
         self._plans[spot] = replace(plan, crossings=crossings)
-        self._tell(new)
-        return self._plans[spot], self._held
+        self._warn_of_new(new)
+        return self._plans[spot], self._set.modules
 
     def follow(self) -> None:
         """Be in the mode that the model is in."""
         model = self._model()
         mode = model is not None and model.training and not self._rests()
-        if mode != self._held.training:
-            self._held.train(mode)
+        if mode != self._set.modules.training:
+            self._set.modules.train(mode)
 
     def look_back(self) -> None:
         """After a few steps: warn of cuts that stand nowhere and of heads that no optimiser can have."""
@@ -147,16 +142,13 @@ class Interfaces:
         lost = [why for why in self.unmatched.values() if why not in self._whole.values()]
         if lost:
             warnings.warn("\n".join(lost), UnmatchedWarning, stacklevel=2)
-        if not self._asked and any(True for _ in self._held.parameters()):
+        if not self._asked and any(True for _ in self._set.modules.parameters()):
             warnings.warn(
                 "nobody asked for the heads' parameters: give backend.parameters() to the optimiser, else no head "
                 "learns; call backend.prepare(compiled, x) before",
                 UnmatchedWarning,
                 stacklevel=2,
             )
-
-    def _boundaries(self) -> dict[str, Boundary]:
-        return {b.spec.name: b for b in self._held.values() if isinstance(b, Boundary)}
 
     def _named(self, spot: Spot, crossing: Crossing, node: fx.Node) -> Crossing:
         """The crossing under the name that it has in all recompilations, and that no other value has."""
@@ -170,8 +162,8 @@ class Interfaces:
             self._names[key] = name
         return replace(crossing, name=self._names[key])
 
-    def _tell(self, new: list[str]) -> None:
-        boundaries = {name: b for name, b in self._boundaries().items() if name in new}
+    def _warn_of_new(self, new: list[Boundary]) -> None:
+        boundaries = {boundary.spec.name: boundary for boundary in new}
         warn_unconditioned(boundaries, "run the forward pass inside `with backend.conditioned(label):`", stacklevel=3)
         late = [name for name, b in boundaries.items() if any(True for _ in b.parameters())]
         if self._asked and late:

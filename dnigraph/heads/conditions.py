@@ -10,16 +10,14 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..passes.errors import DniGraphError
-
-if TYPE_CHECKING:
-    from .spec import CrossingSpec
+from .spec import CrossingSpec
 
 
 class ConditionError(DniGraphError, ValueError):
@@ -194,7 +192,7 @@ class Encoded(Condition):
         return f"{type(self.module).__name__}({self.width})"
 
 
-ConditionChoice: TypeAlias = "Condition | Callable[[CrossingSpec], nn.Module] | None"
+ConditionChoice: TypeAlias = Condition | Callable[[CrossingSpec], nn.Module] | None
 
 
 def one_hot(classes: int, *, ignore: int = -100) -> Condition:
@@ -220,7 +218,7 @@ def embedded(vocabulary: int, width: int, *, ignore: int = -100) -> Condition:
     return Embedded(_positive("embedded: vocabulary", vocabulary), _positive("embedded: width", width), ignore)
 
 
-def condition_for(spec: "CrossingSpec") -> Condition | None:
+def condition_for(spec: CrossingSpec) -> Condition | None:
     """The condition that the head of this crossing owns; None where it has none.
 
     Raises:

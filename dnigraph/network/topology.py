@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from torch import nn
 
 from ..boundaries import Boundary, BoundaryChoice
-from ..decoupled.choices import warn_unconditioned
+from ..boundaries.choices import warn_unconditioned
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice, Context
 from ..passes.errors import nearest

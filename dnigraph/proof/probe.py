@@ -34,7 +34,7 @@ def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: An
 
     def gradients() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         handed: dict[str, Tensor] = {}
-        with untouched(dm.original), untouched(dm._held()), torch.enable_grad(), dm.conditioned(target):
+        with untouched(dm.original), untouched(dm.boundary_set.modules), torch.enable_grad(), dm.conditioned(target):
             handles = [b.register_forward_pre_hook(_keeping(handed, name)) for name, b in dm.standing().items()]
             try:
                 parts = _backward(dm, loss(dm(*args, **kwargs), target))

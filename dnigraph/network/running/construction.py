@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...boundaries import Boundary
-from ...decoupled.choices import Choices
+from ...boundaries.choices import Choices
 from ...heads.conditions import Context
 from ...passes.errors import DniGraphError
 from ...passes.graph.facts import batch_dim
