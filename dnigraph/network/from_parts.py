@@ -13,9 +13,9 @@ from ..passes.graph.pytrees import Tree, field_of
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Part
 from ..runners.optimizers import HEADS, MakeOptimizer, check_names, chosen
+from .description.network_error import NetworkError
 from .description.ports import outputs_of
 from .network import Network
-from .network_error import NetworkError
 
 RESULT = "result"  # the agent that puts the model's output together where several parts make it
 

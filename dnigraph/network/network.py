@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from . import network_checkpoint as saving
-from .network_error import NetworkError
+from .description.network_error import NetworkError
 from .running.actor_state import set_aside, take_back
+from .running.event_log import EventLog
 from .running.running_network import deliver
 from .running.threads import refuse_shared, run_threads
 from .running.tick import Tick, TickResult
-from .showing.event_log import EventLog
 from .topology import Wired
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint
-from .network_error import NetworkError
+from .description.network_error import NetworkError
 from .running.actor_state import groups_of, set_aside, state_of, take_back, take_up
 
 if TYPE_CHECKING:

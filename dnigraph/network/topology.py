@@ -20,14 +20,14 @@ from .checks.delays import Graph, Wiring, graph_of, problems
 from .checks.dry_run import Rehearsal, rehearse
 from .description.arguments import make_agent, make_link
 from .description.link import Agent, AgentLoss, Link
+from .description.network_error import NetworkError
 from .description.policy import PolicyChoice
-from .network_error import NetworkError
 from .running.construction import build
+from .running.event_log import EventLog
 from .running.predicted_inbox import SyntheticChoice
 from .running.running_network import Built
 from .running.tick_inputs import Given
 from .showing import network_table as table
-from .showing.event_log import EventLog
 from .showing.network_plan import plan_of
 
 

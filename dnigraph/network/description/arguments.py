@@ -12,10 +12,10 @@ from ...heads.conditions import ConditionChoice
 from ...heads.selection import NAMED as HEADS
 from ...passes.errors import nearest
 from ...runners.optimizers import MakeOptimizer
-from ..network_error import NetworkError
 from ..running.predicted_inbox import SyntheticChoice
 from .clock import Clock
 from .link import Agent, AgentLoss, Link, Port
+from .network_error import NetworkError
 from .policy import LATEST, PolicyChoice, make_policy
 
 

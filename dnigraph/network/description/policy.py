@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...passes.errors import nearest
-from ..network_error import NetworkError
+from .network_error import NetworkError
 
 
 class Policy(ABC):

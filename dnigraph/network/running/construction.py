@@ -17,10 +17,10 @@ from ..checks.delays import Wiring
 from ..checks.dry_run import Rehearsal
 from ..description.clock import Clock
 from ..description.link import Agent, Link
-from ..network_error import NetworkError
-from ..showing.event_log import EventLog
+from ..description.network_error import NetworkError
 from .actor import Actor
 from .arrivals import batch_of
+from .event_log import EventLog
 from .inbox import Inbox
 from .outbox import Outbox
 from .predicted_inbox import Foretold, make_predictor

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..description.clock import Clock
 from ..description.link import Link, Port
-from ..network_error import NetworkError
+from ..description.network_error import NetworkError
 from .arrivals import ABSENT, KEPT, Entry, Reading, first, moved, plain
 from .channel import Answer, Channel, Message
 

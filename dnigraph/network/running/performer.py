@@ -12,11 +12,11 @@ from ...decoupled.module import DecoupledModule
 from ...heads.conditions import ConditionError
 from ...runners.optimizers import Group
 from ..description.link import Agent
+from ..description.network_error import NetworkError
 from ..description.ports import outputs_of
 from ..description.window_module import WindowModule
-from ..network_error import NetworkError
-from ..showing.event_log import EventLog
 from .arrivals import ABSENT, entered
+from .event_log import EventLog
 from .firing import Firing, stashed
 from .inbox import Inbox
 from .outbox import Outbox

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...heads.layers import GAIN, Hidden
 from ...passes.errors import nearest
 from ...runners.optimizers import Group
-from ..network_error import NetworkError
+from ..description.network_error import NetworkError
 from .arrivals import Entry, Reading
 from .channel import Answer, Message
 from .inbox import Inbox

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
-from ..network_error import NetworkError
+from ..description.network_error import NetworkError
 from .actor import Actor
 from .channel import Line
 from .inbox import Inbox

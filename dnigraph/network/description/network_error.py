@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..passes.errors import DniGraphError, bullets
+from ...passes.errors import DniGraphError, bullets
 
 
 class NetworkError(DniGraphError, ValueError):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...passes.errors import nearest
-from ..network_error import NetworkError
+from ..description.network_error import NetworkError
 
 if TYPE_CHECKING:
     from ..description.link import Link
-    from ..running.arrivals import Reading
-    from ..running.inbox import Inbox
+    from .arrivals import Reading
+    from .inbox import Inbox
 
 KINDS = ("fire", "read", "send", "target", "unused")
 TICK = 1000  # microseconds that a tick takes in a trace
