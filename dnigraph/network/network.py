@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
-from . import network_checkpoint as saving
+from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint
 from .description.network_error import NetworkError
+from .network_checkpoint import load_state, refuse_waiting, state_of_network
 from .running.actor_state import set_aside, take_back
 from .running.event_log import EventLog
 from .running.running_network import deliver
@@ -94,11 +95,13 @@ class Network(Wired):
             self.validate({} if whole[0][0] is None else whole[0][0])
         episodes = list(self._episodes(whole))
         self._refuse_missing([tick for episode in episodes for tick in episode])
+        if self._built is None:
+            return []
         if episodes:
-            refuse_shared(self)
+            refuse_shared(self.agents.values())
         for episode in episodes:
             with self._whole(episode):
-                run_threads(self, episode, capacity)
+                run_threads(self._built, episode, capacity)
         return [self._result(tick) for episode in episodes for tick in episode]
 
     def settle(self) -> None:
@@ -190,7 +193,8 @@ class Network(Wired):
         Raises:
             NetworkError: firings wait for true gradients; `settle` or the end of an episode lets them learn.
         """
-        saving.save(self, path)
+        state = state_of_network(self._overview(), self.modules(), self._actors(), self.log)
+        save_checkpoint(path, {"network": state})
 
     def load(self, path: str | os.PathLike[str], inputs: Any = None) -> None:
         """Go on from a file that `save` wrote, with the numbers of never having stopped.
@@ -202,7 +206,15 @@ class Network(Wired):
             CheckpointError: the file is no such checkpoint.
             NetworkError: it belongs to another network; all differences are listed.
         """
-        saving.load(self, path, inputs)
+        whole = load_checkpoint(path, {"network"})
+        state = whole["network"]
+        if inputs is not None:
+            self.validate(inputs)
+        load_state(self._overview(), self.modules(), self._actors(), state)
+        self.ticks = state["ticks"]
+        if self.log is not None and state["log"] is not None:
+            self.log.load(state["log"])
+        restore_random(whole)
 
     # ---- inside
 
@@ -258,7 +270,7 @@ class Network(Wired):
                 self.finish()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
-        saving.refuse_waiting(self, "copied")
+        refuse_waiting(self._actors(), "copied")
         other: Network = object.__new__(type(self))
         memo[id(self)] = other
         vars(other).update(copy.deepcopy(vars(self), memo))

@@ -1,22 +1,23 @@
 """What a checkpoint of a network holds, and its structure as plain data."""
 
 import copy
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint
 from .description.network_error import NetworkError
+from .description.overview import Overview
+from .running.actor import Actor
 from .running.actor_state import groups_of, set_aside, state_of, take_back, take_up
+from .running.event_log import EventLog
 
-if TYPE_CHECKING:
-    from .topology import Wired
+Actors = Mapping[str, Actor]
+Modules = Mapping[str, nn.Module]
 
 
-def structure(net: "Wired") -> dict[str, Any]:
+def structure(net: Overview) -> dict[str, Any]:
     """The wiring as plain data, for JSON: what must be the same where a checkpoint is loaded."""
     agents = {
         name: {
@@ -32,10 +33,10 @@ def structure(net: "Wired") -> dict[str, Any]:
         {
             "source": str(link.source),
             "sinks": [str(sink) for sink in link.sinks],
-            "delay": net.delay_of(number),
+            "delay": net.delays[number],
             "policy": str(link.policy),
             "synthetic": bool(link.synthetic),
-            "initial": _said(link.initial),
+            "initial": _plain_initial(link.initial),
             "boundary": b.kind if (b := net.boundaries.get(link.name)) is not None else None,
             "options": None if b is None else b.settings(),
         }
@@ -44,16 +45,16 @@ def structure(net: "Wired") -> dict[str, Any]:
     return {"agents": agents, "links": links}
 
 
-def refuse_waiting(net: "Wired", what: str) -> None:
+def refuse_waiting(actors: Actors, what: str) -> None:
     """Look for graphs, which no file and no copy can hold.
 
     Raises:
         NetworkError: firings wait for true gradients.
     """
     waiting = [
-        f"{name}: {len(a.waiting)} firings wait for their true gradients"
-        for name, a in net._actors().items()
-        if a.waiting
+        f"{name}: {len(actor.waiting)} firings wait for their true gradients"
+        for name, actor in actors.items()
+        if actor.waiting
     ]
     if waiting:
         raise NetworkError(
@@ -62,49 +63,47 @@ def refuse_waiting(net: "Wired", what: str) -> None:
         )
 
 
-def save(net: "Wired", path: str | os.PathLike[str]) -> None:
-    """Write everything that the next tick depends on."""
-    refuse_waiting(net, "saved")
-    actors = net._actors()
-    state = {
+def state_of_network(net: Overview, modules: Modules, actors: Actors, log: EventLog | None) -> dict[str, Any]:
+    """Everything that the next tick depends on.
+
+    Raises:
+        NetworkError: firings wait for true gradients.
+    """
+    refuse_waiting(actors, "saved")
+    return {
         "structure": structure(net),
-        "modules": {name: module.state_dict() for name, module in net.modules().items()},
+        "modules": {name: module.state_dict() for name, module in modules.items()},
         "actors": {name: state_of(actor) for name, actor in actors.items()},
-        "optimizers": _optimizers(net),
+        "optimizers": _optimizers(actors),
         "ticks": net.ticks,
-        "log": None if net.log is None else net.log.state(),
+        "log": None if log is None else log.state(),
     }
-    save_checkpoint(path, {"network": state})
 
 
-def load(net: "Wired", path: str | os.PathLike[str], inputs: Any) -> None:
-    """Take up what `save` wrote."""
-    whole = load_checkpoint(path, {"network"})
-    state = whole["network"]
-    if inputs is not None:
-        net.validate(inputs)
-    if state["actors"] and not net._actors():
+def load_state(net: Overview, modules: Modules, actors: Actors, state: Mapping[str, Any]) -> None:
+    """Give modules and actors what `state_of_network` took of them.
+
+    Raises:
+        NetworkError: the state is that of another network; all differences are listed, and nothing has changed.
+    """
+    if state["actors"] and not actors:
         raise NetworkError(
             ["this network has not run yet, so it has no heads: net.load(path, inputs), with what `tick` is given"],
             "the checkpoint cannot be loaded",
         )
-    wrong = list(_differences("", _told(structure(net), state["structure"]), state["structure"]))
-    wrong = wrong or list(_other_weights(net, state["modules"]))
-    wrong += _differences("optimizer", _optimizers(net), state.get("optimizers", _optimizers(net)))
+    wrong = list(_differences("", structure(net), state["structure"]))
+    wrong = wrong or list(_other_weights(modules, state["modules"]))
+    wrong += _differences("optimizer", _optimizers(actors), state["optimizers"])
     if wrong:
         raise NetworkError(wrong, "the checkpoint belongs to another network")
-    with _as_it_was(net):
-        for name, module in net.modules().items():
+    with _as_it_was(modules, actors):
+        for name, module in modules.items():
             _load(name, module, state["modules"][name])
-        for name, actor in net._actors().items():
+        for name, actor in actors.items():
             take_up(actor, state["actors"][name])
-    net.ticks = state["ticks"]
-    if net.log is not None and state.get("log") is not None:
-        net.log.load(state["log"])
-    restore_random(whole)
 
 
-def _said(initial: Any) -> Any:
+def _plain_initial(initial: Any) -> Any:
     """What is read first, as plain data: sizes as they are, of a tensor its shape, of a function that there is one."""
     if isinstance(initial, tuple | list):
         return list(initial)
@@ -113,30 +112,20 @@ def _said(initial: Any) -> Any:
     return None if initial is None else "function" if callable(initial) else type(initial).__name__
 
 
-def _told(here: Any, there: Any) -> Any:
-    """The structure without the facts of agents and links that an older file does not tell."""
-    if isinstance(here, list) and isinstance(there, list):
-        return [*(_told(own, other) for own, other in zip(here, there, strict=False)), *here[len(there) :]]
-    if not (isinstance(here, Mapping) and isinstance(there, Mapping)):
-        return here
-    facts = {"clip", "initial", "options"}
-    return {key: _told(own, there.get(key)) for key, own in here.items() if key in there or key not in facts}
-
-
-def _optimizers(net: "Wired") -> dict[str, list[str | None]]:
+def _optimizers(actors: Actors) -> dict[str, list[str | None]]:
     """By agent, what kind of optimiser it has, and those of its heads and predictors."""
     return {
         name: [None if group is None else type(group.optimizer).__name__ for group in groups_of(actor)]
-        for name, actor in net._actors().items()
+        for name, actor in actors.items()
     }
 
 
-def _other_weights(net: "Wired", saved: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _other_weights(modules: Modules, saved: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Weights that are of another shape here, before any of them is loaded.
 
     Other keys are left to the modules: some hold buffers that come and go.
     """
-    for name, module in net.modules().items():
+    for name, module in modules.items():
         here = {key: list(p.shape) for key, p in module.named_parameters()}
         there = {key: list(v.shape) for key, v in saved[name].items() if key in here and isinstance(v, Tensor)}
         yield from _differences(name, here, there)
@@ -150,13 +139,12 @@ def _load(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _as_it_was(net: "Wired") -> Iterator[None]:
+def _as_it_was(modules: Modules, actors: Actors) -> Iterator[None]:
     """What fails in the block leaves the network as it was.
 
     Raises:
         NetworkError: something did not take its state.
     """
-    modules, actors = net.modules(), net._actors()
     before = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
     held = {name: (state_of(actor), set_aside(actor)) for name, actor in actors.items()}
     try:

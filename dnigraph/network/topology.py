@@ -15,16 +15,16 @@ from ..heads.conditions import ConditionChoice, Context
 from ..passes.errors import nearest
 from ..passes.plan.plan import Plan
 from ..runners.optimizers import MakeOptimizer
-from . import network_checkpoint as saving
 from .checks.delays import Graph, Wiring, graph_of, problems
 from .checks.dry_run import Rehearsal, rehearse
 from .description.arguments import make_agent, make_link
-from .description.link import Agent, AgentLoss, Link
+from .description.link import Agent, AgentLoss, Link, SyntheticChoice
 from .description.network_error import NetworkError
+from .description.overview import Overview
 from .description.policy import PolicyChoice
+from .network_checkpoint import structure
 from .running.construction import build
 from .running.event_log import EventLog
-from .running.predicted_inbox import SyntheticChoice
 from .running.running_network import Built
 from .running.tick_inputs import Given
 from .showing import network_table as table
@@ -169,11 +169,11 @@ class Wired:
     @property
     def plan(self) -> Plan:
         """The network as a plan, for `dg.draw`."""
-        return plan_of(self)
+        return plan_of(self._overview())
 
     def to_json(self) -> dict[str, Any]:
         """The wiring as plain data: agents with their clocks, links with their delays and policies."""
-        return saving.structure(self)
+        return structure(self._overview())
 
     def delay_of(self, number: int) -> int:
         """The ticks that the messages of a link take."""
@@ -192,12 +192,17 @@ class Wired:
         return list(dict.fromkeys(p for module in self.modules().values() for p in module.parameters()))
 
     def __str__(self) -> str:
-        return table.text(self)
+        return table.text(self._overview())
 
     def __rich__(self) -> RenderableType:
-        return table.view(self)
+        return table.view(self._overview())
 
     # ---- inside
+
+    def _overview(self) -> Overview:
+        wiring = self._wiring()
+        delays = [wiring.delays[number] for number in range(len(self.links))]
+        return Overview(self.agents, self.links, delays, self.boundaries, self.order, self.inputs, self.ticks)
 
     def _wiring(self) -> Wiring:
         if True not in self._wirings:

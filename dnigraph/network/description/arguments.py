@@ -12,9 +12,8 @@ from ...heads.conditions import ConditionChoice
 from ...heads.selection import NAMED as HEADS
 from ...passes.errors import nearest
 from ...runners.optimizers import MakeOptimizer
-from ..running.predicted_inbox import SyntheticChoice
 from .clock import Clock
-from .link import Agent, AgentLoss, Link, Port
+from .link import Agent, AgentLoss, Link, Port, SyntheticChoice
 from .network_error import NetworkError
 from .policy import LATEST, PolicyChoice, make_policy
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...boundaries import Boundary, BoundaryChoice
 from ...heads import HeadChoice
@@ -15,6 +15,8 @@ from .policy import Policy
 from .ports import Inputs, inputs_of
 
 AgentLoss: TypeAlias = "Callable[[Any, Any], Any] | str | None"
+PredictorFactory: TypeAlias = Callable[[list[Tensor], Tensor], nn.Module]  # takes examples of inputs and message
+SyntheticChoice: TypeAlias = "bool | str | tuple[str, ...] | list[str] | PredictorFactory"
 
 
 @dataclass(frozen=True)

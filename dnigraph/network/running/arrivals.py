@@ -40,36 +40,6 @@ def plain(message: Message) -> dict[str, Any]:
     return {"sent": message.sent, "value": message.value, "wants": message.wants}
 
 
-def entered(value: Any, learns: bool) -> Any:
-    """The value as a firing sees it: at the end of its graph, and where it can, asking for a gradient."""
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach()
-    return value.requires_grad_() if learns and (value.is_floating_point() or value.is_complex()) else value
-
-
-def first(initial: Any, batch: int | None, like: Tensor | None) -> Any:
-    """What is read before anything has come, for a batch of this size.
-
-    Args:
-        initial: a tensor, of one sample or of the batch; the sizes of one sample (zeros); or a function of the size.
-        like: of whose precision, and on whose device, it shall be.
-    """
-    given = initial(batch) if callable(initial) else initial
-    if isinstance(given, tuple | list):
-        given = torch.zeros(1, *given)
-    if not isinstance(given, Tensor):
-        return given
-    if batch is not None and given.dim() and len(given) == 1:
-        given = given.expand(batch, *given.shape[1:])
-    return given.to(like) if like is not None and given.is_floating_point() else given
-
-
-def batch_of(values: Any) -> int | None:
-    """The size of the first tensor that has dimensions."""
-    return next((len(v) for v in values if isinstance(v, torch.Tensor) and v.dim()), None)
-
-
 def moved(state: Any, device: torch.device | None) -> Any:
     """The state with its tensors on a device; None: where they are."""
     return state if device is None else pytree.tree_map_only(Tensor, lambda t: t.to(device), state)

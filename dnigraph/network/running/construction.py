@@ -18,8 +18,8 @@ from ..checks.dry_run import Rehearsal
 from ..description.clock import Clock
 from ..description.link import Agent, Link
 from ..description.network_error import NetworkError
+from ..description.samples import batch_of
 from .actor import Actor
-from .arrivals import batch_of
 from .event_log import EventLog
 from .inbox import Inbox
 from .outbox import Outbox

@@ -5,15 +5,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...passes.errors import nearest
+from ..description.link import Link
 from ..description.network_error import NetworkError
-
-if TYPE_CHECKING:
-    from ..description.link import Link
-    from .arrivals import Reading
-    from .inbox import Inbox
+from .arrivals import Reading
+from .inbox import Inbox
 
 KINDS = ("fire", "read", "send", "target", "unused")
 TICK = 1000  # microseconds that a tick takes in a trace
@@ -70,7 +68,7 @@ class EventLog:
             raise NetworkError([f"there is no kind {kind!r}{near}; there are {known}"], "there are no such events")
         return [e for e in self.events if e.kind == kind and agent in (None, e.agent)]
 
-    def fired(self, tick: int, agent: str, readings: "list[tuple[Inbox, Reading, Any]]", learns: bool) -> None:
+    def fired(self, tick: int, agent: str, readings: list[tuple[Inbox, Reading, Any]], learns: bool) -> None:
         """Note a firing and what it read."""
         tick += self.past
         self.events.append(Event(tick, "fire", agent, learns=learns))
@@ -81,7 +79,7 @@ class EventLog:
             source = str(inbox.link.source)
             self.events.append(Event(tick, "read", agent, inbox.sink.name, sent, reading.stale, source=source))
 
-    def sent(self, tick: int, link: "Link") -> None:
+    def sent(self, tick: int, link: Link) -> None:
         """Note that a message was sent."""
         to = ", ".join(map(str, link.sinks))
         self.events.append(Event(tick + self.past, "send", link.source.agent or "", link.source.name, to=to))

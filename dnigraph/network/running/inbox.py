@@ -9,7 +9,8 @@ from torch import Tensor
 from ..description.clock import Clock
 from ..description.link import Link, Port
 from ..description.network_error import NetworkError
-from .arrivals import ABSENT, KEPT, Entry, Reading, first, moved, plain
+from ..description.samples import first_value
+from .arrivals import ABSENT, KEPT, Entry, Reading, moved, plain
 from .channel import Answer, Channel, Message
 
 
@@ -129,7 +130,7 @@ class Inbox:
     def _first(self, batch: int | None) -> Any:
         if self.initial is None:
             return ABSENT
-        return self.policy.joined([first(self.initial, batch, self.like)])
+        return self.policy.joined([first_value(self.initial, batch, self.like)])
 
     # ---- answering
 

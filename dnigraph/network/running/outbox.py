@@ -1,8 +1,8 @@
 """The sender's end of a link: what stands on it, and the messages that have not been answered yet."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,8 +15,7 @@ from .arrivals import moved
 from .channel import Answer, Channel, Message
 from .tick import Tick
 
-if TYPE_CHECKING:
-    from .firing import Firing
+Answered: TypeAlias = "Callable[[Outbox, Any], None]"  # takes the gradients that a firing waits for
 
 
 @dataclass
@@ -26,7 +25,7 @@ class Sent:
     value: Tensor  # detached
     label: Any
     visit: Visit | None  # None: the boundary looks again when the answer comes
-    firing: "Firing | None"  # who waits for the answer; None: it has learned
+    waiting: "Answered | None"  # of the firing, which takes the answer; None: it has learned
     answers: dict[int, Answer] = field(default_factory=dict)  # by the receiver's number
 
     def target(self) -> Tensor | None:
@@ -66,7 +65,7 @@ class Outbox:
             return False
         return self.delay > 0 or not any(reader.reads(tick.number) for reader in self.readers)
 
-    def send(self, tick: int, value: Any, label: Any, firing: "Firing", in_vain: bool = False) -> Visit | None:
+    def send(self, tick: int, value: Any, label: Any, waiting: Answered, in_vain: bool = False) -> Visit | None:
         """Have the value ready for `push`. Returns the visit of its boundary, if one learns from it."""
         boundary = self.boundary
         self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
@@ -79,7 +78,7 @@ class Outbox:
             visit = boundary.meet(value)
         if in_vain and visit.now is not None:
             return None  # who waits, waits with the others until the episode is settled
-        self.sent[tick] = Sent(value.detach(), label, visit, firing)
+        self.sent[tick] = Sent(value.detach(), label, visit, waiting)
         self._now = Message(tick, value.detach(), True)
         return visit
 
@@ -118,14 +117,14 @@ class Outbox:
     def learned(self, tick: int) -> None:
         """The firing of that tick has learned, or never will: its graph must go."""
         if (sent := self.sent.get(tick)) is not None:
-            sent.firing = None
+            sent.waiting = None
             if sent.visit is not None:
                 sent.visit = Visit((sent.value, *sent.visit.roots[1:]), sent.visit.now, sent.visit.settle)
 
     def forget_graphs(self) -> None:
         """End of a tick: what is still unanswered keeps its value and label only, and no graph of the head."""
         for sent in self.sent.values():
-            if sent.firing is None:
+            if sent.waiting is None:
                 sent.visit = None
 
     def step(self) -> None:
@@ -146,8 +145,8 @@ class Outbox:
             self._settle(sent, target)
 
     def _settle(self, sent: Sent, target: Tensor | None) -> None:
-        if sent.firing is not None and sent.visit is not None and sent.visit.now is None:
-            sent.firing.answered(self, sent.visit.gradients(target))
+        if sent.waiting is not None and sent.visit is not None and sent.visit.now is None:
+            sent.waiting(self, sent.visit.gradients(target))
             self._learned = True
         elif target is not None and self.boundary is not None:
             visit = sent.visit or self._again(self.boundary, sent)

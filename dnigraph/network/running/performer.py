@@ -14,8 +14,9 @@ from ...runners.optimizers import Group
 from ..description.link import Agent
 from ..description.network_error import NetworkError
 from ..description.ports import outputs_of
+from ..description.samples import entered
 from ..description.window_module import WindowModule
-from .arrivals import ABSENT, entered
+from .arrivals import ABSENT
 from .event_log import EventLog
 from .firing import Firing, stashed
 from .inbox import Inbox
@@ -133,7 +134,7 @@ class Performer:
                 value = value.detach().requires_grad_()  # nobody learns from the estimate, but the head from the answer
             try:
                 with torch.enable_grad():
-                    visit = box.send(tick.number, value, label, firing, box.in_vain(tick))
+                    visit = box.send(tick.number, value, label, firing.answered, box.in_vain(tick))
             except ConditionError as error:
                 if label is not None:
                     raise
@@ -153,7 +154,7 @@ class Performer:
         with torch.no_grad():
             for box in self.outboxes:
                 if box.port in outputs:
-                    box.send(tick.number, self._own(outputs[box.port]), None, firing)
+                    box.send(tick.number, self._own(outputs[box.port]), None, firing.answered)
 
     def _own(self, value: Any) -> Any:
         """The value in memory of its own, where it lies in that of the module's weights or buffers: those will move."""

@@ -1,7 +1,7 @@
 """Synthetic inputs: a receiver that does not wait for its sender predicts what the message will be."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from ...heads.layers import GAIN, Hidden
 from ...passes.errors import nearest
 from ...runners.optimizers import Group
+from ..description.link import SyntheticChoice
 from ..description.network_error import NetworkError
 from .arrivals import Entry, Reading
 from .channel import Answer, Message
 from .inbox import Inbox
-
-PredictorFactory: TypeAlias = Callable[[list[Tensor], Tensor], nn.Module]  # of examples of what it sees and says
-SyntheticChoice: TypeAlias = "bool | str | tuple[str, ...] | list[str] | PredictorFactory"
 
 
 class Predictor(nn.Module):

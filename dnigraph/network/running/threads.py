@@ -10,21 +10,19 @@ own. So the order in which threads run cannot change a number.
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
+from ..description.link import Agent
 from ..description.network_error import NetworkError
 from .actor import Actor
 from .channel import Line
 from .inbox import Inbox
-from .running_network import deliver
+from .running_network import Built, deliver
 from .tick import Tick
-
-if TYPE_CHECKING:
-    from ..network import Network
 
 T = TypeVar("T")
 PATIENCE = 0.1  # seconds between looks at whether the run is over
@@ -64,10 +62,8 @@ class BoundedQueue(Generic[T]):
         return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
 
 
-def run_threads(net: "Network", ticks: Sequence[Tick], capacity: int) -> None:
+def run_threads(built: Built, ticks: Sequence[Tick], capacity: int) -> None:
     """Run these ticks, one thread for each agent."""
-    built = net._built
-    assert built is not None, "the network has been built"
     stop, failures = threading.Event(), list[BaseException]()
     built.connect(lambda: BoundedQueue(capacity, stop))
     works: list[Callable[[], None]] = [lambda: _feed(built.outside, ticks)]
@@ -129,14 +125,14 @@ def _guarded(work: Callable[[], None], stop: threading.Event, failures: list[Bas
     return run
 
 
-def refuse_shared(net: "Network") -> None:
+def refuse_shared(agents: Iterable[Agent]) -> None:
     """Look for what threads cannot do.
 
     Raises:
         NetworkError: two agents own one parameter, which two threads would write at once.
     """
     first: dict[torch.nn.Parameter, str] = {}
-    owned = [(p, name) for name, agent in net.agents.items() for p in agent.module.parameters()]
+    owned = [(p, agent.name) for agent in agents for p in agent.module.parameters()]
     others = {(first.setdefault(p, name), name) for p, name in owned}
     wrong = [f"{a} and {b} share a parameter, which two threads would write at once" for a, b in others if a != b]
     if wrong:

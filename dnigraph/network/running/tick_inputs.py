@@ -6,8 +6,8 @@ from typing import Any
 from ...passes.errors import nearest
 from ..description.link import Agent, Link, Port
 from ..description.network_error import NetworkError
+from ..description.samples import batch_of
 from ..description.window_module import WindowModule
-from .arrivals import batch_of
 from .tick import Tick
 
 

@@ -4,16 +4,12 @@ A plan has no circles. A link that closes one is drawn as an output of its sende
 bear the same words, with its delay.
 """
 
-from typing import TYPE_CHECKING
-
 from ...passes.plan.plan import Crossing, Part, Plan
 from ..description.link import Agent, Link
-
-if TYPE_CHECKING:
-    from ..topology import Wired
+from ..description.overview import Overview
 
 
-def plan_of(net: "Wired") -> Plan:
+def plan_of(net: Overview) -> Plan:
     """The plan to draw."""
     order = {name: rank for rank, name in enumerate(net.order)}
     late = {n for n, link in enumerate(net.links) if _goes_back(link, order)}
@@ -48,7 +44,7 @@ def _goes_back(link: Link, order: dict[str, int]) -> bool:
     return not link.outside and any(order[s.agent or ""] <= order[link.source.agent or ""] for s in link.sinks)
 
 
-def _crossing(net: "Wired", number: int, link: Link, names: dict[str, str]) -> Crossing:
+def _crossing(net: Overview, number: int, link: Link, names: dict[str, str]) -> Crossing:
     boundary = net.boundaries.get(link.name)
     consumers = tuple(dict.fromkeys(names[s.agent or ""] for s in link.sinks))
     head = None if boundary is None else boundary.head_name
@@ -60,8 +56,8 @@ def _crossing(net: "Wired", number: int, link: Link, names: dict[str, str]) -> C
     )  # fmt: skip
 
 
-def _words(net: "Wired", number: int, link: Link) -> str:
-    delay, policy = net.delay_of(number), str(link.policy)
+def _words(net: Overview, number: int, link: Link) -> str:
+    delay, policy = net.delays[number], str(link.policy)
     facts = [f"delay {delay}"] * bool(delay) + [policy] * (policy != "latest") + ["predicted"] * bool(link.synthetic)
     return f"{link.source}" + (f" ({', '.join(facts)})" if facts else "")
 

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -10,16 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ...passes.plan.amounts import UNKNOWN, WIDTH, amount, counted, some
-
-if TYPE_CHECKING:
-    from ..description.link import Agent, Link
-    from ..topology import Wired
+from ..description.link import Agent, Link
+from ..description.overview import Overview
 
 AGENTS = ("agent", "module", "fires", "learns", "parameters", "loss", "reads", "sends")
 LINKS = ("from → to", "delay", "policy", "boundary", "head", "parameters", "synthetic")
 
 
-def text(net: "Wired") -> str:
+def text(net: Overview) -> str:
     """The network as a table; the same network gives the same text in every terminal.
 
     Guarantees:
@@ -31,7 +28,7 @@ def text(net: "Wired") -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()).rstrip()
 
 
-def view(net: "Wired") -> RenderableType:
+def view(net: Overview) -> RenderableType:
     """The network as something that `rich` prints."""
     blocks: list[RenderableType] = [Text(headline(net)), Text(""), _grid(AGENTS, agent_rows(net))]
     if net.links:
@@ -39,12 +36,12 @@ def view(net: "Wired") -> RenderableType:
     return Group(*blocks)
 
 
-def headline(net: "Wired") -> str:
+def headline(net: Overview) -> str:
     """How many agents and links, and how far the clock has come."""
     return f"network: {counted(len(net.agents), 'agent')}, {counted(len(net.links), 'link')}, tick {net.ticks}"
 
 
-def agent_rows(net: "Wired") -> Iterable[tuple[str, ...]]:
+def agent_rows(net: Overview) -> Iterable[tuple[str, ...]]:
     """One row per agent, under `AGENTS`."""
     reads: dict[str | None, list[str]] = {}
     sends: dict[str | None, list[str]] = {}
@@ -65,13 +62,13 @@ def agent_rows(net: "Wired") -> Iterable[tuple[str, ...]]:
         )
 
 
-def link_rows(net: "Wired") -> Iterable[tuple[str, ...]]:
+def link_rows(net: Overview) -> Iterable[tuple[str, ...]]:
     """One row per link, under `LINKS`."""
     for number, link in enumerate(net.links):
         boundary = net.boundaries.get(link.name)
         yield (
             link.name,
-            str(net.delay_of(number)),
+            str(net.delays[number]),
             str(link.policy),
             boundary.kind if boundary is not None else _asked(link),
             (boundary.head_name if boundary is not None else None) or UNKNOWN,
@@ -80,13 +77,13 @@ def link_rows(net: "Wired") -> Iterable[tuple[str, ...]]:
         )
 
 
-def _loss(agent: "Agent") -> str:
+def _loss(agent: Agent) -> str:
     if agent.loss is None or isinstance(agent.loss, str):
         return agent.loss or UNKNOWN
     return getattr(agent.loss, "__name__", type(agent.loss).__name__)
 
 
-def _asked(link: "Link") -> str:
+def _asked(link: Link) -> str:
     if link.outside or link.boundary is None:
         return "as it is"
     return link.boundary if isinstance(link.boundary, str) else UNKNOWN
