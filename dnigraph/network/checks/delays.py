@@ -163,4 +163,4 @@ def _deaf(agents: Mapping[str, Agent], links: Sequence[Link]) -> list[str]:
 def _mute(link: Link) -> bool:
     """Whether nothing ever comes back on it."""
     kind = getattr(link.boundary, "kind", None)
-    return link.boundary is None or link.boundary == "silent" or (kind == "silent" and not link.boundary.waits)  # type: ignore[union-attr]  # a boundary
+    return link.boundary is None or (kind == "silent" and not link.boundary.waits)  # type: ignore[union-attr]  # a boundary
