@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import dnigraph as dg
 from dnigraph.demo import images as data
 
-from .fashion import batches, evaluate, net
+from .every_layer_cut import batches, evaluate, net
 from .timing import RESULTS, report
 
 TICKS, BATCH, MARKS = 3000, 256, (0.85, 0.9, 0.95, 1.0)

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from . import between_models, through_time
+from . import between_models
+from .recurrent import summary as through_time
 from .timing import RESULTS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -23,7 +24,7 @@ def main() -> None:
 
 def costs() -> str:
     """Step time, memory and learning, as Markdown."""
-    steps, memory, fashion = map(_rows, ("step_time", "memory", "fashion"))
+    steps, memory, fashion = map(_rows, ("step_time", "memory", "every_layer_cut"))
     return f"{_steps(steps)}\n{_memory(memory)}\n{_learning(fashion)}"
 
 

@@ -27,10 +27,11 @@ import torch
 
 import dnigraph as dg
 
-from . import curves, sequences
-from .timing import RESULTS, machine
+from .. import curves
+from ..timing import RESULTS, machine
+from . import tasks as sequences
 
-KEPT = Path(__file__).parent.parent / "out" / "recurrent"
+KEPT = Path(__file__).parents[2] / "out" / "recurrent"
 ARMS: dict[str, dict[str, Any]] = {
     "truncated": {"boundary": "silent"},
     "DNI": {},
@@ -216,7 +217,3 @@ def run(suite: str, minutes: float, text: str) -> None:
 def main(suite: str, minutes: float, text: str) -> None:
     """Run a suite, or go on with it."""
     run(suite, minutes, text)
-
-
-if __name__ == "__main__":
-    main()

@@ -90,14 +90,14 @@ def main(steps: int = STEPS) -> None:
     """Run what is not there yet, and write the results after every row."""
     torch.set_num_threads(1)
     images = data.load("fashion-mnist")
-    file = RESULTS / "fashion.json"
+    file = RESULTS / "every_layer_cut.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     done = {(row["arm"], row["seed"], row["steps"]) for row in rows}
     for seed in SEEDS:
         for arm in ARMS:
             if (arm, seed, steps) not in done:
                 rows.append(trained(arm, seed, images, steps))
-                report(f"Fashion-MNIST, every layer cut, {steps} steps", rows, "fashion")
+                report(f"Fashion-MNIST, every layer cut, {steps} steps", rows, "every_layer_cut")
 
 
 if __name__ == "__main__":

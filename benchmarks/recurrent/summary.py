@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .timing import RESULTS
+from ..timing import RESULTS
 
 Row = dict[str, Any]
 LAST = 5  # evaluations, one every 1000 updates

@@ -1,0 +1,1 @@
+"""What is credit over a window's end worth to a recurrent network?"""
