@@ -7,8 +7,8 @@ from itertools import accumulate, pairwise
 from networkx.utils import UnionFind
 from torch import fx
 
-from ..graph.facts import read
-from ..plan.aliasing import memory, ties
+from ..graph.facts import facts_of
+from ..plan.aliasing import ties, written_memory
 from .cost import costs
 from .linear_partition import Chain
 
@@ -36,9 +36,9 @@ class Line:
     """The nodes of a graph that carry a gradient, in graph order. What is made of weights alone is not among them."""
 
     def __init__(self, graph: fx.Graph, cost: str):
-        self.facts = read(graph)
+        self.facts = facts_of(graph)
         self._fixed = self._made_of_weights()
-        self.nodes = [x for x in self.facts.computed() if self.facts[x].gradient and x not in self._fixed]
+        self.nodes = [x for x in self.facts.computed if self.facts[x].gradient and x not in self._fixed]
         self.at = {x: i for i, x in enumerate(self.nodes)}
         self.inputs = [[self.at[x] for x in self.facts[p].inputs if x in self.at] for p in self.nodes]
         self.fed = self._fed()
@@ -113,7 +113,7 @@ class Line:
             _span(marks, i, last, hash((i, last)))  # their sums tell sets of values apart
         for i in self.begins:
             _span(values, 0, i, 1)
-        for tie in ties(self.facts, memory(self.facts)):
+        for tie in ties(self.facts, written_memory(self.facts)):
             held = [self.at[x] for x in tie if x in self.at]
             _span(tied, min(held, default=0), max(held, default=0), 1)
         stacks = [tuple(self._node(i).meta.get("nn_module_stack") or ()) for i in range(count)]

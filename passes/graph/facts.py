@@ -1,7 +1,6 @@
-"""What the partition has to know of each node, read from its meta."""
+"""What is known of each node of an annotated graph, as plain values. Nodes are spoken of by their position."""
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
@@ -9,123 +8,109 @@ from torch import fx
 from .nodes import set_attribute
 
 SOURCES = {"placeholder": "input", "get_attr": "constant"}
-Holds = dict[fx.Node, frozenset[int]]
 PYTHON_VALUE = 8  # bytes of a size, a number or a flag, as traffic
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One node. Nodes are spoken of by their position in the graph."""
+    """One node."""
 
     node: fx.Node
+    name: str
     kind: str  # "input", "constant" (parameters and buffers too) or "computed"
     inputs: tuple[int, ...]
     users: tuple[int, ...]  # without the output node
     gradient: bool  # it carries a gradient
     random: bool
-    effect: bool  # it is there for what it does: nobody reads its value
+    effect: bool  # it is there for its side effect: no node reads its value
     handed: bool  # the output node reads it
     bundle: bool  # a tuple, list or dict of tensors
     bytes: int
     holds: frozenset[int]  # the storage of its value, if it has one
     writes: frozenset[int]  # the storages that it changes in place
     parameters: tuple[tuple[str, int, bool], ...]  # name, scalars, trained
+    trained: bool  # one of these parameters is
     buffers: tuple[str, ...]  # that it may change
 
-    @property
-    def name(self) -> str:
-        return self.node.name
 
-    @property
-    def trained(self) -> bool:
-        """A parameter of its own learns."""
-        return any(trained for _, _, trained in self.parameters)
-
-
-@dataclass(frozen=True)
-class Facts:
+class Facts(tuple[Fact, ...]):
     """All nodes of a graph but its output, in graph order."""
 
-    all: tuple[Fact, ...]
-    at: dict[fx.Node, int]
-
-    def __getitem__(self, position: int) -> Fact:
-        return self.all[position]
-
-    def __len__(self) -> int:
-        return len(self.all)
-
-    def __iter__(self) -> Iterator[Fact]:
-        return iter(self.all)
-
-    def computed(self) -> Iterator[int]:
-        """The positions of what is neither input nor constant."""
-        return (p for p, fact in enumerate(self.all) if fact.kind == "computed")
+    at: dict[fx.Node, int]  # the position of each node
+    computed: tuple[int, ...]  # the positions of those that are neither inputs nor constants
 
 
-def read(graph: fx.Graph) -> Facts:
-    """What is known of the nodes of an annotated graph. It is not changed."""
+def facts_of(graph: fx.Graph) -> Facts:
+    """What the meta of an annotated graph says of its nodes. The graph is not changed."""
     nodes = [node for node in graph.nodes if node.op != "output"]
-    at = {node: position for position, node in enumerate(nodes)}
+    at = dict(zip(nodes, range(len(nodes)), strict=True))
     bundles = _bundles(nodes)
-    holds = {node: _storages(node) for node in nodes}
-    facts = (_fact(node, at, node in bundles, holds) for node in nodes)
-    return Facts(tuple(facts), at)
+    holds: dict[fx.Node, frozenset[int]] = {}
+    facts, computed = [], []
+    for node in nodes:
+        storage = node.meta.get("storage")
+        holds[node] = frozenset() if storage is None else frozenset((storage,))
+        facts.append(_fact(node, at, node in bundles, holds))
+        if facts[-1].kind == "computed":
+            computed.append(at[node])
+    result = Facts(facts)
+    result.at, result.computed = at, tuple(computed)
+    return result
 
 
-def _fact(node: fx.Node, at: dict[fx.Node, int], bundle: bool, holds: Holds) -> Fact:
-    meta = node.meta
-    kind = SOURCES.get(node.op, "computed")
+def _fact(node: fx.Node, at: dict[fx.Node, int], bundle: bool, holds: dict[fx.Node, frozenset[int]]) -> Fact:
+    meta, kind = node.meta, SOURCES.get(node.op, "computed")
+    writes = frozenset(meta.get("writes", ()))
+    if node.target is set_attribute and isinstance(node.args[0], fx.Node):
+        writes |= holds[node.args[0]]  # `x.data = value` does not show in torch's version counters
+    users, handed, trained = [], False, False
+    for user in node.users:
+        if user.op == "output":
+            handed = True
+        else:
+            users.append(at[user])
+    for _, _, learns in meta.get("parameters", ()):
+        trained |= learns
     return Fact(
         node=node,
+        name=node.name,
         kind=kind,
-        inputs=tuple(at[given] for given in node.all_input_nodes),
-        users=tuple(at[user] for user in node.users if user in at),
+        inputs=tuple(map(at.__getitem__, node.all_input_nodes)),
+        users=tuple(users),
         gradient=bool(meta.get("gradient")),
         random=bool(meta.get("random")),
         effect=kind == "computed" and not node.users,
-        handed=any(user.op == "output" for user in node.users),
+        handed=handed,
         bundle=bundle,
         bytes=meta.get("bytes", PYTHON_VALUE),
         holds=holds[node],
-        writes=frozenset(meta.get("writes", ())) | _assigns(node, holds),
+        writes=writes,
         parameters=tuple(meta.get("parameters", ())),
+        trained=trained,
         buffers=tuple(meta.get("buffers", ())) if node.op == "call_module" else (),
     )
 
 
-def _assigns(node: fx.Node, holds: Holds) -> frozenset[int]:
-    """What `x.data = v` writes: torch's version counters do not show it."""
-    target = node.args[0] if node.target is set_attribute else None
-    return holds[target] if isinstance(target, fx.Node) else frozenset()
-
-
-def unpacks(node: fx.Node) -> bool:
-    """It takes one thing out of another."""
-    return node.op == "call_function" and node.target in (operator.getitem, getattr)
-
-
 def _bundles(nodes: list[fx.Node]) -> set[fx.Node]:
-    """What holds tensors without being one. Taken out of a bundle is a tensor or a smaller bundle."""
-    found: set[fx.Node] = set()
-    may_be = [node for node in nodes if node.op not in SOURCES and "dtype" not in node.meta]
-    for node in reversed(may_be):
-        taken = (user for user in node.users if unpacks(user) and user.args[0] is node)
-        if node.meta.get("container") or any("dtype" in user.meta or user in found for user in taken):
-            found.add(node)
-    for node in may_be:
-        if unpacks(node) and node.args[0] in found:
-            found.add(node)
-    return found
+    """The nodes whose values hold tensors without being one. An item of a bundle is a tensor or a smaller bundle."""
+    bundles: set[fx.Node] = set()
+    candidates = [node for node in nodes if node.op not in SOURCES and "dtype" not in node.meta]
+    for node in reversed(candidates):  # a bundle is known by its items, which come later
+        items = (user for user in node.users if _is_item(user) and user.args[0] is node)
+        if node.meta.get("container") or any("dtype" in item.meta or item in bundles for item in items):
+            bundles.add(node)
+    for node in candidates:  # and an item by its bundle
+        if _is_item(node) and node.args[0] in bundles:
+            bundles.add(node)
+    return bundles
 
 
-def _storages(node: fx.Node) -> frozenset[int]:
-    storage = node.meta.get("storage")
-    return frozenset() if storage is None else frozenset({storage})
+def _is_item(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in (operator.getitem, getattr)
 
 
 def batch_dim(shape: tuple[int, ...], batch: int) -> int | None:
     """The first dimension of the batch's size; `None`: there is none. A number has its batch in front."""
     if not shape:
         return 0
-    return next((at for at, size in enumerate(shape) if size == batch), None)
+    return shape.index(batch) if batch in shape else None

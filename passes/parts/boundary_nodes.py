@@ -11,7 +11,7 @@ from ..errors import PlanError, nearest
 from ..plan.plan import Crossing, Plan
 from .split import BOUNDARY, PART, VALUE
 
-_PASSED_ON = ("shape", "dtype", "bytes", "gradient", "device")
+_PASSED_ON = ("shape", "dtype", "bytes", "gradient", "device")  # meta that a boundary leaves as it is
 
 
 def boundary_key(crossing: Crossing) -> str:
@@ -49,9 +49,10 @@ def insert_boundaries(graph: fx.Graph, plan: Plan) -> fx.Graph:
     if misfits := _unfit(graph, plan):
         raise PlanError(misfits)
     result = copy.deepcopy(graph)
-    value_called, part_called = _marked(result, VALUE), _marked(result, PART)
-    for crossing in (crossing for crossing in plan.crossings if crossing.gradient):
-        _insert(value_called[crossing.node], crossing, [part_called[name] for name in crossing.consumers])
+    values, calls = _marked(result, VALUE), _marked(result, PART)
+    for crossing in plan.crossings:
+        if crossing.gradient:
+            _insert(values[crossing.node], crossing, list(map(calls.__getitem__, crossing.consumers)))
     result.lint()
     return result
 
@@ -64,28 +65,28 @@ def strip_boundaries(graph: fx.Graph) -> fx.Graph:
     """
     result = copy.deepcopy(graph)
     inserted = [node for node in result.nodes if BOUNDARY in node.meta]
-    for node in reversed(inserted):  # what is taken out of a boundary first
+    for node in reversed(inserted):  # the items of a boundary before the boundary
         node.replace_all_uses_with(node.all_input_nodes[0], propagate_meta=False)
         result.erase_node(node)
     result.lint()
     return result
 
 
-def _marked(graph: fx.Graph, what: str) -> dict[str, fx.Node]:
-    return {node.meta[what]: node for node in graph.nodes if what in node.meta}
+def _marked(graph: fx.Graph, key: str) -> dict[str, fx.Node]:
+    """The nodes that carry this key in their meta, by what it says."""
+    return {node.meta[key]: node for node in graph.nodes if key in node.meta}
 
 
 def _unfit(graph: fx.Graph, plan: Plan) -> list[str]:
     values, calls = _marked(graph, VALUE), _marked(graph, PART)
     misfits = [f"'{name}' is a boundary already" for name in _marked(graph, BOUNDARY)]
-    for crossing in (crossing for crossing in plan.crossings if crossing.gradient):
-        if crossing.node not in values:
-            what = f"no part gives '{crossing.node}'{nearest(crossing.node, values)}"
-            misfits.append(f"crossing '{crossing.name}': {what}")
-            continue
-        readers = set(values[crossing.node].users)
-        deaf = [name for name in crossing.consumers if calls.get(name) not in readers]
-        misfits += [f"crossing '{crossing.name}': {name} does not read '{crossing.node}'" for name in deaf]
+    for crossing in plan.crossings:
+        if crossing.gradient and crossing.node not in values:
+            missing = f"no part gives '{crossing.node}'{nearest(crossing.node, values)}"
+            misfits.append(f"crossing '{crossing.name}': {missing}")
+        elif crossing.gradient:
+            deaf = [name for name in crossing.consumers if calls.get(name) not in values[crossing.node].users]
+            misfits += [f"crossing '{crossing.name}': {name} does not read '{crossing.node}'" for name in deaf]
     return misfits
 
 
@@ -103,7 +104,7 @@ def _insert(value: fx.Node, crossing: Crossing, consumers: Sequence[fx.Node]) ->
 
 
 def _after(place: fx.Node, value: fx.Node, name: str, op: str, target: Any, args: tuple[Any, ...]) -> fx.Node:
-    """A new node behind another, with what is known of the value that passes through it."""
+    """A new node behind `place`, with the meta of the value that passes through it."""
     with place.graph.inserting_after(place):
         node = place.graph.create_node(op, target, args, name=name)
     node.meta = {key: value.meta[key] for key in _PASSED_ON if key in value.meta}

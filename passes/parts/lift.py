@@ -22,32 +22,32 @@ def lift(graphs: Mapping[str, fx.Graph], top: fx.Graph) -> tuple[dict[str, fx.Gr
         Each tensor is one input of the new top graph, behind the inputs that it has, whatever parts use it.
     """
     top, lifted = copy.deepcopy(top), {name: copy.deepcopy(graph) for name, graph in graphs.items()}
-    made: dict[int, fx.Node] = {}
+    inputs: dict[int, fx.Node] = {}  # of the top graph, by the tensor's position
     for call in [node for node in top.nodes if PART in node.meta]:
         for node in _lift_part(lifted[call.meta[PART]]):
             position = node.meta["position"]
-            if position not in made:
-                made[position] = _input(top, node)
-            call.args = (*call.args, made[position])
+            if position not in inputs:
+                inputs[position] = _input(top, node)
+            call.args = (*call.args, inputs[position])
     top.lint()
     return lifted, top
 
 
 def _lift_part(graph: fx.Graph) -> list[fx.Node]:
     """Turn the tensors of one part into its last inputs, and give these."""
-    owned = [node for node in graph.nodes if node.op == "get_attr" and "position" in node.meta]
-    made = [_input(graph, node) for node in owned]
-    for node, new in zip(owned, made, strict=True):
-        node.replace_all_uses_with(new)
+    inputs = []
+    for node in [node for node in graph.nodes if node.op == "get_attr" and "position" in node.meta]:
+        inputs.append(_input(graph, node))
+        node.replace_all_uses_with(inputs[-1])
         graph.erase_node(node)
     graph.lint()
-    return made
+    return inputs
 
 
 def _input(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A further input behind those that the graph has."""
     first = next(node for node in graph.nodes if node.op != "placeholder")
     with graph.inserting_before(first):
-        made = graph.placeholder(node.name)
-    made.meta = copy.copy(node.meta)
-    return made
+        result = graph.placeholder(node.name)
+    result.meta = copy.copy(node.meta)
+    return result

@@ -54,78 +54,64 @@ def split(graph: fx.Graph, plan: Plan) -> Split:
     Raises:
         PlanError: the plan names nodes that the graph lacks, or leaves nodes out.
     """
-    node_called = {node.name: node for node in graph.nodes}
-    if misfits := _misfits(graph, node_called, plan):
+    nodes: dict[str, fx.Node] = {}
+    for node in graph.nodes:
+        nodes[node.name] = node
+    if misfits := _misfits(nodes, plan):
         raise PlanError(misfits)
-    output = graph.output_node()
-    results: Any = output.args[0]
-    outputs = tuple(Value(given.name) if isinstance(given, fx.Node) else given for given in results)
-    return Split(
-        graphs={part.name: _part_graph(node_called, part) for part in plan.parts},
-        outputs=outputs,
-        top=_top_graph(node_called, plan, output),
-    )
+    graphs = {}
+    for part in plan.parts:
+        graphs[part.name] = _part_graph(nodes, part)
+    results: Any = graph.output_node().args[0]
+    outputs = [Value(result.name) if isinstance(result, fx.Node) else result for result in results]
+    return Split(graphs, tuple(outputs), _top_graph(nodes, plan, graph.output_node()))
 
 
-def _misfits(graph: fx.Graph, node_called: Mapping[str, fx.Node], plan: Plan) -> list[str]:
-    placed = {name for part in plan.parts for name in part.nodes}
-    unknown = sorted(placed - node_called.keys())
-    needed = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
-    missing = [node.name for node in needed if node.name not in placed]
-    inputs = tuple(node.name for node in graph.nodes if node.op == "placeholder")
-    misfits = [f"the graph has no node '{name}'{nearest(name, node_called)}" for name in unknown]
-    misfits += [f"no part has the node '{name}'" for name in missing]
-    if inputs != plan.inputs:
+def _misfits(nodes: Mapping[str, fx.Node], plan: Plan) -> list[str]:
+    placed: set[str] = set()
+    for part in plan.parts:
+        placed.update(part.nodes)
+    misfits = [f"the graph has no node '{name}'{nearest(name, nodes)}" for name in sorted(placed - nodes.keys())]
+    inputs = []
+    for name, node in nodes.items():
+        if node.op == "placeholder":
+            inputs.append(name)
+        elif node.op not in ("output", "get_attr") and name not in placed:
+            misfits.append(f"no part has the node '{name}'")
+    if tuple(inputs) != plan.inputs:
         misfits.append(f"the plan's inputs are {', '.join(plan.inputs)}, the graph's are {', '.join(inputs)}")
     return misfits
 
 
-def _part_graph(node_called: Mapping[str, fx.Node], part: Part) -> fx.Graph:
+def _part_graph(nodes: Mapping[str, fx.Node], part: Part) -> fx.Graph:
     result = fx.Graph()
-    made: dict[fx.Node, fx.Node] = {}
+    copies: dict[fx.Node, fx.Node] = {}
     for name in part.inputs:
-        made[node_called[name]] = _placeholder(result, node_called[name])
+        copies[nodes[name]] = result.placeholder(name)
+        copies[nodes[name]].meta = copy.copy(nodes[name].meta)
     for name in part.nodes:
-        made[node_called[name]] = result.node_copy(node_called[name], made.__getitem__)
-    result.output(_one_or_tuple([made[node_called[name]] for name in part.outputs]))
+        copies[nodes[name]] = result.node_copy(nodes[name], copies.__getitem__)
+    outputs = tuple([copies[nodes[name]] for name in part.outputs])
+    result.output(outputs[0] if len(outputs) == 1 else outputs)
     result.lint()
     return result
 
 
-def _placeholder(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    made = graph.placeholder(node.name)
-    made.meta = copy.copy(node.meta)
-    return made
-
-
-def _one_or_tuple(values: list[fx.Node]) -> fx.Node | tuple[fx.Node, ...]:
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-def _top_graph(node_called: Mapping[str, fx.Node], plan: Plan, output: fx.Node) -> fx.Graph:
+def _top_graph(nodes: Mapping[str, fx.Node], plan: Plan, output: fx.Node) -> fx.Graph:
     result = fx.Graph()
-    made: dict[str, fx.Node] = {}
+    values: dict[fx.Node, fx.Node] = {}  # the node of the top graph that stands for each value
     for name in plan.inputs:
-        made[name] = result.node_copy(node_called[name])
-        made[name].meta[VALUE] = name
+        values[nodes[name]] = result.node_copy(nodes[name])
+        values[nodes[name]].meta[VALUE] = name
     for part in plan.parts:
-        call = result.call_module(part.name, tuple(made[name] for name in part.inputs))
+        call = result.call_module(part.name, tuple([values[nodes[name]] for name in part.inputs]))
         call.meta = {PART: part.name}
-        made |= _results(result, call, [node_called[name] for name in part.outputs])
-    copied = result.node_copy(output, lambda node: made[node.name])
-    copied.meta = copy.copy(output.meta)
+        for at, name in enumerate(part.outputs):
+            item = call
+            if len(part.outputs) > 1:
+                item = result.create_node("call_function", operator.getitem, (call, at), name=name)
+            item.meta = {**nodes[name].meta, **item.meta, VALUE: name}
+            values[nodes[name]] = item
+    result.node_copy(output, values.__getitem__).meta = copy.copy(output.meta)
     result.lint()
     return result
-
-
-def _results(graph: fx.Graph, call: fx.Node, values: list[fx.Node]) -> dict[str, fx.Node]:
-    """The nodes that stand for the values that a part gives."""
-    if len(values) == 1:
-        call.meta = {**values[0].meta, **call.meta, VALUE: values[0].name}
-        return {values[0].name: call}
-    made = {}
-    for at, value in enumerate(values):
-        item = graph.create_node("call_function", operator.getitem, (call, at), name=value.name)
-        item.meta = {**value.meta, VALUE: value.name}
-        made[value.name] = item
-    return made

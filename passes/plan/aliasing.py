@@ -1,18 +1,23 @@
-"""What must stay in one part, and what must keep its order.
+"""Aliasing: which nodes share memory that is written in place, and what must stay together or in order for that.
 
-h ─► relu_ ─► fc        h, relu_ and whatever reads h before relu_ are tied; fc reads the final value and is free
+h ─► relu_ ─► fc        h, relu_ and all that reads h before relu_ are tied; fc reads the final value and is free
+
+What torch's functionalization does by rewriting (in-place writes become copies) is done here by tying nodes together:
+the parts run the model's own operations.
 """
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
-from ..graph.facts import Fact, Facts
+from ..graph.facts import Facts
 
 Pair = tuple[int, int]
+# They differentiate in the middle of a forward pass.
+GRADIENTS = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward, "backward")
 
 
 @dataclass(frozen=True)
@@ -21,67 +26,72 @@ class Memory:
 
     holders: dict[int, list[int]]
     writers: dict[int, list[int]]
-    outlasting: frozenset[int]  # storages of parameters, buffers and constants: order is all that they ask for
+    outlasting: frozenset[int]  # storages of parameters, buffers and constants: these need an order only
 
 
-def memory(facts: Facts) -> Memory:
+def written_memory(facts: Facts) -> Memory:
     """The storages that some node writes."""
-    writers, holders = defaultdict(list), defaultdict(list)
+    writers: dict[int, list[int]] = defaultdict(list)
+    holders: dict[int, list[int]] = defaultdict(list)
     for position, fact in enumerate(facts):
         for storage in fact.writes:
             writers[storage].append(position)
+    outlasting = set(writers)
     for position, fact in enumerate(facts):
         for storage in fact.holds & writers.keys():
             holders[storage].append(position)
-    outlasting = {s for s in writers if not holders[s] or any(facts[p].kind == "constant" for p in holders[s])}
+            outlasting.discard(storage)
+    for fact in facts:
+        if fact.kind == "constant":
+            outlasting |= fact.holds & writers.keys()
     return Memory(dict(holders), dict(writers), frozenset(outlasting))
 
 
-def ties(facts: Facts, known: Memory) -> list[set[int]]:
+def ties(facts: Facts, memory: Memory) -> list[set[int]]:
     """Groups of nodes that no cut can separate.
 
-    One is made of each storage that is written after it was computed: all that gives it up to the last write, the
-    writers, and the readers before the last write. One of each bundle and what reads it: tensors cross, not tuples.
-    And one of each gradient that the model itself asks for, with what it is sent back through.
+    There is one for each storage that is written after it was computed: its holders up to the last write, the writers,
+    and the readers before the last write. One for each bundle and its readers, as tensors cross and not tuples. And one
+    for each gradient that the model itself asks for, with what it differentiates through.
     """
-    groups = [_rewritten(facts, known, storage) for storage in known.writers if storage not in known.outlasting]
-    groups += [tie for storage in known.outlasting for tie in _stale(facts, known, storage)]
-    bundles = (p for p in facts.computed() if facts[p].bundle)
-    groups += [{p, *facts[p].users} for p in bundles]
-    groups += [_sent_back(facts, p) for p in facts.computed() if _differentiates(facts[p])]
+    groups: list[set[int]] = []
+    for storage in memory.writers:
+        groups += _views(facts, memory, storage) if storage in memory.outlasting else [_holders(facts, memory, storage)]
+    for position in facts.computed:
+        fact = facts[position]
+        if fact.bundle:
+            groups.append({position, *fact.users})
+        if getattr(fact.node.target, "function", fact.node.target) in GRADIENTS:
+            groups.append(_differentiated(facts, position))
     return [group for group in groups if len(group) > 1]
 
 
-def _rewritten(facts: Facts, known: Memory, storage: int) -> set[int]:
-    last = known.writers[storage][-1]
-    tied = set(known.writers[storage])
-    for holder in known.holders[storage]:
-        given = facts[holder].kind == "input"  # each part reads it anew: late readers too must be where it is written
+def _holders(facts: Facts, memory: Memory, storage: int) -> set[int]:
+    last = memory.writers[storage][-1]
+    tied = set(memory.writers[storage])
+    for holder in memory.holders[storage]:
+        # Each part reads an input of the model anew: its late readers too must be in the part that writes it.
+        given = facts[holder].kind == "input"
         tied.update(user for user in facts[holder].users if user < last or given)
         if holder <= last and not given:
             tied.add(holder)
     return tied
 
 
-def _stale(facts: Facts, known: Memory, storage: int) -> Iterable[set[int]]:
-    """Views of a buffer stay with who writes through them, or reads them after a write: a copy would not do."""
-    for holder in known.holders.get(storage, ()):
-        if facts[holder].kind != "computed":
-            continue
-        changes = [writer for writer in known.writers[storage] if writer > holder]
-        yield {holder, *(user for user in facts[holder].users if changes and user >= changes[0])}
+def _views(facts: Facts, memory: Memory, storage: int) -> list[set[int]]:
+    """Each view of a buffer with its readers after a write: a copy of the view would not show that write."""
+    groups = []
+    for holder in memory.holders.get(storage, ()):
+        if facts[holder].kind == "computed":
+            first = next((writer for writer in memory.writers[storage] if writer > holder), len(facts))
+            groups.append({holder, *(user for user in facts[holder].users if user >= first)})
+    return groups
 
 
-def _differentiates(fact: Fact) -> bool:
-    """It calls `torch.autograd.grad`, or `backward`, in the middle of a forward pass."""
-    function = getattr(fact.node.target, "function", fact.node.target)
-    return function in (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward, "backward")
+def _differentiated(facts: Facts, position: int) -> set[int]:
+    """An inner gradient with what it goes through, which a boundary would cut off.
 
-
-def _sent_back(facts: Facts, position: int) -> set[int]:
-    """The two ends of what a gradient is sent back through, or all of it where no computed value is the far end.
-
-    What lies between goes with them. A boundary on that way would stop the gradient.
+    These are the two ends, between which `contract` adds the rest; or the whole way, if it leads to an input or weight.
     """
     ends = {p for p in facts[position].inputs if facts[p].gradient}
     if len(ends) > 1 and all(facts[p].kind == "computed" for p in ends):
@@ -95,10 +105,10 @@ def _sent_back(facts: Facts, position: int) -> set[int]:
     return tied
 
 
-def last_writer(facts: Facts, known: Memory, position: int) -> int | None:
-    """The node that changes the value of another last, if any does."""
-    writers = [known.writers[s][-1] for s in facts[position].holds & known.writers.keys() - known.outlasting]
-    return max((writer for writer in writers if writer > position), default=None)
+def last_writer(facts: Facts, memory: Memory, position: int) -> int | None:
+    """The last node that changes the value of another in place, if any does."""
+    storages = facts[position].holds & memory.writers.keys() - memory.outlasting
+    return max((w for s in storages if (w := memory.writers[s][-1]) > position), default=None)
 
 
 @dataclass(frozen=True)
@@ -106,39 +116,52 @@ class Sequences:
     """Pairs of nodes that must run in this order although no data flows between them."""
 
     pairs: tuple[Pair, ...]
-    members: frozenset[int]  # whatever uses a parameter or buffer that changes during the run
+    members: frozenset[int]  # the users of parameters and buffers that change during the run
 
 
-def sequences(facts: Facts, known: Memory) -> Sequences:
+def sequences(facts: Facts, memory: Memory) -> Sequences:
     """The order in which random numbers are drawn, and changing parameters and buffers are read and written."""
-    random = [p for p in facts.computed() if facts[p].random]
-    changing = [uses for uses in _uses(facts, known).values() if any(writes for _, writes in uses)]
-    pairs = [*pairwise(random), *(pair for uses in changing for pair in _in_turn(uses))]
-    return Sequences(tuple(dict.fromkeys(pairs)), frozenset(p for uses in changing for p, _ in uses))
+    pairs = dict.fromkeys(pairwise([p for p in facts.computed if facts[p].random]))
+    members: set[int] = set()
+    for uses in _uses_of_changing(facts, memory):
+        members.update(position for position, _ in uses)
+        pairs |= dict.fromkeys(_in_turn(uses))
+    return Sequences(tuple(pairs), frozenset(members))
 
 
-def _uses(facts: Facts, known: Memory) -> dict[Hashable, list[tuple[int, bool]]]:
-    """Each use of what outlasts the run, in graph order, and whether it is a write."""
-    storage_of = {f.node.target: s for f in facts if f.kind == "constant" for s in f.holds}
-    found: dict[Hashable, list[tuple[int, bool]]] = defaultdict(list)
-    for position in facts.computed():
+def _uses_of_changing(facts: Facts, memory: Memory) -> list[list[tuple[int, bool]]]:
+    """For each changing parameter or buffer its users, in graph order, and whether each writes it."""
+    key_of: dict[Hashable, Hashable] = {}  # a tensor that is in the graph goes by its storage, else by its name
+    for fact in facts:
+        if fact.kind == "constant" and fact.holds:
+            (key_of[str(fact.node.target)],) = fact.holds
+    uses: dict[Hashable, list[tuple[int, bool]]] = defaultdict(list)
+    changing: dict[Hashable, None] = {}
+    for position in facts.computed:
         fact = facts[position]
-        read: set[Hashable] = {s for p in fact.inputs for s in facts[p].holds & known.outlasting}
-        read |= {storage_of.get(name, name) for name, _, _ in fact.parameters}
-        written = {*(fact.writes & known.outlasting), *(storage_of.get(name, name) for name in fact.buffers)}
-        for key in read | written:
-            found[key].append((position, key in written))
-    return found
+        written: set[Hashable] = set(fact.writes & memory.outlasting)
+        for name in fact.buffers:
+            written.add(key_of.get(name, name))
+        keys = set(written)
+        for i in fact.inputs:
+            keys |= facts[i].holds & memory.outlasting
+        for name, _, _ in fact.parameters:
+            keys.add(key_of.get(name, name))
+        for key in keys:
+            uses[key].append((position, key in written))
+        changing |= dict.fromkeys(written)
+    return list(map(uses.__getitem__, changing))
 
 
-def _in_turn(uses: Sequence[tuple[int, bool]]) -> Iterable[Pair]:
-    """Write before read, read before write, write before write."""
-    writer: int | None = None
+def _in_turn(uses: Sequence[tuple[int, bool]]) -> list[Pair]:
+    """The pairs write before read, read before write, write before write."""
+    pairs: list[Pair] = []
+    writer: list[int] = []
     readers: list[int] = []
     for position, writes in uses:
-        before = readers if writes and readers else [writer] if writer is not None else []
-        yield from ((earlier, position) for earlier in before)
+        pairs += [(earlier, position) for earlier in (readers if writes and readers else writer)]
         if writes:
-            writer, readers = position, []
+            writer, readers = [position], []
         else:
             readers.append(position)
+    return pairs

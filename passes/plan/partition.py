@@ -1,15 +1,15 @@
-"""From edges to cut to parts, the values that cross between them, and the plan that says so."""
+"""From the edges to cut to a plan: the parts, the values that cross between them, and why."""
 
 from collections.abc import Collection, Sequence
 
 from torch import fx
 
 from ..errors import CutError
-from ..graph.facts import Fact, Facts, read
-from .crossings import Flow, around, crossings, part_name
-from .merge import prune
-from .part_graph import Draft, draft
-from .placement import Placed, place
+from ..graph.facts import Facts, facts_of
+from .crossings import Flow, around, crossings
+from .merge import merge
+from .part_graph import PartGraph, part_graph
+from .placement import place
 from .plan import Part, Plan
 
 
@@ -25,10 +25,10 @@ def partition(
         x ─► conv1 ─► relu ─┼─► conv2 ─► add ─► fc        part_0: conv1 relu    part_1: conv2 add fc
                        └──────────────────┘               relu crosses once, to conv2 and to add
 
-    A node's level is the largest number of cut edges on a path to it; what hangs together on one level is a part. What
-    leads around the cuts from one part to another is cut too. `partitioning` has the rules: `ties` for values changed
-    in place, `draft` for levels and random numbers, `prune` for parts that nobody asked for or that cannot learn,
-    `place` for sizes and masks.
+    A node's level is the largest number of cut edges on a path to it; a part is what is connected on one level. A value
+    that leads around the cuts from one part to another is cut too. The rules are in `aliasing` for values changed in
+    place, in `part_graph` for levels and random numbers, in `merge` for parts that nobody asked for or that cannot
+    learn, and in `placement` for sizes and masks.
 
     Args:
         model: the class name of the model.
@@ -52,56 +52,57 @@ def partition(
     Raises:
         CutError: cuts are no edges of the graph, or lie inside an in-place write and have nowhere to go.
     """
-    facts = read(graph)
-    found = draft(facts, _edges(facts, cuts))
-    prune(facts, found)
-    order = found.order()
-    number = {part: at for at, part in enumerate(order)}
-    placed = place(facts, found.units, {unit: number[part] for unit, part in found.part.items()}, len(order) or 1)
+    facts = facts_of(graph)
+    parts = part_graph(facts, _positions(facts, cuts))
+    merge(facts, parts)
+    order = parts.order()
+    number = dict(zip(order, range(len(order)), strict=True))
+    placed = place(facts, parts.units, {unit: number[part] for unit, part in parts.part.items()}, len(order) or 1)
     flow = Flow(facts, placed)
-    crossing = crossings(facts, found, flow)
+    crossing = crossings(facts, parts.units, parts.cuts, flow)
     return Plan(
         model,
         capture,
-        cuts=tuple((facts[a].name, facts[b].name) for a, b in sorted(found.cuts)),
-        parts=_parts(facts, placed, flow, _levels(found, order)),
+        cuts=tuple([(facts[a].name, facts[b].name) for a, b in sorted(parts.cuts)]),
+        parts=_parts(facts, parts, placed.members, flow),
         crossings=crossing,
-        inputs=tuple(fact.name for fact in facts if fact.kind == "input"),
-        notes=(*notes, *found.notes, *around(crossing)),
+        inputs=tuple([fact.name for fact in facts if fact.kind == "input"]),
+        notes=(*notes, *parts.notes, *around(crossing)),
     )
 
 
-def _edges(facts: Facts, cuts: Collection[tuple[fx.Node, fx.Node]]) -> frozenset[tuple[int, int]]:
-    """The cuts by position. What enters the output node cannot be cut: nothing follows it."""
-    inner = [(a, b) for a, b in cuts if b.op != "output"]
-    wrong = [(a, b) for a, b in inner if a not in facts.at or b not in facts.at or a not in b.all_input_nodes]
-    if wrong:
-        raise CutError([f"cut between '{a}' and '{b}': the graph has no such edge" for a, b in wrong])
-    return frozenset((facts.at[a], facts.at[b]) for a, b in inner)
+def _positions(facts: Facts, cuts: Collection[tuple[fx.Node, fx.Node]]) -> frozenset[tuple[int, int]]:
+    """The cuts by position. An edge to the output node is left out, as nothing follows it."""
+    edges, misfits = set(), []
+    for a, b in cuts:
+        if b.op == "output":
+            continue
+        if a not in facts.at or b not in facts.at or a not in b.all_input_nodes:
+            misfits.append(f"cut between '{a}' and '{b}': the graph has no such edge")
+        else:
+            edges.add((facts.at[a], facts.at[b]))
+    if misfits:
+        raise CutError(misfits)
+    return frozenset(edges)
 
 
-def _levels(found: Draft, order: Sequence[int]) -> list[int]:
-    """For each part the largest number of cuts on a path of values to it."""
-    level: dict[int, int] = {}
-    for part in order:
-        before = found.graph.in_edges(part, data=True)
-        level[part] = max((level[q] + bool(edge["cuts"]) for q, _, edge in before if edge["data"]), default=0)
-    return list(level.values()) or [0]
-
-
-def _parts(facts: Facts, placed: Placed, flow: Flow, levels: Sequence[int]) -> tuple[Part, ...]:
-    def names(positions: Sequence[int]) -> tuple[str, ...]:
-        return tuple(facts[x].name for x in positions)
-
-    parts = []
-    for at, members in enumerate(placed.members):
-        held = [facts[x] for x in members]
-        scalars = {name: count for fact in held for name, count, _ in fact.parameters}  # each parameter once
-        reads, hands = names(flow.reads[at]), names(flow.hands[at])
-        parts.append(Part(part_name(at), levels[at], names(members), reads, hands, sum(scalars.values()), _flops(held)))
-    return tuple(parts)
-
-
-def _flops(held: Sequence[Fact]) -> int | None:
-    measured = [fact.node.meta["flops"] for fact in held if "flops" in fact.node.meta]
-    return sum(measured) if measured else None
+def _parts(facts: Facts, parts: PartGraph, members: Sequence[Sequence[int]], flow: Flow) -> tuple[Part, ...]:
+    result = []
+    level: dict[int, int] = {}  # of each part: the largest number of cuts on a path of values to it
+    for number, (part, positions) in enumerate(zip(parts.order() or [0], members, strict=True)):
+        level[part] = 0
+        for before, _, edge in parts.graph.in_edges([part], data=True):
+            if edge["data"]:
+                level[part] = max(level[part], level[before] + bool(edge["cuts"]))
+        parameters: dict[str, int] = {}  # the scalars of each, once
+        flops: int | None = None
+        for x in positions:
+            for name, scalars, _ in facts[x].parameters:
+                parameters |= {name: scalars}
+            if "flops" in facts[x].node.meta:
+                flops = (flops or 0) + facts[x].node.meta["flops"]
+        names, reads, hands = (
+            tuple([facts[x].name for x in values]) for values in (positions, flow.reads[number], flow.hands[number])
+        )
+        result.append(Part(f"part_{number}", level[part], names, reads, hands, sum(parameters.values()), flops))
+    return tuple(result)

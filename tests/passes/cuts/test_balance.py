@@ -21,7 +21,7 @@ from dnigraph.passes.cuts.cost import costs
 from dnigraph.passes.cuts.linear_partition import Chain
 from dnigraph.passes.cuts.resolve import resolve
 from dnigraph.passes.cuts.specs import balanced
-from dnigraph.passes.graph.facts import read
+from dnigraph.passes.graph.facts import facts_of
 
 
 class Layers(nn.Module):
@@ -353,7 +353,7 @@ def test_views_cost_nothing_and_what_changes_in_place_costs_its_size():
             return self.fc(x).view(-1, 3).relu_().transpose(0, 1)
 
     found = captured(Views(), torch.randn(2, 4))
-    spent = dict(zip((node.name for node in found.graph.nodes), costs(read(found.graph), "flops"), strict=False))
+    spent = dict(zip((node.name for node in found.graph.nodes), costs(facts_of(found.graph), "flops"), strict=False))
 
     assert spent == {"x": 0, "fc": 2 * 2 * 4 * 6 + 12, "view": 0, "relu_": 12, "transpose": 0}
 
