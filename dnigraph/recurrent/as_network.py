@@ -1,7 +1,7 @@
 """A recurrent network as a network of models: one agent that sends itself its state, from window to window."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,37 +11,42 @@ from ..boundaries.silent import silent
 from ..heads import HeadChoice
 from ..heads.conditions import Context
 from ..network.network import Network
+from ..runners.optimizers import Group
+from .core import Initial
+from .estimator import Estimator
+from .horizon import Horizon
 from .input_condition import Seen
 from .layout import Layout
 from .learner import Learner
+from .options import Ending, Options
 from .recurrent_error import RecurrentError
-from .window import make_window
-from .window_agent import STATE, Horizon, Span
-
-if TYPE_CHECKING:
-    from .runner import Recurrent
+from .span import STATE, Span, WindowLoss
+from .update_rules import Rules
 
 CORE = "core"
 
 
-def network_of(rnn: "Recurrent", x: Any, label: Any, batch_first: bool | None, seed: int, log: bool) -> Network:
-    """The network that computes and learns what `rnn` does with a stream.
+def network_of(
+    learner: Learner, initial: Initial | None, rules: Rules, ending: Ending, batch_first: bool | None, seed: int,
+    log: bool,
+) -> Network:  # fmt: skip
+    """The network that computes and learns what `learner` does with a stream.
 
     Raises:
-        RecurrentError: an option has no counterpart in a network, or nothing is known of the state.
+        RecurrentError: an option has no counterpart in a network.
     """
-    shown = None if x is None else make_window(rnn.core, rnn.options.horizon, x, None, None, None, None, label)
-    learner = rnn.prepared(shown)
-    _refuse(rnn, learner)
-    layout, clip = learner.layout, rnn.rules.clip
-    span = Span(rnn, layout, rnn.core.batch_first if batch_first is None else batch_first)
+    _refuse(learner, rules, ending)
+    core, options, layout, clip = learner.core, learner.options, learner.layout, rules.clip
+    loss = WindowLoss(learner.loss, options.horizon)
+    span = Span(core, initial, layout, loss, core.batch_first if batch_first is None else batch_first)
     net = Network(seed=seed, log=log)
     net.add(
-        CORE, span, loss="loss" if isinstance(rnn.loss, str) else _Loss(span), optimizer=_Optimizers(rnn),
+        CORE, span, loss="loss" if loss.field_of_output else _Loss(span), optimizer=_Optimizers(learner.groups, rules),
         clip=clip.get("core", clip.get("*")),
     )  # fmt: skip
-    boundaries: dict[str, Any] = {"silent": silent(), "oracle": "oracle"}
-    boundary = boundaries.get(rnn.options.boundary, _Horizons(rnn))
+    boundary: Any = {"silent": silent(), "oracle": "oracle"}.get(options.boundary)
+    if learner.estimator is not None:
+        boundary = _Horizons(learner.estimator, options, ending)
     net.connect(f"{CORE}.{STATE}", f"{CORE}.{STATE}", delay=1, boundary=boundary)
     for i in set(range(len(layout.axes))) - set(layout.live):
         initial = _first(layout, i)
@@ -49,15 +54,16 @@ def network_of(rnn: "Recurrent", x: Any, label: Any, batch_first: bool | None, s
     return net
 
 
-def _refuse(rnn: "Recurrent", learner: Learner) -> None:
+def _refuse(learner: Learner, rules: Rules, ending: Ending) -> None:
     """What a network cannot do as `Recurrent` does it."""
-    options, (scale, discount, _) = rnn.options, rnn.strengths
+    options = learner.options
+    scale, discount, _ = options.strengths(ending.known)
     given = {"auxiliary": options.auxiliary or None, "blend": options.blend, "traces": options.traces}
     wrong = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     wrong += ["boundary='shuffled'"] if options.boundary == "shuffled" else []
     wrong += ["update='sequence'"] if options.update == "sequence" and options.boundary != "oracle" else []
-    wrong += ["scheduler=..."] if rnn.rules.scheduler is not None else []
-    wrong += ["a clip for the heads"] if rnn.rules.of("heads")[2] is not None else []
+    wrong += ["scheduler=..."] if rules.scheduler is not None else []
+    wrong += ["a clip for the heads"] if rules.of("heads")[2] is not None else []
     if options.has_head:
         wrong += [f"scale={scale} and discount={discount}: they must be equal"] if scale != discount else []
         left = options.warm_up - learner.windows
@@ -77,7 +83,7 @@ class _Loss:
 
     def __init__(self, span: Span) -> None:
         self.span = span
-        loss = span._rnn[0].loss
+        loss = span.window_loss.loss
         self.__name__ = getattr(loss, "__name__", type(loss).__name__)
 
     def __call__(self, made: Any, target: Any) -> Any:
@@ -87,25 +93,25 @@ class _Loss:
 class _Horizons:
     """Makes what stands at a window's end."""
 
-    def __init__(self, rnn: "Recurrent") -> None:
-        self.rnn = rnn
+    def __init__(self, estimator: Estimator, options: Options, ending: Ending) -> None:
+        self.estimator, self.options, self.ending = estimator, options, ending
 
     def __call__(self, spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
-        return Horizon(spec, context, self.rnn)
+        return Horizon(spec, context, self.estimator, self.options, self.ending)
 
 
 class _Optimizers:
     """The optimisers of the run, with all that they know; for heads elsewhere new ones, as the user makes them."""
 
-    def __init__(self, rnn: "Recurrent") -> None:
-        self.rnn = rnn
+    def __init__(self, groups: Mapping[str, Group], rules: Rules) -> None:
+        self.groups, self.rules = groups, rules
 
     def __call__(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         wanted = set(parameters)
-        for group in self.rnn.prepared().groups.values():
+        for group in self.groups.values():
             if wanted <= set(group.parameters):
                 return group.optimizer
-        make, _, _ = self.rnn.rules.of("heads")
+        make, _, _ = self.rules.of("heads")
         if make is None:
             raise RecurrentError(["no optimiser is named for the heads"], "add an entry '*' for the rest")
         made: torch.optim.Optimizer = make(parameters)

@@ -1,7 +1,7 @@
 """The head at a window's end: what it sees, what it predicts, how it learns."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,6 @@ from ..heads import CrossingSpec, HeadChoice, make_head
 from ..heads.conditions import ConditionChoice, ConditionError
 from .layout import Layout
 from .options import Options
-
-if TYPE_CHECKING:
-    from .eligibility_traces import Traces
 
 
 class Estimator(nn.Module):
@@ -85,22 +82,27 @@ class Estimator(nn.Module):
         return found
 
     def learn(
-        self, view: Tensor, label: Tensor | None, target: Tensor, counted: Tensor | None, traces: "Traces | None" = None
+        self,
+        view: Tensor,
+        label: Tensor | None,
+        target: Tensor,
+        counted: Tensor | None,
+        learn_from: Callable[[Tensor], None] | None = None,
     ) -> dict[str, Tensor]:
         """The head's gradients now hold the regression to `target`. Returns what `measure` wants to know.
 
         Args:
             target: the gradient that arrived, of a loss that is a mean over the batch.
             counted: the sequences that have a target; None: all.
-            traces: what the error goes back through, in place of the head's own graph.
+            learn_from: takes the gradient of the regression, in place of the head's own graph (`Traces.learn`).
         """
         if counted is not None and not bool(counted.any()):
             return {}
         with torch.enable_grad():
             estimate = self.head(view, label)
         gradient, seen = self.regress(estimate.detach(), target, counted)
-        if traces is not None:
-            traces.learn(gradient)
+        if learn_from is not None:
+            learn_from(gradient)
         elif estimate.requires_grad:
             estimate.backward(gradient)
         return seen

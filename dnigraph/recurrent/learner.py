@@ -172,7 +172,9 @@ class Learner:
         view = self.estimator.view(leaves) if seen_then is None else seen_then
         counted = None if place.fresh is None else ~place.fresh
         label = self.estimator.label(place.seen, len(view))
-        seen = self.estimator.learn(view, label, learned.target, counted, self.traces)
+        seen = self.estimator.learn(
+            view, label, learned.target, counted, None if self.traces is None else self.traces.learn
+        )
         learned.metrics = measure(seen, len(view)) if look else {}
 
 

@@ -15,6 +15,13 @@ BOUNDARIES = {
 }
 
 
+@dataclass
+class Ending:
+    """Whether it is known that the sequences of a stream end. A runner and the network made of it share one."""
+
+    known: bool = False
+
+
 class Strengths(NamedTuple):
     """What an estimate may weigh."""
 

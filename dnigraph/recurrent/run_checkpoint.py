@@ -1,24 +1,27 @@
 """What a checkpoint of a recurrent run holds."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
 
 from .carried_state import Place
-from .options import weight_of
+from .learner import Learner
+from .options import Options, weight_of
 from .recurrent_error import RecurrentError
-from .stored_windows import packed, unpacked
+from .stored_windows import Stored, packed, unpacked
 
-if TYPE_CHECKING:
-    from .runner import Recurrent
+Modules = Mapping[str, nn.Module]
 
 
-def state_of(run: "Recurrent") -> dict[str, Any]:
-    """Everything that the next window depends on, as plain containers of tensors."""
-    learner = run._learner
+def state_of(
+    modules: Modules, learner: Learner | None, options: Options, place: Place | None, stored: Sequence[Stored]
+) -> dict[str, Any]:
+    """Modules, optimisers, traces and the place in the stream, as plain containers of tensors."""
     groups = {} if learner is None else learner.groups
     traces = None if learner is None or learner.traces is None else learner.traces
     return {
-        "modules": {name: module.state_dict() for name, module in run.modules().items()},
+        "modules": {name: module.state_dict() for name, module in modules.items()},
         "groups": {
             name: {
                 "kind": type(group.optimizer).__name__,
@@ -28,19 +31,15 @@ def state_of(run: "Recurrent") -> dict[str, Any]:
             }
             for name, group in groups.items()
         },
-        "place": None if run._place is None else vars(run._place),
-        "stored": packed(run._stored),
+        "place": None if place is None else vars(place),
+        "stored": packed(stored),
         "traces": None if traces is None else {"held": traces.held, "jacobian": traces.jacobian},
         "windows": 0 if learner is None else learner.windows,
-        "options": vars(run.options),
-        "given": run._given,
-        "steps": run.steps,
-        "skipped": run.skipped,
-        "ending": run.ending,
+        "options": vars(options),
     }
 
 
-def fitting(run: "Recurrent", state: Mapping[str, Any]) -> dict[str, Any]:
+def fitting(modules: Modules, learner: Learner | None, options: Options, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state, when it is one of this model.
 
     Raises:
@@ -48,21 +47,21 @@ def fitting(run: "Recurrent", state: Mapping[str, Any]) -> dict[str, Any]:
     """
     misfits, there = [], state.get("options", {})
     for name in ("boundary", "blend", "traces", "auxiliary"):  # what decides which state there is
-        own = getattr(run.options, name)
+        own = getattr(options, name)
         alike = weight_of if name == "auxiliary" else lambda value: value
         if name in there and alike(own) != alike(there[name]):
             misfits.append(f"{name}={own!r} here and {there[name]!r} in the file")
-    both = run._learner is not None and state["groups"]  # else one of them has not seen a window yet
+    both = learner is not None and state["groups"]  # else one of them has not seen a window yet
     for name in ("core", "initial", "head", "auxiliary") if both else ("core", "initial"):
-        module = run.modules().get(name)
+        module = modules.get(name)
         own = {} if module is None else {k: tuple(getattr(v, "shape", ())) for k, v in module.state_dict().items()}
         theirs = {k: tuple(getattr(v, "shape", ())) for k, v in state["modules"].get(name, {}).items()}
         misfits += [
-            f"{name}: {key} is {_said(own, key)} here and {_said(theirs, key)} in the file"
+            f"{name}: {key} is {_shape_of(own, key)} here and {_shape_of(theirs, key)} in the file"
             for key in sorted(own.keys() | theirs.keys())
             if own.get(key) != theirs.get(key)
         ]
-    for name, group in ({} if run._learner is None else run._learner.groups).items():
+    for name, group in ({} if learner is None else learner.groups).items():
         saved, kind = state["groups"].get(name), type(group.optimizer).__name__
         if saved is not None and saved.get("kind", kind) != kind:
             misfits.append(f"{name}: optimised by {kind} here and {saved['kind']} in the file")
@@ -73,26 +72,26 @@ def fitting(run: "Recurrent", state: Mapping[str, Any]) -> dict[str, Any]:
     return dict(state)
 
 
-def take_up(run: "Recurrent", state: Mapping[str, Any]) -> None:
-    """The run is where it was when `state` was taken.
+def take_up(
+    modules: Modules, learner: Learner | None, options: Options, state: Mapping[str, Any]
+) -> tuple[Place | None, list[Stored]]:
+    """Give modules and learner what `state_of` took of them. Returns the place in the stream, and the stored windows.
 
     Raises:
         RecurrentError: the run was made with other options.
     """
-    fitting(run, state)
-    own, learner = run.modules(), run._learner
+    fitting(modules, learner, options, state)
     if learner is not None and set(state["groups"]) != set(learner.groups):
         raise RecurrentError(
             [f"the file has optimisers for {sorted(state['groups'])}, this run for {sorted(learner.groups)}"],
             "give the same boundary= as in the run that was saved",
         )
-    for name, found in state["modules"].items():
-        if name in own:
-            own[name].load_state_dict(found)
-    run._stored = unpacked(state["stored"])
-    run._place = None if state["place"] is None else Place(**state["place"])
+    for name, weights in state["modules"].items():
+        if name in modules:
+            modules[name].load_state_dict(weights)
+    place = None if state["place"] is None else Place(**state["place"])
     if learner is None:
-        return
+        return place, unpacked(state["stored"])
     learner.windows = state["windows"]
     for name, group in learner.groups.items():
         saved = state["groups"][name]
@@ -103,7 +102,8 @@ def take_up(run: "Recurrent", state: Mapping[str, Any]) -> None:
             parameter.grad = gradient
     if learner.traces is not None and state["traces"] is not None:
         learner.traces.held, learner.traces.jacobian = state["traces"]["held"], state["traces"]["jacobian"]
+    return place, unpacked(state["stored"])
 
 
-def _said(shapes: Mapping[str, tuple[int, ...]], key: str) -> str:
+def _shape_of(shapes: Mapping[str, tuple[int, ...]], key: str) -> str:
     return str(list(shapes[key])) if key in shapes else "missing"

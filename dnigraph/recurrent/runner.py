@@ -23,7 +23,7 @@ from .core import Core, Initial, make_core
 from .feedback import Feedback
 from .learner import Learned, Learner, Tally
 from .learner_factory import first_leaves, make_learner
-from .options import Options, Strengths
+from .options import Ending, Options, Strengths
 from .recurrent_error import RecurrentError, all_at_once
 from .run_checkpoint import fitting, state_of, take_up
 from .stored_windows import Stored, sweep
@@ -126,7 +126,7 @@ class Recurrent:
         self.rules = Rules(optimizer, scheduler, clip if isinstance(clip, Mapping) else {"core": clip})
         self._refuse_nested()
         self.steps, self.skipped = 0, 0  # windows so far; updates that were skipped
-        self.ending = False  # whether sequences of this stream end
+        self._ending = Ending()
         self._learner: Learner | None = None  # made when the first window shows the state
         self._place: Place | None = None  # None: all sequences begin anew
         self._given: Any = None  # the state in which the next window begins, as the user said
@@ -195,6 +195,15 @@ class Recurrent:
         return None if self._place is None or self._learner is None else self._learner.layout.state(self._place.leaves)
 
     @property
+    def ending(self) -> bool:
+        """Whether it is known that the sequences of this stream end."""
+        return self._ending.known
+
+    @ending.setter
+    def ending(self, known: bool) -> None:
+        self._ending.known = known
+
+    @property
     def strengths(self) -> Strengths:
         """What an estimate weighs now: from the first window with an end on, what it weighs where sequences end."""
         return self.options.strengths(self.ending)
@@ -228,7 +237,8 @@ class Recurrent:
                 `boundary="shuffled"`, `condition="input"`, a clip for the heads, updates per sequence, a warm-up that
                 is not over, `scale` that is not `discount`); all of them are listed.
         """
-        return network_of(self, x, label, batch_first, seed, log)
+        window = None if x is None else make_window(self.core, self.options.horizon, x, None, None, None, None, label)
+        return network_of(self.prepared(window), self.initial, self.rules, self._ending, batch_first, seed, log)
 
     def parameters(self) -> list[nn.Parameter]:
         """All that is trained: the module's own, and the head's as soon as a window has shown what it looks at."""
@@ -243,7 +253,7 @@ class Recurrent:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write modules, optimisers, the place in the stream and random states to a file, atomically."""
-        save_checkpoint(path, {"recurrent": self._waiting or state_of(self)})
+        save_checkpoint(path, {"recurrent": self._waiting or self._state()})
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that `save` wrote, also in mid-stream, with the numbers of never having stopped.
@@ -253,7 +263,7 @@ class Recurrent:
             RecurrentError: it belongs to another model.
         """
         state = load_checkpoint(path, {"recurrent"})
-        self._waiting = fitting(self, state["recurrent"])
+        self._waiting = fitting(self.modules(), self._learner, self.options, state["recurrent"])
         self._given = self._waiting.get("given")
         for name, module in self.modules().items():
             if name in ("core", "initial"):  # at once: a user may want to look at them before the first window
@@ -264,6 +274,12 @@ class Recurrent:
         if self._learner is not None or not self._waiting["groups"]:
             self._resume()
         restore_random(state)
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that the next window depends on."""
+        state = state_of(self.modules(), self._learner, self.options, self._place, self._stored)
+        own = {"given": self._given, "steps": self.steps, "skipped": self.skipped, "ending": self.ending}
+        return {**state, **own}
 
     def _step(self, window: Window) -> Learned:
         learner = self.prepared(window)
@@ -370,7 +386,7 @@ class Recurrent:
     def _resume(self) -> None:
         """Take up the checkpoint that waits."""
         assert self._waiting is not None, "a checkpoint waits"
-        take_up(self, self._waiting)
+        self._place, self._stored = take_up(self.modules(), self._learner, self.options, self._waiting)
         self._waiting = None
 
 
