@@ -131,7 +131,7 @@ def test_ends_of_nobody_are_no_ends():
 
 
 def test_windows_that_wait_for_an_end_without_end_are_told(monkeypatch):
-    monkeypatch.setattr("dnigraph.recurrent.runner.MANY", 5)
+    monkeypatch.setattr("dnigraph.recurrent.recurrent.MANY", 5)
     rnn = made(boundary="oracle")
     x, y = data(long=3)
 
