@@ -138,8 +138,3 @@ def _still_holds(table: Any, key: Any, value: Any) -> bool:
         return table[key] is value
     except (KeyError, IndexError):
         return False
-
-
-def parameters_of(part: nn.Module) -> list[nn.Parameter]:
-    """The distinct parameters of a part that are trained."""
-    return [p for p in part.parameters() if p.requires_grad]

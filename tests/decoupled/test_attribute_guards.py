@@ -9,7 +9,7 @@ from torch import nn
 
 import dnigraph as dg
 from dnigraph.decoupled.attribute_guards import SettingsWarning
-from dnigraph.decoupled.on_graphs import PATHS
+from dnigraph.decoupled.cache import PATHS
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -124,20 +124,20 @@ def test_graphs_are_kept_for_a_few_settings_only():
         dm.original.block.temperature = 1.0 + step
         assert torch.equal(dm(X), dm.original(X))
 
-    assert sum(1 for _ in dm._all_variants()) <= PATHS
+    assert sum(1 for _ in dm._cache) <= PATHS
     assert len(dm.plan.parts) == 2
 
 
 def test_what_a_forward_sets_is_no_setting():
     dm = decoupled()
-    recorded = sum(1 for _ in dm._all_variants())
+    recorded = sum(1 for _ in dm._cache)
 
     for rows in (1, 3, 2):
         dm.original(X[:rows])  # sets `last`
         dm(X[:rows])
         copy.deepcopy(dm)(X[:rows])
 
-    assert sum(1 for _ in dm._all_variants()) == recorded
+    assert sum(1 for _ in dm._cache) == recorded
 
 
 def test_a_part_that_learns_again_is_cut_again():

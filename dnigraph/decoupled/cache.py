@@ -1,0 +1,134 @@
+"""The specializations of a model: one list for each kind of call in each state of the model."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..passes.graph.captured_graph import CapturedGraph
+from ..passes.graph.nodes import Mode
+from ..passes.graph.pytrees import flatten
+from .attribute_guards import Settings, looked_into, warn_changed
+from .module import canonical
+from .specialization import Specialization, assemble
+
+PATHS = 12  # more paths through a model for one kind of call, or more values of its attributes, are not kept
+
+
+@dataclass(eq=False)
+class Entry:
+    """The specializations for one kind of call, one for each path that such calls took through the model's code."""
+
+    key: tuple[Any, ...]  # see `Cache.find`
+    specializations: list[Specialization] = field(default_factory=list)
+    runs_whole: bool = False  # no graph can stand for this kind of call
+
+
+class Cache:
+    """The specializations of a model, found by what a captured graph takes for granted and no guard in it checks.
+
+        key     the modes of all modules, grad mode and autocast, which weights learn, plain attributes of the model;
+                the structure of the arguments; rank, type and device of each tensor, each other value itself
+        entry   [specialization of path 1, of path 2, ...], told apart by the guards in their graphs
+
+    Args:
+        whole_arguments: the graphs take the arguments of `forward`, not the tensors in them.
+    """
+
+    def __init__(self, model: nn.Module, whole_arguments: bool):
+        self.model, self.whole_arguments = model, whole_arguments
+        self.shown: dict[bool, Specialization] = {}  # by mode: the first one, which the model's plan and parts show
+        self._signature = inspect.signature(model.forward)
+        self._entries: dict[tuple[Any, ...], Entry] = {}
+        self._attributes = Settings(model)
+
+    def __iter__(self) -> Iterator[Specialization]:
+        return (specialization for entry in self._entries.values() for specialization in entry.specializations)
+
+    def is_outdated(self) -> bool:
+        """Whether modules of the model were replaced, or hooks came or went. Then everything is forgotten."""
+        if not self._attributes.moved():
+            return False
+        self._entries, self.shown = {}, {}
+        return True
+
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Entry, list[Any]]:
+        """The entry for a call in the present state of the model, and the inputs of its graphs."""
+        attributes = self._attributes
+        modes = tuple([module.training for module in attributes.modules])
+        state = (modes, Mode.now(), attributes.learning(), attributes.now())
+        key: tuple[Any, ...]
+        if self.whole_arguments:
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            key, inputs = (state,), list(bound.arguments.values())
+        else:
+            args, kwargs = canonical(self.model, self._signature, args, kwargs)
+            if not kwargs and all(type(arg) is torch.Tensor for arg in args):  # most calls: no tree to take apart
+                key, inputs = (state, None, tuple(map(_kind, args))), list(args)
+            else:
+                leaves, spec = flatten((args, kwargs))
+                key = (state, spec, tuple(map(_kind, leaves)))
+                inputs = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = Entry(key)
+        holding = [s for s in entry.specializations if s.assembly.follow()]
+        if len(holding) < len(entry.specializations):  # a tensor of the model is of another kind now
+            entry.specializations = holding
+            self._show_what_is_left()
+        return entry, inputs
+
+    def make_room(self, entry: Entry) -> None:
+        """Before the first specialization of an entry: forget the oldest of those that differ in plain attributes only.
+
+        Warns that a plain attribute of the model has changed, if there are such.
+        """
+        state, *call = entry.key
+        alike = [
+            key
+            for key, other in self._entries.items()
+            if other.specializations and list(key[1:]) == call and key[0][:-1] == state[:-1]
+        ]
+        if alike:
+            warn_changed()
+        for key in alike[: len(alike) - PATHS + 1]:
+            del self._entries[key]
+        self._show_what_is_left()
+
+    def learn(self, captured: CapturedGraph) -> bool:
+        """Learn from a graph which plain attributes of the model count. True: the keys are others now."""
+        attributes = self._attributes
+        before = (attributes.ignored, attributes.opened)
+        attributes.ignore(captured.sets)
+        attributes.open(looked_into(captured.graph))
+        return before != (attributes.ignored, attributes.opened)
+
+    def copy(self, model: nn.Module, boundaries: nn.ModuleDict) -> "Cache":
+        """The same specializations on a copy of the model, with copies of its boundaries."""
+        result = Cache(model, self.whole_arguments)
+        result._attributes.ignore(self._attributes.ignored)
+        result._attributes.open(self._attributes.opened)
+        copies = {id(specialization): assemble(specialization, model, boundaries) for specialization in self}
+        for key, entry in self._entries.items():
+            result._entries[key] = Entry(key, [copies[id(s)] for s in entry.specializations], entry.runs_whole)
+        result.shown = {training: copies[id(s)] for training, s in self.shown.items()}
+        return result
+
+    def _show_what_is_left(self) -> None:
+        left = {id(specialization) for specialization in self}
+        self.shown = {training: s for training, s in self.shown.items() if id(s) in left}
+
+
+def _kind(leaf: Any) -> Any:
+    """What a graph takes for granted of an argument."""
+    if isinstance(leaf, torch.Tensor):
+        return (leaf.dim(), leaf.dtype, leaf.device.type, leaf.requires_grad)
+    try:
+        hash(leaf)
+    except TypeError:
+        return (type(leaf), repr(leaf))
+    return (type(leaf), leaf)
