@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
-from ..graph.mark import cut as marker
-from ..graph.mark import traced_mark
-from ..graph.nodes import AUTOCAST_DEVICES, Call, Mode, checkpointed
+from ..graph.mark import cut, traced_mark
+from ..graph.nodes import AUTOCAST_DEVICES, Mode, checkpointed
 from ..graph.pytrees import take_apart
 from .annotate import Annotator
-from .torch_func import as_function, stretches
+from .graph_rewriter import GraphRewriter
 
 Paths = Callable[[str, str], str]  # from what Dynamo calls a module, its id and a Python expression, to its path
-_REGIONS = re.compile(r"inference_mode$|_saved_tensors_hooks_|_enter_autocast|_exit_autocast")
+_WHOLE_REGIONS = re.compile(r"inference_mode$|_saved_tensors_hooks_|_enter_autocast|_exit_autocast")
 
 
 def held(graph: fx.Graph, examples: Sequence[Any]) -> list[int]:
@@ -70,12 +70,11 @@ def to_captured_graph(module: fx.GraphModule, names: Mapping[int, str], paths: P
     Raises:
         CaptureError: the graph has a region that a part could not keep whole.
     """
-    graph = _Rewritten(names, paths)
-    for nodes in stretches(module.graph.nodes):
-        graph.add(nodes[0]) if len(nodes) == 1 else graph.add_transform(module, nodes)
-    if graph.modes != [graph.entry]:
+    rewriter = _DynamoRewriter(module, names, paths)
+    rewriter.write(module.graph.nodes)
+    if rewriter.outside or rewriter.mode != rewriter.entry:
         raise CaptureError(["a region begins in it and does not end"])
-    return CapturedGraph(graph.graph, "dynamo", take_apart(())[1])
+    return CapturedGraph(rewriter.graph, "dynamo", take_apart(())[1])
 
 
 def annotate_without_data(captured: CapturedGraph, module: fx.GraphModule, args: Sequence[Any]) -> None:
@@ -115,93 +114,76 @@ def _fake(mode: FakeTensorMode, value: Any) -> Any:
     return fake
 
 
-class _Rewritten:
-    """A graph that is written node by node after one of Dynamo's."""
+class _DynamoRewriter(GraphRewriter):
+    """Dynamo's graph with the names and paths of one instance of the model."""
 
-    def __init__(self, names: Mapping[int, str], paths: Paths):
-        self.graph, self.names, self.paths = fx.Graph(), names, paths
-        self.made: dict[fx.Node, fx.Node] = {}
-        self.entry = Mode.now()
-        self.modes = [self.entry]  # the last one holds; what autocast replaced lies below
-        self.taken = 0
+    def __init__(self, module: fx.GraphModule, names: Mapping[int, str], paths: Paths):
+        rules = {
+            "placeholder": self._input,
+            traced_mark: self._mark,
+            torch.ops.higher_order.tag_activation_checkpoint: lambda node: self.copy(node, checkpointed),
+            torch._C._set_grad_enabled: self._set_grad,
+            _enter_autocast: self._enter_autocast,
+            _exit_autocast: self._exit_autocast,
+        }
+        super().__init__(module, rules)
+        self.names, self.paths = names, paths
+        self.outside: list[Mode] = []  # the modes around the regions of autocast that the writing is in
+        self.inputs = 0  # written so far
 
-    def add(self, node: fx.Node) -> None:
-        """Write one node, or take notice of it where it only sets a mode."""
-        if node.op == "placeholder":
-            self.made[node] = self._input(node)
-        elif not self._sets_mode(node):
-            self.made[node] = self._computed(node)
-            self.made[node].meta["nn_module_stack"] = self._stack(node)
+    def locate(self, module: str, path: str, kind: type) -> tuple[str, type] | None:
+        """By the id of the module; its path is a Python expression."""
+        located = self.paths(module, path)
+        return (located, kind) if located else None
 
-    def add_transform(self, module: fx.GraphModule, nodes: list[fx.Node]) -> None:
-        """Write what a torch.func transform runs as one call."""
-        function, given, taken = as_function(module, nodes)
-        call = Call(function, self.modes[-1], self.entry)
-        called = self.graph.call_function(call, tuple(self.made[node] for node in given))
-        called.meta["nn_module_stack"] = self._stack(nodes[-1])
-        for i, node in enumerate(taken):
-            self.made[node] = self.graph.call_function(operator.getitem, (called, i))
-            self.made[node].meta["nn_module_stack"] = self._stack(node)
+    def name_of(self, node: fx.Node) -> str | None:
+        """What computes with sizes has names of its own, so that it takes none from what computes with tensors."""
+        leaves = pytree.tree_leaves(node.meta.get("example_value"))
+        if node.op in ("get_attr", "output") or not leaves or any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+            return None
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
+        return f"size_{name.strip('_')}" if node.target is not operator.getitem else "size"
 
-    def _input(self, node: fx.Node) -> fx.Node:
-        position, self.taken = self.taken, self.taken + 1
+    def copy(self, node: fx.Node, function: Any = None) -> None:
+        """Copy a node.
+
+        Raises:
+            CaptureError: it begins or ends a region that a part could not keep whole.
+        """
+        if _WHOLE_REGIONS.search(getattr(node.target, "__name__", "")):
+            _refuse(node)
+        super().copy(node, function)
+
+    def _input(self, node: fx.Node) -> None:
+        position, self.inputs = self.inputs, self.inputs + 1
         if position in self.names:
             name = re.sub(r"\W", "_", self.names[position])
-            made = self.graph.create_node("get_attr", name, name=name)
-            made.target = made.name  # unique
+            new = self.graph.create_node("get_attr", name, name=name)
+            new.target = new.name  # unique
         else:
-            found = re.fullmatch(r"[lg]_(.+?)_?", node.name)
-            made = self.graph.placeholder(found[1] if found else node.name)
-        made.meta["position"] = position
-        return made
+            argument = re.fullmatch(r"[lg]_(.+?)_?", node.name)
+            new = self.graph.placeholder(argument[1] if argument else node.name)
+        new.meta["position"] = position
+        self.made[node] = new
 
-    def _computed(self, node: fx.Node) -> fx.Node:
-        args: Any = fx.node.map_arg(node.args, self.made.__getitem__)
-        kwargs: Any = fx.node.map_arg(node.kwargs, self.made.__getitem__)
-        if node.target is traced_mark:
-            return self.graph.call_function(marker, args[:1], {"name": args[1]})
-        target = checkpointed if getattr(node.target, "__name__", "") == "tag_activation_checkpoint" else node.target
-        if node.op in ("get_attr", "output") or self.modes[-1] == self.entry:
-            return self.graph.create_node(node.op, target, args, kwargs, _name(node))
-        if node.op == "call_module":
-            raise CaptureError([f"the module '{node.target}' runs in a region with a mode of its own"])
-        function: Any = getattr(torch.Tensor, str(node.target)) if node.op == "call_method" else target
-        return self.graph.call_function(Call(function, self.modes[-1], self.entry), args, kwargs)
+    def _mark(self, node: fx.Node) -> None:
+        value, name = self.mapped(node.args)
+        self.stands_for(node, self.graph.call_function(cut, (value,), {"name": name}))
 
-    def _sets_mode(self, node: fx.Node) -> bool:
-        name, given = getattr(node.target, "__name__", ""), node.args
-        if name == "_set_grad_enabled":
-            self.modes[-1] = replace(self.modes[-1], grad=bool(given[0]))
-        elif name == "_enter_autocast" and given[0] in AUTOCAST_DEVICES:
-            self.modes.append(self._autocast(*given))
-        elif name == "_exit_autocast" and len(self.modes) > 1:
-            left = self.modes.pop()
-            self.modes[-1] = replace(self.modes[-1], grad=left.grad)
-        elif _REGIONS.search(name):
-            raise CaptureError([f"'{node.name}' begins or ends a region that must stay whole"])
-        else:
-            return False
-        return True
+    def _set_grad(self, node: fx.Node) -> None:
+        self.mode = replace(self.mode, grad=bool(node.args[0]))
 
-    def _autocast(self, device: Any, dtype: Any = None, enabled: Any = True, _: Any = None) -> Mode:
-        state = (device, bool(enabled), (dtype or torch.get_autocast_dtype(device)) if enabled else torch.float32)
-        now = self.modes[-1]
-        return replace(now, autocast=tuple(state if other[0] == device else other for other in now.autocast))
+    def _enter_autocast(self, node: fx.Node) -> None:
+        if node.args[0] not in AUTOCAST_DEVICES:
+            _refuse(node)
+        self.outside.append(self.mode)
+        self.mode = self.autocast(*node.args)  # type: ignore[arg-type]  # literals
 
-    def _stack(self, node: fx.Node) -> dict[str, tuple[str, type]]:
-        """The calls around a node, as every rung of the capture ladder writes them."""
-        stack = {}
-        for key, (expression, kind) in (node.meta.get("nn_module_stack") or {}).items():
-            module, _, count = key.partition("@")
-            if path := self.paths(module, expression):
-                stack[f"{path}@{int(count) + 1}" if count else path] = (path, kind)
-        return stack
+    def _exit_autocast(self, node: fx.Node) -> None:
+        if not self.outside:
+            _refuse(node)
+        self.mode = replace(self.outside.pop(), grad=self.mode.grad)
 
 
-def _name(node: fx.Node) -> str | None:
-    """What computes with sizes has names of its own, so that it takes none from what computes with tensors."""
-    leaves = pytree.tree_leaves(node.meta.get("example_value"))
-    if node.op in ("get_attr", "output") or not leaves or any(isinstance(leaf, torch.Tensor) for leaf in leaves):
-        return None
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
-    return f"size_{name.strip('_')}" if node.target is not operator.getitem else "size"
+def _refuse(node: fx.Node) -> None:
+    raise CaptureError([f"'{node.name}' begins or ends a region that must stay whole"])

@@ -1,25 +1,24 @@
 """The second rung: `torch.export`, turned into a captured graph and believed only after a test."""
 
-import operator
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument, TensorArgument
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
-from ..graph.mark import cut as marker
-from ..graph.nodes import Call, Mode, guard
+from ..graph.mark import MarkListener, cut
+from ..graph.nodes import Call, Mode, SizeCheck, guard
 from ..graph.pytrees import HOLE, Tree, flatten, unflatten
 from ..sandbox.example import input_names, one_more_row
 from ..sandbox.snapshot import fresh_copies, untouched
 from .export_proof import Trial
-from .torch_func import as_function, stretches
+from .graph_rewriter import GraphRewriter
 
 _REGIONS: Any = torch.ops.higher_order
 _ALIAS = torch.ops.aten.alias.default
@@ -40,178 +39,163 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
         trial.refuse_state(leaves)
         with untouched(model):
             program, marks = _exported(model, leaves, spec)
-        captured = _Rebuilt(program, model, leaves, spec, input_names(model, args, kwargs), marks).captured_graph()
+        captured = _ExportRewriter(program, model, marks).captured_graph(leaves, spec, input_names(model, args, kwargs))
         trial.compare(captured, leaves, seed=1)
         if (more := one_more_row(leaves)) is not None and trial.takes(more):
             trial.compare(captured, more, seed=2)
     return captured
 
 
-class _Marks(TorchFunctionMode):
-    """Writes down the marks that a model carries: each becomes an alias in the exported graph, in this order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str | None] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the call, or what stands for it."""
-        if func is not marker or not isinstance(args[0], torch.Tensor):
-            return func(*args, **(kwargs or {}))
-        self.names.append((kwargs or {}).get("name"))
-        return _ALIAS(args[0])
-
-
 def _exported(model: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> tuple[ExportedProgram, list[str | None]]:
+    """The exported program, and the names of the model's marks: each is an alias in its graph, in this order."""
     args, kwargs = unflatten(fresh_copies(leaves), spec)
-    reasons = []
-    for shapes in (_batch_dynamic(args), _batch_dynamic(kwargs)), None:
-        named = None if shapes is None else _by_name(model, args, *shapes)
+    names: list[str | None] = []
+
+    def alias(value: Any, name: str | None) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        names.append(name)
+        return _ALIAS(value)
+
+    reason = ""
+    for shapes in (_dynamic_shapes(model, args, kwargs), None):
+        names.clear()
         try:
-            with warnings.catch_warnings(), _Marks() as marks:
+            with warnings.catch_warnings(), MarkListener(alias):
                 warnings.simplefilter("ignore")
-                return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=named), marks.names
+                return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes), names
         except Exception as error:
-            reasons.append(f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}")
-    raise CaptureError(reasons[-1:])
+            reason = f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    raise CaptureError([reason])
 
 
-def _batch_dynamic(value: Any) -> Any:
+def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Dimension 0 of each tensor is free, in the form that torch.export wants: by name where there are keywords."""
+
     def dynamic(leaf: Any) -> Any:
         return {0: Dim.AUTO} if isinstance(leaf, torch.Tensor) and leaf.dim() else None
 
-    return pytree.tree_map(dynamic, value)
+    positional, named = pytree.tree_map(dynamic, (args, kwargs))
+    return {**dict(zip(input_names(model, args, {}), positional, strict=False)), **named} if named else positional
 
 
-def _by_name(model: nn.Module, args: tuple[Any, ...], positional: Any, named: Any) -> Any:
-    return (
-        (*positional,) if not named else {**dict(zip(input_names(model, args, {}), positional, strict=False)), **named}
-    )
+class _ExportRewriter(GraphRewriter):
+    """An exported program as a graph whose parameters and buffers are the model's own."""
 
-
-class _Rebuilt:
-    """An exported program, node by node, as a graph whose parameters and buffers are the model's own."""
-
-    def __init__(
-        self,
-        program: ExportedProgram,
-        model: nn.Module,
-        leaves: list[Any],
-        spec: pytree.TreeSpec,
-        names: list[str],
-        marks: list[str | None],
-    ):
-        self.program, self.model = program, model
-        aliases = [n for n in program.graph.nodes if n.target is _ALIAS]
+    def __init__(self, program: ExportedProgram, model: nn.Module, marks: list[str | None]):
+        rules = {
+            "get_attr": self._attribute,
+            _ALIAS: self._mark,
+            _REGIONS.wrap_with_set_grad_enabled: self._grad_region,
+            _REGIONS.wrap_with_autocast: self._autocast_region,
+            torch.ops.aten.copy_.default: self._write_back,
+        }
+        super().__init__(program.graph_module, rules)
+        self.program = program
+        aliases = program.graph.find_nodes(op="call_function", target=_ALIAS)
         self.marks = dict(zip(aliases, marks, strict=True)) if len(aliases) == len(marks) else {}
-        self.graph, self.made = fx.Graph(), dict[fx.Node, Any]()
         self.constants: dict[str, torch.Tensor] = {}
-        self.entry = Mode.now()
-        self.classes = {path: type(module) for path, module in model.named_modules()}
-        self._inputs(leaves, spec, names)
+        self.classes = {path: type(module) for path, module in model.named_modules() if path}
+        self.buffers = {name for name, _ in model.named_buffers()}
 
-    def captured_graph(self) -> CapturedGraph:
-        nodes = [n for n in self.program.graph.nodes if n.op not in ("placeholder", "output")]
-        for run in stretches(nodes):
-            self._node(run[0]) if len(run) == 1 else self._region(run)
+    def captured_graph(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> CapturedGraph:
+        """The graph for one call: its leaves with their names, and how they are nested."""
+        self._inputs(leaves, spec, names)
+        self.write(n for n in self.program.graph.nodes if n.op not in ("placeholder", "output"))
         return CapturedGraph(self.graph, "export", self._results(), self.constants)
 
+    def locate(self, module: str, path: str, kind: type) -> tuple[str, type] | None:
+        """By its path, which is the model's own."""
+        return (path, self.classes[path]) if path in self.classes else None
+
+    def copy(self, node: fx.Node, function: Any = None) -> None:
+        """Copy a node.
+
+        Raises:
+            CaptureError: it has bodies of its own.
+        """
+        if str(node.target) in dir(_REGIONS):
+            raise CaptureError([f"torch.export: the graph needs {node.target}, which has bodies of its own"])
+        super().copy(node, function)
+
     def _inputs(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> None:
+        """Write placeholders for the tensors of a call, `get_attr` for those of the model, and a guard on sizes."""
         ours = [
             self.graph.placeholder(n) if isinstance(v, torch.Tensor) else v for n, v in zip(names, leaves, strict=True)
         ]
-        given = iter(_in_order(ours, spec, self.program.call_spec.in_spec))
-        placeholders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
-        users = []
-        for node, told in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
-            if told.kind is InputKind.USER_INPUT:
-                self.made[node] = next(given)
-                users.append(self.made[node])
+        arguments = iter(_in_order(ours, spec, self.program.call_spec.in_spec))
+        taken = []
+        placeholders = self.program.graph.find_nodes(op="placeholder")
+        for node, described in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
+            if described.kind is InputKind.USER_INPUT:
+                self.made[node] = next(arguments)
+                taken.append(self.made[node])
             else:
-                self.made[node] = self.graph.get_attr(self._own(str(told.target)))
-        holds = self.graph.call_function(Call(_Sizes(self.program)), (users,))
+                self.made[node] = self.graph.get_attr(self._own(str(described.target)))
+        holds = self.graph.call_function(Call(_Sizes(self.program)), (taken,))
         self.graph.call_function(guard, (holds, None, "the sizes that torch.export took for granted"))
 
     def _own(self, target: str) -> str:
+        """The path of a tensor of the model, or a name among the constants."""
         constant = self.program.constants.get(target)
-        if isinstance(constant, torch.Tensor) and target not in dict(self.model.named_buffers()):
-            name = f"_constant_{len(self.constants)}"
-            self.constants[name] = constant
-            return name
-        return target
+        if not isinstance(constant, torch.Tensor) or target in self.buffers:
+            return target
+        name = f"_constant_{len(self.constants)}"
+        self.constants[name] = constant
+        return name
 
-    def _node(self, node: fx.Node) -> None:
-        if node.op == "get_attr":
-            held = getattr(self.program.graph_module, str(node.target))
-            if isinstance(held, torch.Tensor):
-                self.constants[str(node.target)] = held
-                self.made[node] = self._placed(node, self.graph.get_attr(str(node.target)))
-            else:
-                self.made[node] = held  # the body of a region: read where it is called
-        elif node.target in (_REGIONS.wrap_with_set_grad_enabled, _REGIONS.wrap_with_autocast):
-            self._mode_region(node)
-        elif node.target is torch.ops.aten.copy_.default and _memory(node.args[1]) is node.args[0]:
-            return  # `self.n += 1` is written back to itself, which spoils what was saved for the gradients
-        elif node in self.marks:
-            given, named = (self.made[node.args[0]],), {"name": self.marks[node]}  # type: ignore[index]  # a node
-            self.made[node] = self._placed(node, self.graph.call_function(marker, given, named))
-        elif str(node.target) in dir(_REGIONS):
-            raise CaptureError([f"torch.export: the graph needs {node.target}, which has bodies of its own"])
+    def _attribute(self, node: fx.Node) -> None:
+        target = str(node.target)
+        held = getattr(self.owner, target)
+        if isinstance(held, torch.Tensor):
+            self.constants[target] = held
+            self.stands_for(node, self.graph.get_attr(target))
         else:
-            args: Any = fx.node.map_arg(node.args, self.made.__getitem__)
-            kwargs: Any = fx.node.map_arg(node.kwargs, self.made.__getitem__)
-            self.made[node] = self._placed(node, self.graph.create_node(node.op, node.target, args, kwargs, node.name))
+            self.made[node] = held  # the body of a region: read where it is called
 
-    def _mode_region(self, node: fx.Node) -> None:
+    def _mark(self, node: fx.Node) -> None:
+        if node in self.marks:
+            self.stands_for(node, self.graph.call_function(cut, self.mapped(node.args), {"name": self.marks[node]}))
+        else:
+            self.copy(node)
+
+    def _write_back(self, node: fx.Node) -> None:
+        # `self.n += 1` is written back to itself, which spoils what was saved for the gradients
+        if _memory(node.args[1]) is not node.args[0]:
+            self.copy(node)
+
+    def _grad_region(self, node: fx.Node) -> None:
+        grad, body, *args = node.args
+        self._region(node, replace(self.mode, grad=bool(grad)), body, args)
+
+    def _autocast_region(self, node: fx.Node) -> None:
+        device, dtype, enabled, _, body, *args = node.args
+        self._region(node, self.autocast(device, dtype, enabled), body, args)  # type: ignore[arg-type]  # literals
+
+    def _region(self, node: fx.Node, mode: Mode, body: Any, args: list[Any]) -> None:
         """Write a body that runs under another grad mode or autocast as one call."""
-        if node.target is _REGIONS.wrap_with_set_grad_enabled:
-            grad, body, *given = node.args
-            mode = Mode(bool(grad), self.entry.autocast)
-        else:
-            device, dtype, enabled, _, body, *given = node.args
-            kind: Any = dtype or torch.get_autocast_dtype(str(device))
-            found = (str(device), bool(enabled), kind)
-            mode = Mode(self.entry.grad, tuple(found if s[0] == device else s for s in self.entry.autocast))
-        call = Call(self.made[body].forward, mode, self.entry)  # type: ignore[index]  # a node
-        args = tuple(fx.node.map_arg(v, self.made.__getitem__) for v in given)
-        self.made[node] = self._placed(node, self.graph.call_function(call, args))
-
-    def _region(self, nodes: list[fx.Node]) -> None:
-        """Write what a torch.func transform runs as one call: its nodes mean nothing outside of it."""
-        function, given, taken = as_function(self.program.graph_module, nodes)
-        arguments = tuple(self.made[node] for node in given)
-        called = self._placed(taken[-1], self.graph.call_function(Call(function), arguments))
-        for i, node in enumerate(taken):
-            self.made[node] = self._placed(node, self.graph.call_function(operator.getitem, (called, i)))
+        call = Call(self.made[body].forward, mode, self.entry)
+        self.stands_for(node, self.graph.call_function(call, self.mapped(tuple(args))))
 
     def _results(self) -> Tree:
+        """Write the output and the new values of buffers; return how the model's result is built."""
         values: list[Any] = []
-        output = next(n for n in reversed(self.program.graph.nodes) if n.op == "output")
-        for told, node in zip(self.program.graph_signature.output_specs, output.args[0], strict=True):
-            if told.kind is OutputKind.USER_OUTPUT:
-                live = isinstance(told.arg, TensorArgument | SymIntArgument) and isinstance(node, fx.Node)
-                values.append(
-                    self.made[node] if live else told.arg.value if isinstance(told.arg, ConstantArgument) else node
-                )
-            elif told.kind is OutputKind.BUFFER_MUTATION:
-                self.graph.call_method("copy_", (self.graph.get_attr(str(told.target)), self.made[node]))
+        returned: Any = self.program.graph.output_node().args[0]
+        for described, node in zip(self.program.graph_signature.output_specs, returned, strict=True):
+            if described.kind is OutputKind.BUFFER_MUTATION:
+                self.graph.call_method("copy_", (self.graph.get_attr(str(described.target)), self.made[node]))
+            elif described.kind is not OutputKind.USER_OUTPUT:
+                raise CaptureError([f"torch.export: the graph gives a {described.kind.name.lower()}"])
+            elif isinstance(described.arg, TensorArgument | SymIntArgument) and isinstance(node, fx.Node):
+                values.append(self.made[node])
             else:
-                raise CaptureError([f"torch.export: the graph gives a {told.kind.name.lower()}"])
+                values.append(described.arg.value if isinstance(described.arg, ConstantArgument) else node)
         self.graph.output(tuple(v for v in values if isinstance(v, fx.Node)))
         holes = tuple(HOLE if isinstance(v, fx.Node) else v for v in values)
         return Tree(self.program.call_spec.out_spec, holes)
 
-    def _placed(self, old: fx.Node, new: fx.Node) -> fx.Node:
-        stack = {}
-        for key, (path, _) in (old.meta.get("nn_module_stack") or {}).items():
-            if path in self.classes and path:
-                at = key.rpartition("@")[2] if "@" in key else "0"
-                stack[path if at == "0" else f"{path}@{int(at) + 1}"] = (path, self.classes[path])
-        new.meta["nn_module_stack"] = stack
-        return new
 
-
-class _Sizes:
+class _Sizes(SizeCheck):
     """Whether an exported program holds for inputs: `None`, or what it misses."""
 
     __name__ = "sizes_hold"

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from ..graph.mark import cut as marker
+from ..graph.mark import MarkListener
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Watch:
                     for handle in turn.hook(path, module):
                         stack.callback(handle.remove)
             if self.places is None or any(side == "mark" for _, side in self.places):
-                stack.enter_context(_Marks(turn))
+                stack.enter_context(MarkListener(turn.mark))
             yield
 
 
@@ -97,7 +96,8 @@ class _Turn:
 
         return hook
 
-    def mark(self, name: str, value: Any) -> Any:
+    def mark(self, value: Any, name: str | None) -> Any:
+        name = name or "cut"
         if self.watch.places is not None and (name, "mark") not in self.watch.places:
             return value
         return self._handled(Site(name, self._count(name, "mark"), "mark"), value, deep=True)
@@ -119,20 +119,6 @@ class _Turn:
             return made[id(tensor)]
 
         return _mapped(value, change, deep)
-
-
-class _Marks(TorchFunctionMode):
-    """Sees the marks that a model's author left."""
-
-    def __init__(self, turn: _Turn):
-        super().__init__()
-        self.turn = turn
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is not marker:
-            return func(*args, **(kwargs or {}))
-        name = (kwargs or {}).get("name") or (args[1] if len(args) > 1 else None)
-        return self.turn.mark(name or "cut", args[0])
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor], deep: bool) -> Any:

@@ -15,6 +15,7 @@ from torch import fx, nn
 
 from ..errors import CutError, nearest
 from ..graph.mark import cut as marker
+from ..graph.mark import mark_name
 from ..plan.plan import Plan
 from .balance import choose
 from .specs import After, Balanced, Before, Cut, Cuts, Edge, is_edge, listed, spelled
@@ -108,7 +109,7 @@ class _Lookup:
                     self.calls.setdefault(key, []).append(node)
                     self.kinds[key] = kind
             if node.target is marker:
-                self.marks.setdefault(_mark_name(node), []).append(node)
+                self.marks.setdefault(mark_name(node) or node.name, []).append(node)
 
     # ---- from what the user says to edges
 
@@ -294,11 +295,6 @@ def _or_misfit(groups: list[Group], line: str) -> list[Group]:
     if not groups:
         raise _Misfit(line)
     return groups
-
-
-def _mark_name(node: fx.Node) -> str:
-    name = node.kwargs.get("name", node.args[1] if len(node.args) > 1 else None)
-    return str(name) if name is not None else node.name
 
 
 def _regex(text: str) -> re.Pattern[str]:

@@ -1,8 +1,7 @@
-"""A captured model: a flat graph, what it refers to, and how its result is built; and what every rung promises."""
+"""A captured model: a flat graph, what it refers to, and how the result is built of what it returns."""
 
 import copy
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .nodes import OURS, PACKAGE, Call, NodeMeta, guard
-from .pytrees import HOLE, Tree
+from .pytrees import Tree
 
 SHELTER = "_sheltered"  # where the model's own things of such names stand in a generated module
 _TAKEN = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
@@ -66,56 +64,3 @@ def sheltered(graph: fx.Graph) -> fx.Graph:
             twin = next(n for n in result.nodes if n.name == node.name)
             twin.target = f"{SHELTER}.{node.target}"
     return result
-
-
-def misfits(captured: CapturedGraph, model: nn.Module, tensors: int | None = None) -> list[str]:
-    """Where a captured graph breaks what all passes rely on; nothing: it keeps it.
-
-        x ─► get_attr, call_module, call_function, call_method, guard ... ─► output((value, value, ...))
-
-    Args:
-        tensors: how many tensors are among the inputs; `None`: the rung takes the arguments whole.
-    """
-    nodes = list(captured.graph.nodes)
-    count = sum(node.op == "placeholder" for node in nodes)
-    results = nodes[-1].args[0] if nodes and nodes[-1].op == "output" else None
-    wrong = []
-    if tensors not in (None, count):
-        wrong.append(f"it has {count} placeholders for {tensors} tensors among the inputs")
-    if not isinstance(results, tuple) or not all(isinstance(value, fx.Node) for value in results):
-        wrong.append("its last node is no output of a flat tuple of nodes")
-    elif len(results) != (holes := sum(constant is HOLE for constant in captured.outputs.constants)):
-        wrong.append(f"it returns {len(results)} values for {holes} holes in the model's result")
-    return wrong + [f"{node.name}: {reason}" for node in nodes for reason in _node_misfits(node, captured, model)]
-
-
-def _node_misfits(node: fx.Node, captured: CapturedGraph, model: nn.Module) -> Iterator[str]:
-    if not node.name.isidentifier():
-        yield "this is no name for a variable"
-    if unknown := node.meta.keys() - NodeMeta.__annotations__.keys():
-        yield f"its meta has unknown keys: {', '.join(sorted(unknown))}"
-    if node.op in ("get_attr", "call_module"):
-        found, kind = (
-            _resolved(model, captured.constants, str(node.target)),
-            "module" if node.op == "call_module" else "tensor",
-        )
-        if found is None or (kind == "module" and not isinstance(found, nn.Module)):
-            yield f"the model has no {kind} '{node.target}', and there is no such constant"
-    target: Any = node.target
-    home = getattr(target, "__module__", None) or ""
-    if node.op == "call_function" and home.startswith(PACKAGE) and not isinstance(target, Call) and target not in OURS:
-        yield f"it calls {home}.{target.__name__}, which is not in `OURS`"
-    if target is guard and (len(node.args) != 3 or node.users):
-        yield "a guard has a value, what is expected and a place, and nobody reads it"
-    for key, (path, kind) in node.meta.get("nn_module_stack", {}).items():
-        if not re.fullmatch(re.escape(path) + r"(@([2-9]|[1-9]\d+))?", key):
-            yield f"'{key}' is no name of a call of module '{path}': the first is '{path}', the second '{path}@2'"
-        if type(_resolved(model, {}, path)) is not kind:
-            yield f"the model has no {kind.__name__} '{path}', which is said to call it"
-
-
-def _resolved(model: nn.Module, constants: Mapping[str, torch.Tensor], path: str) -> Any:
-    try:
-        return lookup(model, constants, path)
-    except AttributeError:
-        return None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .nodes import Call, guard
+from .nodes import Call, SizeCheck, guard
 
 
 class Trust(enum.Enum):
@@ -44,7 +44,9 @@ def trust(graph: fx.Graph) -> Trust:
 
 
 def _looks_at_data(value: Any, doubtful: set[fx.Node]) -> bool:
-    if not isinstance(value, fx.Node) or getattr(value.target, "__name__", "") == "sizes_hold":
+    if not isinstance(value, fx.Node):
+        return False
+    if isinstance(value.target, Call) and isinstance(value.target.function, SizeCheck):
         return False
     is_number = "shape" not in value.meta and "flops" in value.meta
     return value in doubtful or not is_number or _tests_tensor(value)

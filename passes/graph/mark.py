@@ -1,9 +1,11 @@
 """The mark that a model's author leaves: `x = dg.cut(x, name="mid")`, the identity anywhere but in a capture."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch.overrides import handle_torch_function, has_torch_function_unary
+from torch import fx
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 T = TypeVar("T")
 
@@ -30,3 +32,21 @@ def cut(value: T, name: str | None = None) -> T:
 def traced_mark(value: torch.Tensor, name: str | None) -> torch.Tensor:
     """A mark as Dynamo meets it: a node of its graph for the backend of this library, nothing for others."""
     return value
+
+
+def mark_name(node: fx.Node) -> str | None:
+    """The name that a mark was given; `None`: it has none, or the node is no mark."""
+    name = node.kwargs.get("name") if node.target is cut else None
+    return name if isinstance(name, str) else None
+
+
+class MarkListener(TorchFunctionMode):
+    """Hears the marks that a model passes inside the block: `heard(value, name)` returns what goes on in its place."""
+
+    def __init__(self, heard: Callable[[Any, str | None], Any]):
+        super().__init__()
+        self.heard = heard
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the call, or hand the mark over."""
+        return self.heard(args[0], kwargs["name"]) if func is cut else func(*args, **(kwargs or {}))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ..graph.facts import Facts
-from ..graph.mark import cut as marker
+from ..graph.mark import mark_name
 from .aliasing import Pair
 from .placement import Placement
 from .plan import AROUND, Crossing, Note
@@ -122,8 +122,8 @@ def module_names(facts: Facts) -> dict[int, str]:
             if call and call not in taken and leaves:
                 ended.append(call)
         taken.update(ended)
-        mark = fact.node.kwargs.get("name") if fact.node.target is marker else None
-        if isinstance(mark, str) and mark and mark not in taken:
+        mark = mark_name(fact.node)
+        if mark and mark not in taken:
             taken.add(mark)
             names[position] = mark
         elif ended:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kit.contract import misfits
 from kit.models import ZOO
 from kit.replay import assert_untouched, fingerprint
 from torch import nn
@@ -18,7 +19,6 @@ from dnigraph.dynamo import compiled_graph
 from dnigraph.passes.capture import ladder
 from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.errors import CaptureError
-from dnigraph.passes.graph.captured_graph import misfits
 from dnigraph.passes.graph.nodes import NodeMeta, guard
 from dnigraph.passes.graph.pytrees import HOLE, Tree
 
