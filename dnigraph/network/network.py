@@ -39,7 +39,7 @@ class Network(Wired):
     """
 
     def tick(self, inputs: Any = None, targets: Any = None, *, label: Any = None, ends: bool = False) -> TickResult:
-        """One tick of the global clock: whose turn it is fires, learns and sends.
+        """One tick of the global clock: agents whose clock says so fire, learn and send.
 
         Args:
             inputs: of the network, by name: {"digits": x} for a source of that name, {"a.x": x} for an input that no
@@ -48,8 +48,8 @@ class Network(Wired):
                 learns from its links alone.
             label: what heads look at where they have a condition: one for all, or by agent; needed in every tick in
                 which their senders fire. None: the target, where just one agent has a loss; else each agent's own.
-            ends: an episode ends. Nobody will read what is still on its way: nothing comes back for it, what waits
-                learns, and the next tick begins anew.
+            ends: this tick ends the episode. Undelivered messages are dropped and return no gradient, waiting firings
+                learn with what they have, and the clock restarts at 0.
 
         Raises:
             NetworkError: the network is wrong, or what is given does not fit it; nothing has happened then. What a
@@ -74,13 +74,13 @@ class Network(Wired):
         return self._result(tick)
 
     def run(self, given: Iterable[tuple[Any, ...]], *, threads: bool = False, capacity: int = 2) -> list[TickResult]:
-        """So many ticks as there are in `given`, each a tuple of what `tick` takes: inputs, targets, label, ends.
+        """One tick for each entry of `given`, a tuple of what `tick` takes: inputs, targets, label, ends.
 
         Args:
             threads: one thread for each agent. The results are bitwise the same, if the modules draw no random
                 numbers: torch has one stream of them for all threads. At the end of an episode all threads come
                 together.
-            capacity: so many packets lie in a queue between two threads, 1 or more.
+            capacity: how many packets a queue between two threads holds, 1 or more.
 
         Raises:
             NetworkError: as in `tick`; or two agents share parameters, which threads must not.
@@ -105,10 +105,10 @@ class Network(Wired):
         return [self._result(tick) for episode in episodes for tick in episode]
 
     def settle(self) -> None:
-        """Go no further back: everything that waits for an answer learns from what is known.
+        """End the stretch of time through which gradients go back: everything that waits learns from what is known.
 
-        Messages stay where they are, and can be read; no gradient comes of it any more. With oracles on a circle this
-        is the end of the window through which gradients go back in time.
+        Messages stay where they are and can still be read, but return no gradient any more. With oracles on a circle
+        this ends the window of truncated backprop through time.
         """
         if self._built is None:
             return
@@ -129,12 +129,12 @@ class Network(Wired):
             actor.step()
 
     def finish(self) -> None:
-        """The episode is over: settle everything and forget all messages. The clock starts anew."""
+        """End the episode: settle everything, drop all messages, and restart the clock at 0."""
         self.settle()
         self.clear()
 
     def clear(self) -> None:
-        """Forget all messages, and what was expected of them. The clock starts anew."""
+        """Drop all messages and the answers that they wait for, and restart the clock at 0."""
         if self.log is not None:
             self.log.past += self.ticks
         self.ticks = 0
@@ -142,15 +142,15 @@ class Network(Wired):
             actor.clear()
 
     def pause(self, name: str) -> None:
-        """The agent drops out: it does not fire. Messages still come to it, and the older ones make room."""
+        """The agent does not fire until `resume`. Messages still reach it; old ones are dropped for new ones."""
         self._agent(name).present = False
 
     def resume(self, name: str) -> None:
-        """The agent is back, with what it has learned, and fires when its clock says so."""
+        """A paused agent fires again by its clock, with the weights that it has."""
         self._agent(name).present = True
 
     def train(self, mode: bool = True) -> Self:
-        """Learn, or with `mode=False` only run: agents in eval mode, real messages for synthetic ones."""
+        """Set train mode, or with `mode=False` eval mode: nothing learns, and real messages replace synthetic ones."""
         self.training = mode
         for module in self.modules().values():
             module.train(mode)
@@ -159,12 +159,12 @@ class Network(Wired):
         return self
 
     def eval(self) -> Self:
-        """Only run, and learn nothing."""
+        """Set eval mode: nothing learns."""
         return self.train(False)
 
     @contextmanager
     def aside(self) -> Iterator[Self]:
-        """Run something else in eval mode, beginning with no messages; afterwards the run goes on where it was."""
+        """A block in eval mode that starts without messages; afterwards the run continues where it was."""
         ticks, log, mode = self.ticks, self.log, self.training
         modes = [(m, m.training) for module in self.modules().values() for m in module.modules()]
         kept = {name: set_aside(actor) for name, actor in self._actors().items()}
@@ -232,7 +232,7 @@ class Network(Wired):
         )
 
     def _episodes(self, given: Sequence[tuple[Any, Any, Any, bool]]) -> Iterator[list[Tick]]:
-        """The ticks, up to each that ends an episode: behind it the clock begins anew."""
+        """The ticks of each episode; the clock restarts after a tick that ends one."""
         episode: list[Tick] = []
         first = self.ticks
         for one in given:
@@ -244,7 +244,7 @@ class Network(Wired):
             yield episode
 
     def _refuse_missing(self, ticks: Sequence[Tick]) -> None:
-        """Look for what agents would miss before anybody fires."""
+        """Refuse ticks that lack an input or a label, before any agent fires."""
         wrong: list[str] = []
         known, anew = set[str](), False
         for tick in ticks:
@@ -256,7 +256,7 @@ class Network(Wired):
 
     @contextmanager
     def _whole(self, ticks: Sequence[Tick]) -> Iterator[None]:
-        """These ticks pass in the block. Where they fail on the way, what is on its way still comes to its end."""
+        """The block runs these ticks. If it fails, messages under way are delivered and half-made gradients dropped."""
         try:
             yield
         except BaseException:
@@ -266,7 +266,7 @@ class Network(Wired):
         finally:
             begun = [tick for tick in ticks if tick.begun]
             self.ticks += len(begun)
-            if begun and begun[-1].ends:  # also where it failed: what follows is another episode
+            if begun and begun[-1].ends:  # also after a failure: the next tick is another episode
                 self.finish()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
@@ -281,7 +281,7 @@ class Network(Wired):
             actor.log = log
 
     def _result(self, tick: Tick) -> TickResult:
-        """In the order of the agents, whichever thread was first."""
+        """The tick's results in the order of the agents, whatever the order of threads was."""
         fired = [name for name in self._wirings[self.training].order if name in tick.outputs]
         losses = {name: tick.losses[name] for name in fired if name in tick.losses}
         return TickResult(tick.number, losses, {name: tick.outputs[name] for name in fired})

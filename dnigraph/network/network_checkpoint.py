@@ -46,7 +46,7 @@ def structure(net: Overview) -> dict[str, Any]:
 
 
 def refuse_waiting(actors: Actors, what: str) -> None:
-    """Look for graphs, which no file and no copy can hold.
+    """Refuse graphs that wait for gradients: neither a file nor a copy can hold them.
 
     Raises:
         NetworkError: firings wait for true gradients.
@@ -104,7 +104,7 @@ def load_state(net: Overview, modules: Modules, actors: Actors, state: Mapping[s
 
 
 def _plain_initial(initial: Any) -> Any:
-    """What is read first, as plain data: sizes as they are, of a tensor its shape, of a function that there is one."""
+    """The initial value as plain data: sizes as given, the shape of a tensor, "function" for a function."""
     if isinstance(initial, tuple | list):
         return list(initial)
     if isinstance(initial, Tensor):
@@ -140,7 +140,7 @@ def _load(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _as_it_was(modules: Modules, actors: Actors) -> Iterator[None]:
-    """What fails in the block leaves the network as it was.
+    """If the block fails, the network is put back as it was.
 
     Raises:
         NetworkError: something did not take its state.
@@ -162,7 +162,7 @@ def _as_it_was(modules: Modules, actors: Actors) -> Iterator[None]:
 
 
 def _differences(where: str, here: Any, there: Any) -> Iterator[str]:
-    """What is otherwise, in words."""
+    """A line for each difference between two structures."""
     if isinstance(here, Mapping) and isinstance(there, Mapping):
         for key in dict.fromkeys((*here, *there)):
             yield from _differences(f"{where}{'.' if where else ''}{key}", here.get(key), there.get(key))

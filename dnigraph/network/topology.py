@@ -1,4 +1,4 @@
-"""Agents and links as the user wires them: all that is there before the first tick, and what can be looked at."""
+"""Agents and links as the user wires them, and everything that can be inspected."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +32,7 @@ from .showing.network_plan import plan_of
 
 
 class Wired:
-    """What a network is made of. `Network` runs it."""
+    """The agents and links of a network. `Network` runs them."""
 
     def __init__(
         self, *, optimizer: MakeOptimizer | None = None, condition: ConditionChoice = None, seed: int = 0,
@@ -48,7 +48,7 @@ class Wired:
         self._condition, self._seed = condition, seed
         self._built: Built | None = None
         self._names: Given | None = None
-        self._wirings: dict[bool, Wiring] = {}  # by whether predictors stand in
+        self._wirings: dict[bool, Wiring] = {}  # by whether predictions replace messages (in training)
 
     def add(
         self, name: str, module: nn.Module, *, every: int = 1, phase: int | None = None, loss: AgentLoss = None,
@@ -112,7 +112,7 @@ class Wired:
         return self
 
     def validate(self, inputs: Any = None) -> None:
-        """Look for everything that is wrong, and with an example of what `tick` is given, also try every agent on it.
+        """Check everything. With an example of what `tick` is given, also run every agent on it.
 
         With an example, boundaries, heads and optimisers are made; `tick` does the same when it is first called.
 
@@ -136,7 +136,7 @@ class Wired:
             self._build(wiring, found, given)
 
     def _build(self, wiring: Wiring, found: Rehearsal, given: Mapping[str, Any]) -> None:
-        """Make boundaries, heads and optimisers, and look again with what really stands on the links."""
+        """Make boundaries, heads and optimisers, and check the links again with the boundaries that were made."""
         built = build(self.agents, wiring, found, given, self.context, self._optimizer, self._seed, self.log)
         links = [replace(link, boundary=built.boundaries.get(link.name)) for link in self.links]
         if wrong := list(problems(self.agents, links, wiring)):
@@ -148,7 +148,7 @@ class Wired:
 
     @property
     def boundaries(self) -> dict[str, Boundary]:
-        """What stands on the links, by their names; empty before the first tick."""
+        """The boundaries on the links, by the links' names; empty before the first tick."""
         return {} if self._built is None else dict(self._built.boundaries)
 
     @property
@@ -158,7 +158,7 @@ class Wired:
 
     @property
     def order(self) -> list[str]:
-        """The agents, so that whoever reads without delay comes after who sends."""
+        """The agents in running order: over a link without delay the receiver comes after the sender."""
         return list(self._wiring().order)
 
     @property
@@ -180,7 +180,7 @@ class Wired:
         return self._wiring().delays[number]
 
     def modules(self) -> dict[str, nn.Module]:
-        """All that has weights: agents by name, boundaries as "dni.link", predictors as "synthetic.link"."""
+        """All modules: agents by name, boundaries as "dni.link", predictors as "synthetic.link"."""
         found: dict[str, nn.Module] = {name: agent.module for name, agent in self.agents.items()}
         if self._built is not None:
             found |= {f"dni.{name}": b for name, b in self._built.boundaries.items()}
@@ -215,11 +215,11 @@ class Wired:
         return self._names
 
     def _forget(self) -> None:
-        """What was known of the wiring holds no more."""
+        """Drop what was computed from the wiring, because the wiring changes."""
         self._wirings, self._names = {}, None
 
     def _unpredicted(self, wiring: Wiring) -> Wiring:
-        """The wiring in eval mode, where real messages are waited for; as in training where they go in circles."""
+        """The wiring in eval mode, which waits for real messages; that of training if those go in circles."""
         if not any(link.synthetic for link in self.links):
             return wiring
         plain = Wiring(self.agents, self.links, predicting=False)
@@ -243,6 +243,6 @@ def _adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def _both_ends(link: Link, agents: Mapping[str, Agent]) -> bool:
-    """Whether the agents and inputs that the link names are there."""
+    """Whether the agents and inputs that the link names exist."""
     known = all(s.agent in agents and agents[s.agent].inputs.takes(s.name) for s in link.sinks if s.agent)
     return known and (link.outside or link.source.agent in agents)

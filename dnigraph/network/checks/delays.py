@@ -1,4 +1,4 @@
-"""The graph of a network: which links must be waited for within a tick, and what is wrong with the whole."""
+"""The delays of links, which of them a receiver waits for within a tick, and what is wrong with the wiring."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,18 +11,18 @@ from ..description.window_module import WindowModule
 from .topological_order import Order
 
 Graph = Any  # nx.DiGraph: networkx is untyped
-LOSS = ""  # a node that stands for all losses; no agent is called so
+LOSS = ""  # the node of all losses; no agent can have an empty name
 
 
 class Wiring:
     """Agents and links with every delay decided.
 
-    A link without a delay of its own has none, unless it closes a circle of such links: then it has one tick. Links
-    are looked at in the order in which they were made, those with a delay of the user's first.
+    A link for which the user gives no delay has delay 0, or 1 if it closes a circle of links with delay 0. Links with
+    a delay of the user's are placed first, the others in the order in which they were made.
 
     Attributes:
         delays: of each link, ticks.
-        order: of the agents, so that whoever reads without delay comes after who sends.
+        order: the agents; a receiver over a link without delay comes after the sender.
     """
 
     def __init__(self, agents: Mapping[str, Agent], links: Sequence[Link], predicting: bool = True):
@@ -39,7 +39,7 @@ class Wiring:
         self.order: list[str] = list(nx.lexicographical_topological_sort(graph, key=rank.__getitem__))
 
     def waits(self, number: int) -> bool:
-        """Whether the receivers of a link read in the tick what is sent in it."""
+        """Whether the receivers of a link read a message in the tick in which it is sent."""
         link = self.links[number]
         return self.delays[number] == 0 and not (self.predicting and link.synthetic)
 
@@ -51,7 +51,7 @@ class Wiring:
             return
         ways = [self._order.way(b, a) for a, b in known]
         if any(ways):
-            self.delays[number] = 1  # also where it is wrong, so that all other problems are found, too
+            self.delays[number] = 1  # added although it closes a circle: the remaining problems are found too
         if any(ways) and link.delay is None and not link.synthetic:
             return
         for (a, b), back in zip(known, ways, strict=True):
@@ -75,7 +75,7 @@ def graph_of(agents: Mapping[str, Agent], links: Sequence[Link], delays: Mapping
 
 
 def problems(agents: Mapping[str, Agent], links: Sequence[Link], wiring: Wiring) -> Iterator[str]:
-    """Everything that is wrong with the wiring, as far as it shows before the first tick."""
+    """Everything wrong with the wiring that can be seen before the first tick."""
     if not agents:
         yield "it has no agents: net.add(name, module)"
     for link in links:
@@ -131,7 +131,7 @@ def _strange_synthetic(agents: Mapping[str, Agent], links: Sequence[Link]) -> It
 
 
 def _time_first(agents: Mapping[str, Agent], links: Sequence[Link]) -> Iterator[str]:
-    """Modules of windows that talk to others in their own order."""
+    """Agents that take windows [time, batch, ...] and are linked to others, whose messages are [batch, ...]."""
     first = {name for name, a in agents.items() if isinstance(a.module, WindowModule) and not a.module.batch_first}
     for link in links:
         ends = {link.source.agent, *(sink.agent for sink in link.sinks)}
@@ -161,6 +161,6 @@ def _deaf(agents: Mapping[str, Agent], links: Sequence[Link]) -> list[str]:
 
 
 def _mute(link: Link) -> bool:
-    """Whether nothing ever comes back on it."""
+    """Whether the link never carries a gradient back."""
     kind = getattr(link.boundary, "kind", None)
     return link.boundary is None or (kind == "silent" and not link.boundary.waits)  # type: ignore[union-attr]  # a boundary

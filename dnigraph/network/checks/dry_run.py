@@ -1,4 +1,4 @@
-"""One tick on trial: what each output looks like, and which agents cannot take what they are sent."""
+"""One tick run on trial: the shape of each output, and which agents cannot take what they are sent."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ MISSING = object()
 
 
 class Stage:
-    """Who reads what in the trial, looked up once."""
+    """Which link feeds which input, looked up once for the whole trial."""
 
     def __init__(self, agents: Mapping[str, Agent], links: Sequence[Link], inputs: Mapping[str, Any]) -> None:
         self.agents, self.inputs, self.batch = agents, inputs, batch_of(inputs.values())
@@ -30,7 +30,7 @@ class Stage:
             self.fed[port.agent or ""].append(port.name)
             if not link.outside:
                 self.sent[link.source.agent or ""].add(link.source.name)
-        self.others: dict[str, list[str]] = {}  # what is given to agents that take any name
+        self.others: dict[str, list[str]] = {}  # inputs of agents that take arguments of any name
         for name in inputs:
             agent, dot, port_name = name.partition(".")
             if dot and agent in agents and agents[agent].inputs.open:
@@ -39,12 +39,12 @@ class Stage:
         self._circle: dict[str, int] | None = None
 
     def first(self, link: Link) -> Any:
-        """What is read before anything has come, in the precision and on the device of the sender's weights."""
+        """What receivers read before a message has come, with the dtype and device of the sender's weights."""
         weights = () if link.outside else self.agents[link.source.agent or ""].module.parameters()
         return first_value(link.initial, self.batch, next((p for p in weights if p.is_floating_point()), None))
 
     def in_circle(self, port: Port) -> bool:
-        """Whether the reader waits for itself. Else something before it is the problem."""
+        """Whether the input's agent waits for itself. If not, the problem lies with an agent before it."""
         if self._circle is None:
             graph: Any = nx.DiGraph()
             graph.add_edges_from(
@@ -77,7 +77,7 @@ class Rehearsal:
 
 
 def rehearse(agents: Mapping[str, Agent], wiring: Wiring, inputs: Mapping[str, Any]) -> Rehearsal:
-    """Run every agent once on the example, and those that hear of later agents once more, leaving no trace."""
+    """Run every agent once on the example, and once more those that read from later agents. Nothing is changed."""
     found, stage = Rehearsal(), Stage(agents, wiring.links, inputs)
     everything = nn.ModuleList([agent.module for agent in agents.values()])
     with untouched(everything), torch.enable_grad():
@@ -97,7 +97,7 @@ def rehearse(agents: Mapping[str, Agent], wiring: Wiring, inputs: Mapping[str, A
 
 
 def _arguments(agent: Agent, stage: Stage, found: Rehearsal) -> "dict[str, Any] | list[str]":
-    """What the agent reads in the trial, or what it cannot read, in words."""
+    """The agent's arguments in the trial, or a line for each that is missing."""
     arguments, unknown, blocked = {}, [], False
     for name in dict.fromkeys((*agent.inputs.names, *stage.fed[agent.name], *stage.others.get(agent.name, ()))):
         port = Port(agent.name, name)
@@ -132,7 +132,7 @@ def _unread(port: Port, stage: Stage) -> str | None:
             f"{port}: the network is not given its input {link.source.name!r}{nearest(link.source.name, stage.inputs)}"
         )
     if not stage.in_circle(port):
-        return None  # something before it is the problem, and that is said there
+        return None  # the problem lies with an agent before it, and is reported there
     return (
         f"{port} is read before {link.source} can have come, in a circle: connect it with initial=(features, ...), or "
         f"give the argument {port.name!r} a default"
@@ -151,7 +151,9 @@ def _runs(agent: Agent, arguments: dict[str, Any], stage: Stage, found: Rehearsa
             for name, value in arguments.items()
         )
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        why = " ".join(lines) if isinstance(error, DniGraphError) else lines[0]  # torch's go on with stacks
+        why = (
+            " ".join(lines) if isinstance(error, DniGraphError) else lines[0]
+        )  # the rest of torch's message is a stack trace
         found.problems.append(f"{agent.name} cannot take what it is given ({said}): {type(error).__name__}: {why}")
         return False
     found.writes |= {f"{agent.name}.{name}" for name, version in before.items() if given[name]._version != version}

@@ -1,13 +1,13 @@
-"""An order of agents that links without delay never go against, kept while links are added one by one."""
+"""A topological order of agents, kept up to date while links without delay are added one by one."""
 
 from collections.abc import Iterable, Mapping
 
 
 class Order:
-    """Ranks, so that whoever is read without delay stands before who reads.
+    """Ranks of agents: over a link without delay the sender has a lower rank than the receiver.
 
-    A link that fits the ranks costs nothing; for another one only what stands between its ends is looked at. So a
-    network of thousands of agents is wired in about the time that its links take to write down.
+    A link that agrees with the ranks costs nothing; otherwise only agents with ranks between its two ends are visited.
+    So the time to wire a network grows about linearly with its links.
 
     Source: Pearce & Kelly 2007, A dynamic topological sort algorithm for directed acyclic graphs, JEA 11.
     """
@@ -18,7 +18,7 @@ class Order:
         self._before: dict[str, dict[str, None]] = {name: {} for name in self.rank}
 
     def way(self, begin: str, end: str) -> list[str]:
-        """The agents on a shortest way from one to the other along the links; empty: there is none."""
+        """The agents on a shortest path from one to the other; empty if there is none."""
         came = self._reached(begin, self.after, last=self.rank[end]) if self.rank[begin] <= self.rank[end] else {}
         if end not in came:
             return []
@@ -28,7 +28,7 @@ class Order:
         return way[::-1]
 
     def add(self, begin: str, end: str) -> None:
-        """Add a link. There must be no way back from its end to its beginning."""
+        """Add a link. There must be no path from its end back to its beginning."""
         self.after[begin][end] = self._before[end][begin] = None
         if self.rank[begin] < self.rank[end]:
             return
@@ -41,10 +41,10 @@ class Order:
     def _reached(
         self, begin: str, links: Mapping[str, Iterable[str]], first: int = 0, last: int | None = None
     ) -> dict[str, str | None]:
-        """Who is reached without leaving these ranks, nearest first, and from whom."""
+        """The agents that can be reached within a range of ranks, nearest first, each with its predecessor."""
         came: dict[str, str | None] = {begin: None}
         edge = [begin]
-        for name in edge:  # it grows
+        for name in edge:  # the list grows while it is read
             for other in links[name]:
                 if other not in came and first <= self.rank[other] <= (len(self.rank) if last is None else last):
                     came[other] = name

@@ -1,4 +1,4 @@
-"""From what the user says of an agent or a link to its description, with everything that is wrong in it."""
+"""Checked agents and links from the arguments of `Network.add` and `Network.connect`."""
 
 from collections.abc import Container, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def make_agent(
     name: str, module: nn.Module, known: Container[str], every: int, phase: int | None, loss: AgentLoss,
     optimizer: MakeOptimizer | None, clip: float | None, p_update: float, outputs: Sequence[str] | None,
 ) -> Agent:  # fmt: skip
-    """The agent as `Network.add` describes it.
+    """An agent from the arguments of `Network.add`.
 
     Raises:
         NetworkError: an argument does not fit; all of them are listed.
@@ -56,7 +56,7 @@ def make_link(
     boundary: "BoundaryChoice | Boundary | None", head: HeadChoice, condition: ConditionChoice,
     synthetic: SyntheticChoice, initial: Any,
 ) -> Link:  # fmt: skip
-    """The link as `Network.connect` describes it.
+    """A link from the arguments of `Network.connect`.
 
     Raises:
         NetworkError: an argument does not fit; all of them are listed.

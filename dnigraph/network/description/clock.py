@@ -11,17 +11,17 @@ class Clock:
     phase: int = 0
 
     def fires(self, tick: int) -> bool:
-        """Whether this tick is one of them."""
+        """Whether the clock fires in this tick."""
         return tick >= self.phase and (tick - self.phase) % self.every == 0
 
     def after(self, tick: int) -> int:
-        """The first of them that comes after `tick`."""
+        """The first tick after `tick` in which it fires."""
         if tick < self.phase:
             return self.phase
         return tick + self.every - (tick - self.phase) % self.every
 
     def misfits(self) -> list[str]:
-        """What is wrong with it."""
+        """What is wrong with the clock, a line each."""
         wrong = [] if _whole(self.every, 1) else [f"every={self.every!r} (a whole number from 1 on)"]
         return wrong if _whole(self.phase, 0) else [*wrong, f"phase={self.phase!r} (a whole number from 0 on)"]
 

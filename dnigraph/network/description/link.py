@@ -1,4 +1,4 @@
-"""The plain description of agents and links, as the user gives it."""
+"""Agents, links and ports, as the user describes them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Port:
 
 @dataclass
 class Agent:
-    """One module of a network, with all that is its own."""
+    """One module of a network, with its clock, loss and optimiser."""
 
     name: str
     module: nn.Module
@@ -40,43 +40,43 @@ class Agent:
     loss: AgentLoss = None  # of (output, target), or the name of the output that is one
     optimizer: MakeOptimizer | None = None
     clip: float | None = None
-    p_update: float = 1.0  # how probable it is that a firing learns
+    p_update: float = 1.0  # probability that a firing learns
     outputs: tuple[str, ...] | None = None  # names for the entries of a tuple, or for a single value
-    present: bool = True  # False: it has dropped out
+    present: bool = True  # False: the agent is paused
     inputs: Inputs = field(init=False)
 
     def __post_init__(self) -> None:
         self.inputs = inputs_of(self.module)
 
     def reads(self, tick: int) -> bool:
-        """Whether it fires in this tick."""
+        """Whether the agent fires in this tick."""
         return self.present and self.clock.fires(tick)
 
     def trains(self) -> bool:
-        """Whether there is anything in it that could learn."""
+        """Whether the agent has parameters that learn."""
         return any(p.requires_grad for p in self.module.parameters())
 
 
 @dataclass
 class Link:
-    """From one output to one input or several, with what stands on it."""
+    """From one output to one or more inputs, with its delay, policy and boundary."""
 
     source: Port
     sinks: tuple[Port, ...]
-    delay: int | None  # ticks from sending to arriving; None: as few as can be
+    delay: int | None  # ticks from sending to arriving; None: 0, or 1 if the link closes a circle
     policy: Policy
     boundary: "BoundaryChoice | Boundary | None"  # None: no gradient goes back
     head: HeadChoice
     condition: ConditionChoice
     synthetic: Any  # False, True, names of the network's inputs, or a factory: see `connect`
-    initial: Any  # what is read before anything has arrived
+    initial: Any  # what receivers read before a message has arrived
 
     @property
     def name(self) -> str:
-        """The output's own: it is what stands in tables and logs."""
+        """The name of its output, as tables and logs show it."""
         return f"{self.source} → {', '.join(map(str, self.sinks))}"
 
     @property
     def outside(self) -> bool:
-        """Whether it begins at an input of the network."""
+        """Whether it starts at an input of the network."""
         return self.source.agent is None

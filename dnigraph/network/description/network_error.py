@@ -1,4 +1,4 @@
-"""What can be wrong with a network: all problems at once."""
+"""The error of networks: it lists every problem at once."""
 
 from collections.abc import Sequence
 

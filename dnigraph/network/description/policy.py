@@ -1,4 +1,4 @@
-"""What a receiver reads where its clock is another than the sender's."""
+"""Policies: what a receiver reads if its clock differs from the sender's."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from .network_error import NetworkError
 
 
 class Policy(ABC):
-    """Makes one value of the messages that lie in an inbox, oldest first, and shares its gradient among them.
+    """Joins the messages in an inbox, oldest first, into one value, and divides its gradient among them.
 
     Attributes:
-        keeps: so many messages lie in the inbox; None: all that have not been read.
+        keeps: how many messages the inbox holds; None: all that have not been read.
     """
 
     keeps: int | None = 1
 
     @abstractmethod
     def joined(self, values: Sequence[Any]) -> Any:
-        """What the receiver reads of one message or more."""
+        """The value that the receiver reads, from one or more messages."""
 
     @abstractmethod
     def shares(self, gradient: Tensor, count: int) -> list[Tensor]:
-        """The gradient of each of so many messages, oldest first."""
+        """The gradient of each of `count` messages, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Latest(Policy):
 
 @dataclass(frozen=True)
 class Mean(Policy):
-    """The mean of all messages that came since the receiver last fired; where none came, what it read then."""
+    """The mean of all messages since the receiver last fired; if there are none, the value that it read then."""
 
     keeps = None
 

@@ -1,4 +1,4 @@
-"""The names under which a module takes and gives values."""
+"""Names of a module's inputs and outputs."""
 
 import dataclasses
 import inspect
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-OUTPUT = "output"  # the name of an output that has none
+OUTPUT = "output"  # the name of a single unnamed output
 
 _FREE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -18,7 +18,7 @@ class Inputs:
 
     names: tuple[str, ...]
     optional: frozenset[str]  # those with a default
-    open: bool  # it takes any other name, too
+    open: bool  # it takes arguments of any other name too
 
     def takes(self, name: str) -> bool:
         """Whether there is such an argument."""

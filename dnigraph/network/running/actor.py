@@ -1,4 +1,4 @@
-"""An agent at work: what it does in a tick, and when its parameters move."""
+"""One agent in a tick: its three phases, and when its parameters are updated."""
 
 from .outbox import Outbox
 from .performer import Performer
@@ -7,13 +7,13 @@ from .tick import Tick
 
 
 class Actor(Performer):
-    """Runs one agent. A tick has three phases, so that all that waits for something waits for an earlier phase.
+    """Runs one agent. A tick has three phases; each depends on earlier phases only.
 
         begin   read, fire, learn from what is known at once, send
-        end     take the messages that nobody waited for, hear the answers of those that read without delay; answer
-        close   hear all other answers; they count from the next tick on
+        end     take messages over links with a delay, hear answers over links without one; answer what was read
+        close   hear all other answers; they take effect in the next tick
 
-    The optimiser is stepped after a phase that brought gradients: all that came together counts together.
+    The optimiser is stepped after a phase that brought gradients: those of one phase are added up to one step.
     """
 
     # ---- the phases
@@ -35,7 +35,7 @@ class Actor(Performer):
             box.push()
 
     def end(self, tick: Tick) -> None:
-        """Hear what comes within the tick, and answer."""
+        """Hear the answers of receivers that read within the tick, and answer what this agent read."""
         for inbox in self.inboxes:
             if not inbox.ordered:
                 inbox.pull()
@@ -48,7 +48,7 @@ class Actor(Performer):
             inbox.push()
 
     def close(self, tick: Tick) -> None:
-        """Hear the rest. What waits for answers of later ticks lets go of what it does not need."""
+        """Hear all other answers. Messages that still wait for one release their graphs."""
         for box in self.outboxes:
             box.hear(False)
         self._learn()
@@ -58,7 +58,7 @@ class Actor(Performer):
             self._note_answers(box, tick.number)
 
     def step(self) -> None:
-        """Update the agent and its heads where gradients have come."""
+        """Step the optimisers of the agent and of its heads that have new gradients."""
         if self._learned and self.group is not None:
             self.group.update()
         self._learned = False
@@ -68,7 +68,7 @@ class Actor(Performer):
     # ---- learning
 
     def _learn(self) -> None:
-        """Let all firings learn that know enough."""
+        """Run the backward pass of every firing whose gradients are all there."""
         ready = [firing for firing in self.waiting if firing.knows]
         if not ready:
             return
@@ -78,7 +78,7 @@ class Actor(Performer):
             firing.learn()
 
     def settle(self, tick: int) -> bool:
-        """Hear and learn what can be, without a step; whether anything happened."""
+        """Hear all answers and learn from them, without an optimiser step. Returns whether anything changed."""
         before = self._open()
         for box in self.outboxes:
             box.hear(True)
@@ -89,7 +89,7 @@ class Actor(Performer):
         return self._open() != before
 
     def give_up(self, tick: int) -> bool:
-        """Learn without the answers that will never come; whether there were such."""
+        """Learn without the answers that will never come. Returns whether there were any."""
         lost = [box for box in self.outboxes if box.give_up()]
         self._learn()
         for box in lost:
@@ -97,7 +97,7 @@ class Actor(Performer):
         return bool(lost)
 
     def drop(self) -> None:
-        """A tick broke off: let go of half-made gradients, and hear what was on its way."""
+        """After a failed tick: drop half-made gradients, and hear the answers under way."""
         if self.group is not None:
             self.group.forget()
         self._learned = False

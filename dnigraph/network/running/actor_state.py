@@ -1,4 +1,4 @@
-"""What an actor holds between two ticks: for a checkpoint, or put aside while something else runs."""
+"""The state of an actor between two ticks: for a checkpoint, or set aside while something else runs."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from .predicted_inbox import Foretold
 
 
 def state_of(actor: Actor) -> dict[str, Any]:
-    """All that is its own between two ticks, without the module."""
+    """The actor's state between two ticks, without its module's weights."""
     return {
         "chance": actor.chance.get_state(),
         "present": actor.agent.present,
@@ -23,7 +23,7 @@ def state_of(actor: Actor) -> dict[str, Any]:
 
 
 def take_up(actor: Actor, state: Mapping[str, Any]) -> None:
-    """Go on from there."""
+    """Restore what `state_of` returned."""
     actor.chance.set_state(state["chance"])
     actor.agent.present = state["present"]
     for inbox, found in zip(actor.inboxes, state["inboxes"], strict=True):
@@ -37,13 +37,13 @@ def take_up(actor: Actor, state: Mapping[str, Any]) -> None:
 
 
 def groups_of(actor: Actor) -> list[Group | None]:
-    """Its optimiser, and those of its heads and predictors, in the order of a checkpoint."""
+    """The parameter groups of the actor, its heads and its predictors, in the order of a checkpoint."""
     predictors = [i.group if isinstance(i, Foretold) else None for i in actor.inboxes]
     return [actor.group, *(box.group for box in actor.outboxes), *predictors]
 
 
 def set_aside(actor: Actor) -> list[Any]:
-    """All that waits and lies here, to be put back; what follows begins with nothing."""
+    """Remove and return all messages and waiting firings of the actor."""
     inboxes = [(i.coming, i.entries, i.ready) for i in actor.inboxes]
     held = [actor.waiting, inboxes, [box.sent for box in actor.outboxes]]
     actor.waiting = []
@@ -55,7 +55,7 @@ def set_aside(actor: Actor) -> list[Any]:
 
 
 def take_back(actor: Actor, held: list[Any]) -> None:
-    """Go on with what was set aside."""
+    """Put back what `set_aside` returned."""
     actor.waiting, inboxes, sent = held
     for inbox, (coming, entries, ready) in zip(actor.inboxes, inboxes, strict=True):
         inbox.coming, inbox.entries, inbox.ready = coming, entries, ready

@@ -1,4 +1,4 @@
-"""Messages that have arrived, and what a firing read of them."""
+"""Messages that have arrived, and which of them a firing read."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from .channel import Message
 
-ABSENT = object()  # nothing has arrived yet, and nobody said what to read then
+ABSENT = object()  # no message has arrived yet, and there is no initial value
 KEPT = ("total", "last", "closed", "answered", "read")  # of an entry, in a checkpoint
 
 
@@ -18,10 +18,10 @@ class Entry:
     """A message that has arrived."""
 
     message: Message
-    total: Tensor | None = None  # of the gradients of those who read it and have learned
-    last: int = -1  # the tick of the last of them
+    total: Tensor | None = None  # sum of the gradients of firings that read it and have learned
+    last: int = -1  # the tick in which the last of them learned
     open: int = 0  # readings that have not learned yet
-    closed: bool = False  # nobody will read it any more
+    closed: bool = False  # no firing will read it any more
     answered: bool = False
     read: bool = False  # by a firing
 
@@ -31,7 +31,7 @@ class Reading:
     """What a firing read from an inbox."""
 
     value: Any
-    entries: list[Entry] = field(default_factory=list)  # oldest first; none: it read what was there before them
+    entries: list[Entry] = field(default_factory=list)  # oldest first; empty: the initial value was read
     stale: int | None = None  # ticks since the oldest of them was sent
 
 

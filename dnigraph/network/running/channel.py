@@ -1,4 +1,4 @@
-"""What travels between agents: messages one way, answers the other."""
+"""Messages from sender to receiver, answers back, and the queues that carry them."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -22,21 +22,21 @@ class Message:
         object.__setattr__(self, "version", _version(self.value))
 
     def __reduce__(self) -> tuple[type["Message"], tuple[int, Any, bool]]:
-        return Message, (self.sent, self.value, self.wants)  # a copy's memory counts writes anew
+        return Message, (self.sent, self.value, self.wants)  # the memory of a copy has its own count of writes
 
     @property
     def spoilt(self) -> bool:
-        """Whether somebody has written to its memory since."""
+        """Whether its memory has been written to since it was sent."""
         return _version(self.value) != self.version
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one receiver has to say to a message, once: the gradient of all that it did with it."""
+    """One receiver's answer to a message, given once: the gradient of everything that it computed from it."""
 
     sent: int  # the tick in which the message was sent
     heard: int  # the tick in which the receiver last learned from it
-    gradient: Tensor | None  # None: it did nothing with it, or did not learn
+    gradient: Tensor | None  # None: the receiver did not use the message, or did not learn
 
 
 class Channel(Protocol, Generic[T]):
@@ -49,11 +49,11 @@ class Channel(Protocol, Generic[T]):
         """Take the oldest packet."""
 
     def rest(self) -> list[T]:
-        """Take all packets that lie there."""
+        """Take all packets."""
 
 
 class Line(Generic[T]):
-    """A channel within one thread: what is taken is there already."""
+    """A channel within one thread; a packet is put before it is taken."""
 
     def __init__(self) -> None:
         self._packets: deque[T] = deque()
@@ -67,7 +67,7 @@ class Line(Generic[T]):
         return self._packets.popleft()
 
     def rest(self) -> list[T]:
-        """Take all packets that lie there."""
+        """Take all packets."""
         found = list(self._packets)
         self._packets.clear()
         return found

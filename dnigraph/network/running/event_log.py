@@ -1,4 +1,4 @@
-"""What happened in a run: who fired, what was sent, how stale each message and target was."""
+"""The event log of a run: which agents fired, what was sent, how stale each message and target was."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class Event:
 
 
 class EventLog:
-    """The events of a run, as they happened; `sorted` does not depend on which thread was first."""
+    """The events of a run in the order in which they happened; `sorted` gives one that does not depend on threads."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -90,7 +90,7 @@ class EventLog:
         self.events.append(Event(tick + self.past, kind, agent, port, sent + self.past, tick - sent))
 
     def sorted(self) -> list[Event]:
-        """The events in an order that does not depend on who ran first within a tick."""
+        """The events in an order that does not depend on the order of agents within a tick."""
         return sorted(self.events, key=lambda e: (e.tick, e.kind, e.agent, e.port or "", e.sent or 0, e.to or ""))
 
     def state(self) -> dict[str, Any]:

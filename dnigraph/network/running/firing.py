@@ -37,7 +37,7 @@ class Firing:
             self.gradients[number] = visit.now
 
     def answered(self, box: Outbox, gradients: Any) -> None:
-        """What it waited for has come."""
+        """The gradients that it waited for have come."""
         self.gradients[self.boxes.index(box)] = gradients
 
     @property
@@ -46,7 +46,7 @@ class Firing:
         return len(self.gradients) == len(self.visits)
 
     def learn(self) -> None:
-        """The backward pass, and the shares of those whose messages were read."""
+        """Run the backward pass, and give each message that was read its share of the gradient."""
         roots = [pair for i, visit in self.visits.items() for pair in pairs(visit.roots, self.gradients[i])]
         if self.loss is not None and self.loss.requires_grad:
             roots.append((self.loss, torch.ones_like(self.loss)))
@@ -56,7 +56,7 @@ class Firing:
             self.done()
 
     def done(self) -> None:
-        """No graph is needed any more: answer for what was read."""
+        """Answer the messages that were read, and release the graphs."""
         for inbox, reading, leaf in self.readings:
             gradient = leaf.grad if isinstance(leaf, Tensor) else None
             inbox.learned(self.tick, reading, gradient)
@@ -67,7 +67,7 @@ class Firing:
 
 @contextmanager
 def stashed(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Graphs made inside keep the weights as they are now: others may learn before these graphs are gone through.
+    """Graphs made inside keep the present weights, for backward passes that run after the weights have moved.
 
     Source: Narayanan et al. 2019, PipeDream (weight stashing).
     """
@@ -75,7 +75,7 @@ def stashed(modules: Sequence[nn.Module]) -> Iterator[None]:
 
     def keep(value: Tensor) -> Tensor:
         is_weight = value.layout == torch.strided and value.untyped_storage().data_ptr() in held
-        seen = value.detach()  # the value itself would hold the graph that holds it, for ever if no gradient comes
+        seen = value.detach()  # the value itself would hold the graph that holds it: a cycle, if no gradient ever comes
         return seen.clone() if is_weight else seen
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):

@@ -17,8 +17,8 @@ from .channel import Answer, Channel, Message
 class Inbox:
     """Holds what one input of an agent can read.
 
-    A message is answered when nobody will read it any more and all firings that did have learned. When that is, the
-    clocks of both sides tell, as if nobody dropped out; what is read later than that gives no gradient.
+    A message is answered when no firing will read it any more and all firings that read it have learned. Whether it
+    will be read follows from the two clocks, as if no agent were ever paused; a later reading returns no gradient.
     """
 
     def __init__(self, link: Link, sink: Port, delay: int, sender: Clock, clock: Clock, ordered: bool):
@@ -29,10 +29,12 @@ class Inbox:
         self.coming: deque[Message] = deque()
         self.entries: list[Entry] = []
         self.ready: list[Answer] = []
-        self.initial: Any = None  # what is read before anything has arrived, or what makes it; None: nothing
-        self.like: Tensor | None = None  # an example of a message: of its precision, and on its device, all of this is
-        self.writes = False  # whether its reader writes to what it is given, and so needs a copy
-        self.optional = False  # whether its argument has a default
+        self.initial: Any = (
+            None  # what is read before a message has arrived, or a function that makes it; None: nothing
+        )
+        self.like: Tensor | None = None  # an example of a message: all messages have its dtype and device
+        self.writes = False  # whether its agent writes to the value in place, and so needs a copy
+        self.optional = False  # whether the argument has a default
         self.most = max(MOST, -(-clock.every // sender.every) + 1)  # that wait to be averaged
 
     # ---- what comes in
@@ -44,17 +46,17 @@ class Inbox:
             self.take(message)
 
     def take(self, message: Message) -> None:
-        """A message is on its way to here."""
+        """Add a message that is under way."""
         self.coming.append(message)
 
     def arrive(self, tick: int) -> None:
-        """Let in what has been on its way for long enough; the oldest make room."""
+        """Move messages whose delay is over into the inbox, and drop the oldest beyond what the policy keeps."""
         while self.coming and self.coming[0].sent + self.delay <= tick:
             self.entries.append(Entry(self.coming.popleft()))
             self._make_room()
 
     def _make_room(self) -> None:
-        if self.policy.keeps is None:  # what was read before gives way to what is new
+        if self.policy.keeps is None:  # messages that were read are replaced by the new ones
             for entry in [e for e in self.entries if e.read]:
                 self._close(entry)
             self.entries = [e for e in self.entries if not e.read]
@@ -64,18 +66,18 @@ class Inbox:
     # ---- reading
 
     def lacks(self, known: Container[str], anew: bool) -> bool:
-        """Whether it will be read before anything has come, where it should not: it is an input of the network.
+        """Whether this input of the network would be read before it was given in the episode.
 
         Args:
-            known: inputs of the network that come until then.
-            anew: whether an episode begins before.
+            known: inputs of the network that were given until then.
+            anew: whether a new episode has begun since.
         """
         came = not anew and (self.entries or self.coming)
         wanted = self.link.outside and self.delay == 0 and self.link.initial is None and not self.optional
         return wanted and not came and self.link.source.name not in known
 
     def read(self, tick: int, batch: int | None) -> Reading:
-        """What there is to read now."""
+        """What a firing in this tick reads."""
         if not self.entries:
             return Reading(self._first(batch))
         entries = list(self.entries)
@@ -103,7 +105,7 @@ class Inbox:
         return self.policy.joined(values)
 
     def learned(self, tick: int, reading: Reading, gradient: Tensor | None) -> None:
-        """A firing has learned, or never will: the messages that it read get their shares of the gradient."""
+        """For a firing that has learned, or never will: its messages get their shares of the gradient."""
         count = len(reading.entries)
         if not count:
             return
@@ -118,9 +120,9 @@ class Inbox:
             self._answer(entry)
 
     def _was_last(self, message: Message, tick: int) -> bool:
-        """Whether, by the clocks, no reading after that of `tick` sees the message.
+        """Whether the reading in `tick` was the last one that could see this message.
 
-        Of those that were averaged, the newest: all of them give way to the next one.
+        For a mean, pass the newest of the averaged messages: the next message replaces them all.
         """
         newer = message.sent
         for _ in range(self.policy.keeps or 1):
@@ -145,13 +147,13 @@ class Inbox:
                 self.ready.append(Answer(entry.message.sent, entry.last, entry.total))
 
     def push(self) -> None:
-        """Send the answers of this tick back; an input of the network wants none."""
+        """Send this tick's answers back to the sender; inputs of the network have none."""
         ready, self.ready = self.ready, []
         if not self.link.outside:
             self.answers.put(ready)
 
     def close(self) -> None:
-        """Nobody reads any more what is here or on its way, or where it does, no gradient comes of it."""
+        """Answer every message in the inbox and under way; a later reading of them returns no gradient."""
         for message in self.coming:
             if message.wants:
                 self.ready.append(Answer(message.sent, -1, None))
@@ -160,21 +162,21 @@ class Inbox:
             self._close(entry)
 
     def forget(self) -> None:
-        """Nothing has come."""
+        """Drop all messages."""
         self.coming.clear()
         self.entries, self.ready = [], []
 
     # ---- checkpoints
 
     def state(self) -> dict[str, Any]:
-        """What lies here between two ticks."""
+        """The inbox between two ticks, as plain data."""
         return {
             "coming": [plain(m) for m in self.coming],
             "entries": [{**plain(e.message), **{name: getattr(e, name) for name in KEPT}} for e in self.entries],
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore what `state` returned."""
         state = moved(state, None if self.like is None else self.like.device)
         self.coming = deque(Message(**m) for m in state["coming"])
         self.entries = []
@@ -183,4 +185,4 @@ class Inbox:
             self.entries.append(Entry(message, **{name: e[name] for name in KEPT if name in e}))
 
 
-MOST = 64  # messages that wait for a reader that has dropped out; older ones are forgotten
+MOST = 64  # messages kept for a paused reader that averages; a bound on memory

@@ -1,4 +1,4 @@
-"""The sender's end of a link: what stands on it, and the messages that have not been answered yet."""
+"""The sender's end of a link: its boundary, and the messages that have not been answered yet."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Sent:
 
     value: Tensor  # detached
     label: Any
-    visit: Visit | None  # None: the boundary looks again when the answer comes
+    visit: Visit | None  # None: the boundary visits the value again when the answer comes
     waiting: "Answered | None"  # of the firing, which takes the answer; None: it has learned
     answers: dict[int, Answer] = field(default_factory=dict)  # by the receiver's number
 
@@ -39,18 +39,20 @@ class Outbox:
         value ─► boundary ─► estimate (at once)        answers of all receivers ─► target ─► the head learns
           └────► message to each receiver
 
-    An answer belongs to the message of one tick, however late it comes: the head then looks again at that very value
-    and label.
+    An answer belongs to the message of one tick, however late it comes: the head is then given that message's value
+    and label again.
     """
 
     def __init__(self, link: Link, boundary: Boundary | None, delay: int, readers: Sequence[Agent]):
         self.link, self.boundary, self.delay, self.readers = link, boundary, delay, readers
-        self.ordered = (False,) * len(readers)  # of each of them: whether its answers come within the tick
+        self.ordered = (False,) * len(readers)  # for each receiver, whether its answers come within the tick
         self.messages: list[Channel[Message | None]] = []
         self.answers: list[Channel[list[Answer]]] = []
         self.group: Group | None = None
         self.sent: dict[int, Sent] = {}
-        self.settled: list[tuple[int, bool]] = []  # messages that were answered in this tick, and whether with a target
+        self.settled: list[
+            tuple[int, bool]
+        ] = []  # messages answered in this tick, and whether the answer was a gradient
         self._now: Message | None = None
         self._learned = False
 
@@ -60,13 +62,13 @@ class Outbox:
         return self.link.source.name
 
     def in_vain(self, tick: Tick) -> bool:
-        """Whether nobody will read what is sent in this tick, so that nothing comes back for it."""
+        """Whether no receiver will read what is sent in this tick, so that no gradient comes back for it."""
         if not tick.ends or (self.boundary is not None and not self.boundary.heeds):
             return False
         return self.delay > 0 or not any(reader.reads(tick.number) for reader in self.readers)
 
     def send(self, tick: int, value: Any, label: Any, waiting: Answered, in_vain: bool = False) -> Visit | None:
-        """Have the value ready for `push`. Returns the visit of its boundary, if one learns from it."""
+        """Prepare the message for `push`. Returns the visit of the boundary, if something learns from it."""
         boundary = self.boundary
         self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
         if boundary is None or not isinstance(value, Tensor) or not boundary.learns(value):
@@ -77,26 +79,26 @@ class Outbox:
         with boundary.context.conditioned(label):
             visit = boundary.meet(value)
         if in_vain and visit.now is not None:
-            return None  # who waits, waits with the others until the episode is settled
+            return None  # an oracle's firing stays queued and is settled at the end of the episode
         self.sent[tick] = Sent(value.detach(), label, visit, waiting)
         self._now = Message(tick, value.detach(), True)
         return visit
 
     def push(self) -> None:
-        """Send this tick's message, or that there is none."""
+        """Send this tick's message, or None if there is none."""
         message, self._now = self._now, None
         for channel in self.messages:
             channel.put(message)
 
     def hear(self, within_tick: bool) -> None:
-        """Take the answers of receivers that answer within the tick, or of the others."""
+        """Take the answers of the receivers that answer within the tick, or those of all others."""
         for number, (channel, ordered) in enumerate(zip(self.answers, self.ordered, strict=True)):
             if ordered == within_tick:
                 for answer in channel.get():
                     self._note(number, answer)
 
     def give_up(self) -> bool:
-        """Go without the answers that have not come; whether there were such."""
+        """Take missing answers as no gradient. Returns whether any were missing."""
         lost = list(self.sent)
         for tick in lost:
             for number in range(len(self.messages)):
@@ -105,7 +107,7 @@ class Outbox:
         return bool(lost)
 
     def drop(self) -> None:
-        """A tick broke off: let go of half-made gradients, and hear the answers that were on their way."""
+        """After a failed tick: drop half-made gradients, and hear the answers under way."""
         if self.group is not None:
             self.group.forget()
         self._now, self._learned = None, False
@@ -115,20 +117,20 @@ class Outbox:
                     self._note(number, answer)
 
     def learned(self, tick: int) -> None:
-        """The firing of that tick has learned, or never will: its graph must go."""
+        """Called when the firing of that tick has learned, or never will: release its graph."""
         if (sent := self.sent.get(tick)) is not None:
             sent.waiting = None
             if sent.visit is not None:
                 sent.visit = Visit((sent.value, *sent.visit.roots[1:]), sent.visit.now, sent.visit.settle)
 
     def forget_graphs(self) -> None:
-        """End of a tick: what is still unanswered keeps its value and label only, and no graph of the head."""
+        """At the end of a tick, unanswered messages keep only value and label, and no graph of the head."""
         for sent in self.sent.values():
             if sent.waiting is None:
                 sent.visit = None
 
     def step(self) -> None:
-        """Update the head, if answers came."""
+        """Step the head's optimiser, if it has new gradients."""
         if self._learned and self.group is not None:
             self.group.update()
         self._learned = False
@@ -161,7 +163,7 @@ class Outbox:
     # ---- checkpoints
 
     def state(self) -> dict[int, Any]:
-        """What is unanswered between two ticks."""
+        """The unanswered messages between two ticks, as plain data."""
         return {
             tick: {
                 "value": sent.value,
@@ -172,7 +174,7 @@ class Outbox:
         }
 
     def load(self, state: dict[int, Any]) -> None:
-        """Go on from there."""
+        """Restore what `state` returned."""
         state = state if self.boundary is None else moved(state, self.boundary.spec.device)
         self.sent = {
             tick: Sent(s["value"], s["label"], None, None, {i: Answer(*a) for i, a in s["answers"].items()})

@@ -1,4 +1,4 @@
-"""The forward half of an agent at work: it reads, runs its module and sends."""
+"""The forward half of an actor: read, run the module, send."""
 
 import zlib
 from collections.abc import Container, Mapping
@@ -26,7 +26,7 @@ from .tick import Tick
 
 
 class Performer:
-    """Fires one agent. `Actor` says when, and lets it learn."""
+    """Runs the forward pass of one agent. `Actor` decides when, and runs the backward pass."""
 
     def __init__(self, agent: Agent, inboxes: list[Inbox], outboxes: list[Outbox], seed: int, log: EventLog | None):
         self.agent, self.inboxes, self.outboxes, self.log = agent, inboxes, outboxes, log
@@ -42,11 +42,11 @@ class Performer:
         self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if waits else []
 
     def misses(self, tick: Tick, known: Container[str], anew: bool) -> list[str]:
-        """What it needs in this tick and is not given: of the network's inputs, or of labels.
+        """The inputs and labels that the agent needs in this tick and is not given, a line each.
 
         Args:
-            known: inputs that come in this tick, or in an earlier one of the same call and episode.
-            anew: whether an episode has begun in that call.
+            known: inputs given in this tick, or in an earlier one of the same call and episode.
+            anew: whether a new episode has begun in that call.
         """
         if not self.agent.reads(tick.number):
             return []
@@ -63,7 +63,7 @@ class Performer:
         return wrong + [self._unlabelled(box, tick) for box in blind if self.agent.trains()]
 
     def fire(self, tick: Tick) -> Firing | None:
-        """The forward pass; the firing, if there is anything to learn."""
+        """Run the forward pass. Returns the firing, if it learns."""
         updates = tick.learning and self._draw()
         firing = Firing(tick.number, boxes=self.outboxes)
         try:
@@ -85,7 +85,7 @@ class Performer:
         if self.log is not None:
             self.log.fired(tick.number, self.agent.name, firing.readings, updates)
         label = tick.labels.get(self.agent.name)
-        torch.clear_autocast_cache()  # it holds weights as they were before they learned, as long as autocast lasts
+        torch.clear_autocast_cache()  # autocast caches cast weights until it ends, but weights change within it
         with torch.set_grad_enabled(updates), stashed(self._stash) if self._stash and updates else nullcontext():
             made = self._call(arguments, label)
             outputs = outputs_of(made, self.agent.outputs)
@@ -128,10 +128,12 @@ class Performer:
     def _send(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any], label: Any, updates: bool) -> None:
         for number, box in enumerate(self.outboxes):
             if box.port not in outputs:
-                continue  # it says nothing this time
+                continue  # the module did not return this output
             value = self._own(outputs[box.port])
             if not updates and isinstance(value, Tensor) and value.is_floating_point():
-                value = value.detach().requires_grad_()  # nobody learns from the estimate, but the head from the answer
+                value = (
+                    value.detach().requires_grad_()
+                )  # the agent does not learn, but the head does when the answer comes
             try:
                 with torch.enable_grad():
                     visit = box.send(tick.number, value, label, firing.answered, box.in_vain(tick))
@@ -157,7 +159,7 @@ class Performer:
                     box.send(tick.number, self._own(outputs[box.port]), None, firing.answered)
 
     def _own(self, value: Any) -> Any:
-        """The value in memory of its own, where it lies in that of the module's weights or buffers: those will move."""
+        """A copy if the value shares memory with a parameter or buffer, which the optimiser will change."""
         if not isinstance(value, Tensor) or not (value.is_leaf or value._is_view()) or value.layout != torch.strided:
             return value
         module, at = self.agent.module, value.untyped_storage().data_ptr()
@@ -180,7 +182,7 @@ class Performer:
 
 
 def _looks(box: Outbox, tick: Tick) -> bool:
-    """Whether what stands on the link will look at the label."""
+    """Whether the boundary on the link will need the label."""
     boundary = box.boundary
     if boundary is None or not (boundary.training and boundary.needs_label):
         return False
@@ -188,7 +190,7 @@ def _looks(box: Outbox, tick: Tick) -> bool:
 
 
 def _sizes(firing: Firing, tick: Tick, free: Mapping[str, str]) -> dict[str, int]:
-    """How large the batch is in all that an agent was given in this tick, by what it is."""
+    """The batch size of every tensor that the agent was given in this tick, by what it is."""
     given = {port: tick.inputs[port] for port in free if port in tick.inputs}
     for inbox, reading, leaf in firing.readings:
         if reading.entries or not isinstance(inbox.initial, Tensor):
@@ -206,7 +208,7 @@ def _of_two_sizes(sizes: Mapping[str, int]) -> str:
 
 
 def _read_by(firing: Firing) -> str:
-    """What a firing had read, for an error that came of it."""
+    """What the firing had read, as a note for its error."""
     read = [
         f"{inbox.sink.name} {list(leaf.shape)} from {inbox.link.source}"
         + (f", sent {reading.stale} ticks before" if reading.stale else "")

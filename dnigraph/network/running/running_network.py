@@ -1,4 +1,4 @@
-"""A network that can run: actors, what stands between them, and the channels that join them."""
+"""A network that can run: actors, boundaries, and the channels between them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,24 +16,26 @@ from .tick import Tick
 
 @dataclass
 class Built:
-    """A network that can run."""
+    """Actors, boundaries, predictors and both ends of every link."""
 
     actors: dict[str, Actor]
     boundaries: dict[str, Boundary]  # by their links' names
     predictors: dict[str, nn.Module]
-    outside: list[tuple[str, Inbox]] = field(default_factory=list)  # inputs of the network, and who reads them
+    outside: list[tuple[str, Inbox]] = field(
+        default_factory=list
+    )  # inputs of the network, each with an inbox that reads it
     inboxes: dict[tuple[int, int], Inbox] = field(default_factory=dict)  # by link and receiver
     outboxes: dict[int, Outbox] = field(default_factory=dict)  # by link
 
     def order(self, wiring: Wiring) -> None:
-        """Let links be waited for as `wiring` says."""
+        """Tell both ends of each link whether its messages are read within the tick."""
         for (number, _), inbox in self.inboxes.items():
             inbox.ordered = wiring.waits(number)
         for number, box in self.outboxes.items():
             box.ordered = (wiring.waits(number),) * len(box.link.sinks)
 
     def connect(self, line: Any = Line) -> None:
-        """Lay channels of this kind between all actors."""
+        """Connect all actors by new channels of this kind."""
         for (number, sink), inbox in self.inboxes.items():
             inbox.messages, inbox.answers = line(), line()
             if sink == 0 and number in self.outboxes:
@@ -43,7 +45,7 @@ class Built:
                 self.outboxes[number].answers.append(inbox.answers)
 
     def mend(self) -> None:
-        """After ticks that broke off: whatever is still between two agents arrives, and nothing half done is left."""
+        """After a failed tick: deliver messages under way, and drop half-made gradients."""
         for inbox in self.inboxes.values():
             for message in inbox.messages.rest():
                 if message is not None:
@@ -53,6 +55,6 @@ class Built:
 
 
 def deliver(outside: list[tuple[str, Inbox]], tick: Tick) -> None:
-    """Hand the network's inputs to who reads them."""
+    """Put the network's inputs into the inboxes that read them."""
     for name, inbox in outside:
         inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)

@@ -1,11 +1,11 @@
-"""The runner with one thread for each agent: the same numbers, bit for bit, and nobody in the middle.
+"""The runner with one thread for each agent: bitwise the numbers of `Network.tick`, without a scheduler.
 
     thread a   begin ─ end ─ close │ begin ─ ...       each phase waits only for packets of its own links;
                  ↓ message  ↑ answer                   a queue is full after `capacity` packets, and its sender
-    thread b       begin ─ end ─ close │ begin ─ ...   waits: nobody runs ahead by more than that
+    thread b       begin ─ end ─ close │ begin ─ ...   waits: no agent runs ahead by more than that
 
-An agent does in each tick what it does in `Network.tick`, and what it waits for depends on no clock but the network's
-own. So the order in which threads run cannot change a number.
+An agent does in each tick what it does in `Network.tick`, and which packets it waits for depends on the network's clock
+only. So the order in which threads run cannot change a number.
 """
 
 import queue
@@ -25,7 +25,7 @@ from .running_network import Built, deliver
 from .tick import Tick
 
 T = TypeVar("T")
-PATIENCE = 0.1  # seconds between looks at whether the run is over
+PATIENCE = 0.1  # seconds between two checks whether the run is over
 
 
 class Stopped(Exception):
@@ -75,7 +75,7 @@ def run_threads(built: Built, ticks: Sequence[Tick], capacity: int) -> None:
         for thread in threads:
             thread.join()
     except BaseException:
-        stop.set()  # no thread is left to work on alone
+        stop.set()  # let no thread go on by itself
         for thread in threads:
             if thread.is_alive():
                 thread.join()
@@ -105,13 +105,13 @@ def _work(actor: Actor, ticks: Sequence[Tick]) -> Callable[[], None]:
 
 
 def _guarded(work: Callable[[], None], stop: threading.Event, failures: list[BaseException]) -> Callable[[], None]:
-    """The work of a thread; its failure ends the others, and is kept for the caller."""
+    """Wrap the work of a thread: its error stops the other threads and is kept for the caller."""
     learning = torch.is_grad_enabled()
     casts = [(d, torch.get_autocast_dtype(d)) for d in ("cpu", "cuda") if torch.is_autocast_enabled(d)]
 
     def run() -> None:
         try:
-            with ExitStack() as stack:  # torch keeps these for each thread
+            with ExitStack() as stack:  # torch keeps grad mode and autocast per thread
                 stack.enter_context(torch.set_grad_enabled(learning))
                 for device, dtype in casts:
                     stack.enter_context(torch.autocast(device, dtype))
@@ -126,7 +126,7 @@ def _guarded(work: Callable[[], None], stop: threading.Event, failures: list[Bas
 
 
 def refuse_shared(agents: Iterable[Agent]) -> None:
-    """Look for what threads cannot do.
+    """Refuse networks that threads cannot run.
 
     Raises:
         NetworkError: two agents own one parameter, which two threads would write at once.

@@ -1,4 +1,4 @@
-"""What one tick of a network is given, and what it gives back."""
+"""The inputs and the results of one tick."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class Tick:
-    """What one tick of the network is given, and what comes of it."""
+    """What one tick is given, and its losses and outputs."""
 
     number: int
     inputs: Mapping[str, Any]  # of the network, by name
@@ -18,21 +18,21 @@ class Tick:
     batch: int | None
     learning: bool = True
     begun: bool = False
-    ends: bool = False  # nobody will read what is sent in it and not read in it
-    others: dict[str, dict[str, Any]] = field(default_factory=dict)  # by agent: arguments under names of the user's
+    ends: bool = False  # messages sent in this tick with a delay are dropped
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)  # by agent: arguments of agents that take any name
     losses: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TickResult:
-    """What one tick gives back."""
+    """The losses and outputs of one tick."""
 
     tick: int
-    losses: dict[str, Tensor]  # by agent; one number each, detached; of those that fired and had a target
-    outputs: dict[str, dict[str, Any]]  # by agent and output, detached; of those that fired
+    losses: dict[str, Tensor]  # by agent: a detached scalar, of agents that fired and had a target
+    outputs: dict[str, dict[str, Any]]  # by agent and output: detached, of agents that fired
 
     @property
     def fired(self) -> list[str]:
-        """The agents that fired, in the order in which they did."""
+        """The agents that fired, in order."""
         return list(self.outputs)

@@ -1,4 +1,4 @@
-"""What a tick is given, by name: inputs of the network, targets and labels of its agents."""
+"""The inputs, targets and labels of a tick, by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ class Given:
 
     Attributes:
         inputs: sources without an agent, and "agent.input" that no link feeds.
-        needed: those of them that an agent cannot do without.
+        needed: those of them whose argument has no default.
     """
 
     def __init__(self, agents: Mapping[str, Agent], links: Sequence[Link]) -> None:
@@ -31,7 +31,7 @@ class Given:
         self.learning = [name for name, agent in agents.items() if agent.loss is not None]
 
     def named(self, inputs: Any) -> tuple[dict[str, Any], list[str]]:
-        """The inputs by name, and what is wrong with them."""
+        """The inputs by name, and a line for each that does not fit."""
         if inputs is None:
             return {}, []
         if isinstance(inputs, Mapping):
@@ -44,10 +44,10 @@ class Given:
         return {}, [f"the network has {len(names)} inputs, so name them: {', '.join(names)}"]
 
     def tick(self, number: int, inputs: Any, targets: Any, label: Any, ends: bool, learning: bool) -> Tick:
-        """What one tick is given.
+        """A tick from what the user gives.
 
         Raises:
-            NetworkError: a name is none of this network's; all of them are listed.
+            NetworkError: names that the network does not have; all of them are listed.
         """
         given, wrong = self.named(inputs)
         by_agent = self._by_agent("targets", targets, wrong)
@@ -81,7 +81,7 @@ class Given:
         return {self.learning[0]: given}
 
     def _takes(self, name: Any) -> bool:
-        """Whether there is such an input, or an agent that takes any name."""
+        """Whether there is such an input, or an agent that takes arguments of any name."""
         if name in self._known:
             return True
         agent, dot, _ = str(name).partition(".")

@@ -1,7 +1,7 @@
 """A network as a plan, so that it is drawn as a cut model is: agents as parts, links as crossings.
 
-A plan has no circles. A link that closes one is drawn as an output of its sender and an input of its receivers that
-bear the same words, with its delay.
+A plan has no circles. A link that closes one is drawn as an output of its sender and an input of its receivers with the
+same name, which gives its delay.
 """
 
 from ...passes.plan.plan import Crossing, Part, Plan

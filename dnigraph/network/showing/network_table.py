@@ -1,4 +1,4 @@
-"""A network as text: its agents, its links, and what stands on them."""
+"""A network as text: a table of agents and a table of links."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ def text(net: Overview) -> str:
     """The network as a table; the same network gives the same text in every terminal.
 
     Guarantees:
-        No line is longer than 120 characters; "-" is what there is not, or what the first tick will show.
+        No line is longer than 120 characters; "-" stands for what is not there or not known before the first tick.
     """
     file = io.StringIO()
     console = Console(file=file, width=WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
@@ -29,7 +29,7 @@ def text(net: Overview) -> str:
 
 
 def view(net: Overview) -> RenderableType:
-    """The network as something that `rich` prints."""
+    """The network as a renderable of `rich`."""
     blocks: list[RenderableType] = [Text(headline(net)), Text(""), _grid(AGENTS, agent_rows(net))]
     if net.links:
         blocks += [Text(""), _grid(LINKS, link_rows(net))]
@@ -37,7 +37,7 @@ def view(net: Overview) -> RenderableType:
 
 
 def headline(net: Overview) -> str:
-    """How many agents and links, and how far the clock has come."""
+    """The numbers of agents and links, and the present tick."""
     return f"network: {counted(len(net.agents), 'agent')}, {counted(len(net.links), 'link')}, tick {net.ticks}"
 
 
