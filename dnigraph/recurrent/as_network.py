@@ -55,7 +55,7 @@ def network_of(
 
 
 def _refuse(learner: Learner, rules: Rules, ending: Ending) -> None:
-    """What a network cannot do as `Recurrent` does it."""
+    """Refuse options that have no counterpart in a network."""
     options = learner.options
     scale, discount, _ = options.strengths(ending.known)
     given = {"auxiliary": options.auxiliary or None, "blend": options.blend, "traces": options.traces}
@@ -79,7 +79,7 @@ def _first(layout: Layout, i: int) -> Callable[[int | None], Any]:
 
 
 class _Loss:
-    """The span's own loss, under the name of the user's. An object, as those below: it is copied with its network."""
+    """The span's loss, under the name of the user's. A class and no closure, so that copies of a network copy it."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
@@ -91,7 +91,7 @@ class _Loss:
 
 
 class _Horizons:
-    """Makes what stands at a window's end."""
+    """Makes the boundary at a window's end."""
 
     def __init__(self, estimator: Estimator, options: Options, ending: Ending) -> None:
         self.estimator, self.options, self.ending = estimator, options, ending
@@ -101,7 +101,7 @@ class _Horizons:
 
 
 class _Optimizers:
-    """The optimisers of the run, with all that they know; for heads elsewhere new ones, as the user makes them."""
+    """The optimisers of the run, with their state; new ones for heads on other links, as the user makes them."""
 
     def __init__(self, groups: Mapping[str, Group], rules: Rules) -> None:
         self.groups, self.rules = groups, rules

@@ -1,4 +1,4 @@
-"""The auxiliary task: the core foretells what the head will say at the next window's end."""
+"""The auxiliary task: the core predicts the head's estimate at the next window's end."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class Auxiliary(nn.Module):
                    └─► reader ─► foretold                  │
                            └──── mean square difference ◄──┘   joins the core's loss
 
-    Two windows are coupled by it: what the next estimate needs must be in the state T steps before it.
+    It couples two windows: whatever the next estimate needs must be in the state T steps before it.
 
     Shapes: view, estimate [batch, width].
 
@@ -31,6 +31,6 @@ class Auxiliary(nn.Module):
         self.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
     def loss(self, view: Tensor, estimate: Tensor) -> Tensor:
-        """How far the reader is from the estimate. Both are in units of the targets' size."""
+        """The mean square difference of reader and estimate, both in units of the targets' size."""
         found: Tensor = torch.nn.functional.mse_loss(self.reader(view), estimate)
         return found

@@ -1,4 +1,4 @@
-"""The way back through a window: what goes in at its end, and what comes out at its start."""
+"""The backward pass of a window: from the loss and the credit at its end to the gradient at its start."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +24,8 @@ def backward(
           │                   │ ▲
         target            parameters └─ loss
 
-    The start's gradient holds the losses of this window and what the credit says of all later ones, and no loss twice:
-    it is the target of the head that looked at the start.
+    The start's gradient is that of this window's losses plus the credit for all later ones, each loss counted once. It
+    is the target of the head that read the state at the start.
 
     Shapes: last and start are live leaves; -> [batch, width], or None where nothing came back.
 

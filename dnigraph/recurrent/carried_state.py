@@ -1,4 +1,4 @@
-"""Places in a stream, between two windows."""
+"""The place in a stream between two windows: the state that is carried over, and which sequences begin."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,15 @@ from .window import Window
 
 @dataclass(frozen=True)
 class Place:
-    """What one window hands to the next."""
+    """What one window passes on to the next."""
 
-    leaves: list[Any]  # of the state, without a graph; first states that learn keep theirs
+    leaves: list[Any]  # of the state, detached; first states that learn keep their graph
     fresh: Tensor | None  # bool [batch]: which sequences begin here; None: none
-    seen: Any  # what the head looks at beside the state
-    view: Tensor | None = None  # what the head saw of the state, where that is known already
-    born: Tensor | None = None  # bool [batch]: which of those that begin do so in the usual first state; None: all
+    seen: Any  # the condition of the head: a label or inputs
+    view: Tensor | None = None  # the head's view of the state, if it has been computed
+    born: Tensor | None = (
+        None  # bool [batch]: sequences that begin in `initial`, not in a state given to reset(); None: all
+    )
 
     def behind_ends(self) -> bool:
         """Whether all sequences begin here."""
@@ -30,10 +32,10 @@ class Place:
 def begin(
     layout: Layout, place: Place | None, given: Sequence[Any] | None, first: Sequence[Any], window: Window
 ) -> Place:
-    """The place where a window begins: sequences that are reset, or whose last window ended them, stand at `first`.
+    """The place where a window begins. Sequences that are reset, or that have ended, begin in the state `first`.
 
     Args:
-        given: leaves of the state in which the user lets all sequences begin; None: they begin at `first`.
+        given: leaves of the state that the user gave to reset(); None: sequences begin in `first`.
 
     Raises:
         RecurrentError: the stream has another number of sequences.
@@ -64,18 +66,18 @@ def begin(
 
 
 def behind(window: Window, last: Sequence[Any], seen: Any, view: Tensor | None) -> Place | None:
-    """The place behind a window; None where all sequences have ended: others may follow, and as many as like."""
+    """The place after a window; None if all sequences have ended, so that a batch of another size may follow."""
     if window.all_end:
         return None
     return Place([v.detach() if isinstance(v, Tensor) else v for v in last], window.ends, seen, view)
 
 
 def mended(layout: Layout, place: Place | None) -> Place | None:
-    """The place where sequences whose state is not finite begin anew: else they would stay so for ever."""
+    """The place with sequences reset whose state is not finite; they would stay so for ever."""
     if place is None:
         return None
     lost = ~layout.rows(layout.live_leaves(place.leaves)).isfinite().all(-1)
     seen = place.seen
     if isinstance(seen, Tensor) and seen.is_floating_point():
-        seen = seen.nan_to_num(0.0, 0.0, 0.0)  # nobody learns from it, but 0 * nan is nan
+        seen = seen.nan_to_num(0.0, 0.0, 0.0)  # it gets no gradient, but 0 * nan is nan
     return Place(place.leaves, lost if place.fresh is None else place.fresh | lost, seen)

@@ -1,4 +1,4 @@
-"""Step modules behind one face: a whole window in, outputs and the last state out."""
+"""One interface for all step modules: a window in, its outputs and last state out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from ..decoupled.module import DecoupledModule
 from .recurrent_error import RecurrentError
 
-Initial = Callable[[int], Any]  # from a number of sequences to their first state
+Initial = Callable[[int], Any]  # takes a number of sequences, returns their first state
 
 
 class Core(nn.Module, ABC):
@@ -21,7 +21,7 @@ class Core(nn.Module, ABC):
     Shapes: every tensor of x, and of the output, is [time, batch, ...], or [batch, time, ...] where `batch_first`.
 
     Attributes:
-        bounded: for each tensor of the state whether it stays within [-1, 1]; None: nothing is known.
+        bounded: for each tensor of the state, whether it stays within [-1, 1]; None: unknown.
     """
 
     bounded: tuple[bool, ...] | None = None
@@ -29,7 +29,9 @@ class Core(nn.Module, ABC):
     def __init__(self, module: nn.Module, readout: nn.Module | None, batch_first: bool) -> None:
         super().__init__()
         self.module, self.readout, self.batch_first = module, readout, batch_first
-        self._decoupled = [m for m in module.modules() if isinstance(m, DecoupledModule)]  # a list: no second owner
+        self._decoupled = [
+            m for m in module.modules() if isinstance(m, DecoupledModule)
+        ]  # in a list, so that it is not registered as a submodule twice
 
     @property
     def time(self) -> int:
@@ -37,7 +39,7 @@ class Core(nn.Module, ABC):
         return int(self.batch_first)
 
     def labelled(self, label: Any) -> AbstractContextManager[Any]:
-        """Decoupled models inside the module see the label in the `with` block."""
+        """A block in which decoupled models inside the module see the label."""
         if label is None or not self._decoupled:
             return nullcontext()
         stack = ExitStack()
@@ -100,7 +102,7 @@ def make_core(step: Any, readout: nn.Module | None, windowed: bool, batch_first:
     """The core that fits the user's step module.
 
     Raises:
-        RecurrentError: it is no module, or looks at the future.
+        RecurrentError: it is no module, or is bidirectional.
     """
     if not isinstance(step, nn.Module):
         raise RecurrentError(
@@ -120,10 +122,10 @@ def make_core(step: Any, readout: nn.Module | None, windowed: bool, batch_first:
 
 
 def first_state(core: Core, initial: Any, x: Any, batch: int) -> Any:
-    """The first state of so many sequences: `initial`'s, else zeros like what the module makes without a state.
+    """The first state of `batch` sequences: from `initial`, else zeros in the form that the module makes by itself.
 
     Raises:
-        RecurrentError: the module needs a state, and nobody says which.
+        RecurrentError: the module needs a state, and `initial` is not given.
     """
     if initial is not None:
         return initial(batch)
@@ -173,5 +175,5 @@ def _said(found: Any) -> str:
 
 
 def _saturates(module: Any) -> bool:
-    """Whether the hidden values are outputs of tanh, or of gates between such."""
+    """Whether the hidden values lie within [-1, 1], as outputs of tanh and of gates do."""
     return getattr(module, "nonlinearity", "tanh") == "tanh"

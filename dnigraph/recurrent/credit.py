@@ -1,4 +1,4 @@
-"""Credit over a window's end: what stands there for all later losses."""
+"""Credit at a window's end: the gradient that stands for all later losses."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from .options import Options
 
 @dataclass(frozen=True)
 class Credit:
-    """What stands for all later losses at a window's end, in rows [batch, width]; None: nothing.
+    """The gradient of all later losses at a window's end, in rows [batch, width]; None: zero.
 
     Attributes:
-        core: what the parameters learn from.
-        chain: what the head's own target at the window's start is built on; the same object: one pass serves both.
+        core: the gradient that the parameters learn from.
+        chain: the gradient that the head's own target is computed from; if it is `core`, one backward pass serves both.
     """
 
     core: Tensor | None
@@ -29,7 +29,7 @@ def guessed(options: Options, estimate: Tensor, ends: Tensor | None, strengths: 
 
     Args:
         estimate: [batch, width], of a loss that is a mean over the batch.
-        ends: which sequences have nothing later.
+        ends: sequences that end here, with no later loss.
         strengths: scale and discount.
     """
     scale, discount = strengths
@@ -37,7 +37,7 @@ def guessed(options: Options, estimate: Tensor, ends: Tensor | None, strengths: 
     if scale == discount and options.boundary == "dni" and options.traces is None:
         both = consumed if scale == 1 else consumed * scale
         return Credit(both, both)
-    # Traces follow the head itself, whatever the core makes of what it says.
+    # Traces use the raw estimate, without the centring and the cap of what the core consumes.
     chain = alive(estimate, ends, centre=False) if options.traces is not None else consumed
     if options.boundary == "shuffled":
         going = torch.arange(len(consumed), device=consumed.device) if ends is None else (~ends).nonzero()[:, 0]
@@ -47,7 +47,7 @@ def guessed(options: Options, estimate: Tensor, ends: Tensor | None, strengths: 
 
 
 def mixed(options: Options, estimate: Tensor | None, later: Tensor | None, ends: Tensor | None, scale: float) -> Credit:
-    """lambda of the true gradient `later`, the rest from the head; of the oracle, the true gradient alone."""
+    """lambda times the true gradient `later`, the rest from the head. For the oracle, the true gradient alone."""
     share = 1.0 if options.blend is None else options.blend
     parts = []
     if later is not None:
@@ -59,10 +59,11 @@ def mixed(options: Options, estimate: Tensor | None, later: Tensor | None, ends:
 
 
 def alive(rows: Tensor, ends: Tensor | None, centre: bool) -> Tensor:
-    """The rows, zero where a sequence ends; where `centre` says so, without their mean over the sequences that go on.
+    """The rows, zero where a sequence ends; with `centre`, minus their mean over the sequences that go on.
 
-    At chance, the only part of a gradient that can be predicted is a drift that all sequences share. The head follows
-    it late, the core overshoots, and both swing; without its mean the estimate says what a sequence has of its own.
+    While the core is at chance, the only predictable part of a gradient is a drift that all sequences share. The head
+    follows it late, so the core overshoots and both oscillate. Without the mean, only differences between sequences are
+    left.
     """
     if ends is None:
         return rows - rows.mean(0) if centre and len(rows) > 1 else rows

@@ -13,7 +13,7 @@ from .layout import Layout
 
 
 class Traces:
-    """Remembers how each weight of the head took part in earlier estimates of a sequence, carried along by the state.
+    """Keeps how each weight of the head contributed to earlier estimates of a sequence, carried on by Jacobians.
 
         J    = d last / d start of a window                                [batch, width, width]
         e    = discount * lambda * J e  +  d estimate / d weight           [batch, width, *weight]
@@ -62,7 +62,9 @@ class Traces:
         parameters = dict(self.estimator.head.named_parameters())
         for name, trace in self.held.items():
             parameter = parameters[name]
-            gradient = torch.einsum("bi,bi...->...", error, trace).to(parameter.dtype)  # autocast makes it another
+            gradient = torch.einsum("bi,bi...->...", error, trace).to(
+                parameter.dtype
+            )  # under autocast the dtypes differ
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _sensitivities(self, view: Tensor, label: Tensor | None) -> dict[str, Tensor]:
@@ -96,7 +98,7 @@ def jacobian(last: Sequence[Tensor], start: Sequence[Tensor], layout: Layout) ->
 
 
 def _seeds(eye: Tensor, layout: Layout, last: Sequence[Tensor]) -> list[Tensor]:
-    """For every number of a state the gradient that asks for it alone. Shapes: -> [width, *leaf] for each leaf."""
+    """One-hot gradients, one for each number of a state. Shapes: -> [width, *leaf] for each leaf."""
     batch = last[0].shape[layout.axes[layout.live[0]] or 0]
     asked = [layout.split(row.expand(batch, -1), last) for row in eye]
     return [torch.stack(column) for column in zip(*asked, strict=True)]

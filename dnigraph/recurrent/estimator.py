@@ -1,4 +1,4 @@
-"""The head at a window's end: what it sees, what it predicts, how it learns."""
+"""The head at a window's end: its view of the state, its estimate, its regression."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,13 +14,13 @@ from .options import Options
 
 
 class Estimator(nn.Module):
-    """Predicts the gradient of all later losses with respect to a state, of every tensor of it together.
+    """Predicts the gradient of all later losses with respect to a state, for all its tensors together.
 
         state ─► leaves that are not bounded: tanh ─► side by side ─► head ─► within ± cap ─► x size of the targets
 
     The head works per sample (the mean over the batch undone) and in units of the targets' running size, and learns
-    `gain` times as fast as the core under the same optimiser. A head that looked at an LSTM's c itself ran away with it
-    in a long stream; tanh and the cap hold that.
+    `gain` times as fast as the core under the same optimiser. With the raw c of an LSTM as
+    its input, a head diverged in a long stream; tanh and the cap prevent that.
 
     Shapes: rows and estimates [batch, width].
 
@@ -38,28 +38,28 @@ class Estimator(nn.Module):
     ) -> None:
         super().__init__()
         self.layout, self.options, self.bounded = layout, options, bounded
-        dtype = torch.promote_types(like.dtype, torch.float32)  # in less than that a head cannot learn
+        dtype = torch.promote_types(like.dtype, torch.float32)  # a head cannot learn in half precision
         spec = CrossingSpec("horizon", (2, layout.width), dtype, like.device, condition)
         self.spec = spec
         self.head = make_head(head, spec).to(dtype)
         self.scale = RunningScale(options.decay).to(like.device)
 
     def view(self, leaves: Sequence[Any]) -> Tensor:
-        """What the head sees of a state, without its graph. Shapes: -> [batch, width]."""
+        """The head's input from the leaves of a state, detached. Shapes: -> [batch, width]."""
         return self.attached_view([v.detach() if isinstance(v, Tensor) else v for v in leaves])
 
     def attached_view(self, leaves: Sequence[Any]) -> Tensor:
-        """The same with the state's graph."""
+        """The same with the graph of the state."""
         return self.view_of(self.layout.pieces(self.layout.live_leaves(leaves)))
 
     def view_of(self, pieces: Sequence[Tensor]) -> Tensor:
-        """What the head sees of a state that comes in pieces, one for each live leaf."""
+        """The head's input from pieces, one for each live leaf."""
         bounded = self.bounded or (False,) * len(pieces)
         seen = [p if calm else p.tanh() for p, calm in zip(pieces, bounded, strict=True)]
         return torch.cat(seen, -1).to(self.spec.dtype)
 
     def label(self, label: Any, batch: int) -> Tensor | None:
-        """The label as the head wants it.
+        """The label in the form that the head takes.
 
         Raises:
             ConditionError: it is missing or does not fit.
@@ -89,10 +89,10 @@ class Estimator(nn.Module):
         counted: Tensor | None,
         learn_from: Callable[[Tensor], None] | None = None,
     ) -> dict[str, Tensor]:
-        """The head's gradients now hold the regression to `target`. Returns what `measure` wants to know.
+        """Add the gradients of the regression to `target` to the head. Returns what `measure` takes.
 
         Args:
-            target: the gradient that arrived, of a loss that is a mean over the batch.
+            target: the gradient that came back, of a loss that is a mean over the batch.
             counted: the sequences that have a target; None: all.
             learn_from: takes the gradient of the regression, in place of the head's own graph (`Traces.learn`).
         """
@@ -110,7 +110,7 @@ class Estimator(nn.Module):
     def regress(
         self, estimate: Tensor, target: Tensor, counted: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The gradient of the regression with respect to the head's estimate; the scale takes the target in."""
+        """The gradient of the regression with respect to the head's estimate. Updates the running scale."""
         target = target.to(self.spec.dtype)
         rows = target if counted is None else target[counted]
         inverse = self.scale.update(rows.square().mean() * len(target) ** 2)

@@ -1,4 +1,4 @@
-"""What a head may see beside the state: a label that the user gives, or the inputs of the window before it."""
+"""The head's condition: a label that the user gives, or the inputs of the window before."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from .core import Core
 from .recurrent_error import RecurrentError
 from .window import Window
 
-SEEN = "input"  # the word of the user for `Seen`
+SEEN = "input"  # condition="input" means `Seen`
 
 
 class Seen(Condition):
-    """The inputs of a window as they are, side by side; a short window begins with zeros."""
+    """The inputs of a window, side by side; a window shorter than the horizon is padded with zeros in front."""
 
     def __init__(self, horizon: int, width: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Seen(Condition):
 
 
 def make_condition(choice: "ConditionChoice | str", horizon: int, window: Window) -> ConditionChoice:
-    """The condition that was chosen, where "input" means the inputs of the last window.
+    """The chosen condition; "input" stands for the inputs of the last window.
 
     Raises:
         RecurrentError: there is no such word, or the inputs are not numbers.

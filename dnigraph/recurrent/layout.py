@@ -15,17 +15,17 @@ from .recurrent_error import RecurrentError
 
 @dataclass(frozen=True)
 class Layout:
-    """How a state is nested, and where the batch lies in each of its tensors.
+    """The nesting of a state, and the batch axis of each of its tensors.
 
         state  (h [layers, batch, 64], c [layers, batch, 64])  ─►  leaves [h, c]  ─►  rows [batch, layers * 128]
 
-    Only floating-point tensors that have a batch carry gradients (`live`); what else a state holds is passed on.
+    Only floating-point tensors with a batch carry gradients (`live`); all other leaves are passed on as they are.
     """
 
     spec: pytree.TreeSpec
     axes: tuple[int | None, ...]  # the batch axis of each leaf; None: it has none
     live: tuple[int, ...]  # the leaves that carry gradients
-    samples: tuple[Any, ...]  # each leaf of two sequences, as they begin
+    samples: tuple[Any, ...]  # the first state of two sequences, leaf by leaf
     widths: tuple[int, ...]  # numbers per sequence in each live leaf
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Layout":
@@ -51,11 +51,11 @@ class Layout:
         return found
 
     def state(self, leaves: Sequence[Any]) -> Any:
-        """The state that has these leaves."""
+        """The state with these leaves."""
         return pytree.tree_unflatten(leaves, self.spec)
 
     def live_leaves(self, leaves: Sequence[Any]) -> list[Tensor]:
-        """Those that carry gradients."""
+        """The leaves that carry gradients."""
         return [leaves[i] for i in self.live]
 
     def rows(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -63,13 +63,13 @@ class Layout:
         return torch.cat(self.pieces(tensors), -1)
 
     def pieces(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The same, each live leaf by itself. Shapes: -> [batch, width of the leaf] each."""
+        """Each live leaf as rows of its own. Shapes: -> [batch, width of the leaf] each."""
         axes = (self.axes[i] for i in self.live)
         found = [t.movedim(axis or 0, 0) for t, axis in zip(tensors, axes, strict=True)]
         return [t.reshape(len(t), -1) for t in found]
 
     def split(self, rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-        """Rows taken apart into tensors of the shapes of `like`, the live leaves. The inverse of `rows`."""
+        """The live leaves from rows, in the shapes of `like`. The inverse of `rows`."""
         found = []
         pieces = torch.split(rows, list(self.widths), -1)
         for piece, index, model in zip(pieces, self.live, like, strict=True):
@@ -81,7 +81,7 @@ class Layout:
     def choose(self, mask: Tensor, chosen: Sequence[Any], others: Sequence[Any]) -> list[Any]:
         """For each sequence the leaves of `chosen` where the mask says so, else of `others`. Shapes: mask [batch].
 
-        What a state holds for all sequences together is chosen where all of them are.
+        Leaves without a batch axis are taken from `chosen` only if the mask selects all sequences.
         """
         alike = chosen if bool(mask.all()) else others
         return [
@@ -90,7 +90,7 @@ class Layout:
         ]
 
     def first(self, batch: int) -> list[Any]:
-        """The state in which so many sequences begin, all alike."""
+        """The leaves of the first state of `batch` sequences."""
         found = []
         for axis, sample in zip(self.axes, self.samples, strict=True):
             sizes = [batch if i == axis else -1 for i in range(sample.ndim)] if axis is not None else []
@@ -98,12 +98,12 @@ class Layout:
         return found
 
     def batch(self, leaves: Sequence[Any]) -> int:
-        """How many sequences a state has."""
+        """The number of sequences in a state."""
         return next(int(leaf.shape[axis]) for leaf, axis in zip(leaves, self.axes, strict=True) if axis is not None)
 
 
 def find_layout(two: Any, three: Any) -> Layout:
-    """The layout, by comparing the states of two and of three sequences: the batch is where they differ.
+    """The layout, found by comparing the states of two and of three sequences: the batch axis is where sizes differ.
 
     Raises:
         RecurrentError: they are nested in two ways, or no tensor has a batch.

@@ -1,4 +1,4 @@
-"""What learns in one window: the core from its losses and the credit at its end, the head from its start."""
+"""Training on one window: the core from losses and credit at its end, the head from the gradient at its start."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ from .window import Forward, Loss, Window, run_window, window_loss
 
 @dataclass
 class Learned:
-    """What a window gave."""
+    """The results of one window."""
 
     forward: Forward
     loss: Tensor | None  # the mean over the entries that count; None: none of them do
     count: int
-    view: Tensor | None = None  # what the head saw behind the window
+    view: Tensor | None = None  # the head's input after the window
     target: Tensor | None = None  # the gradient at the window's start, in rows
     metrics: dict[str, float] = field(default_factory=dict)  # of the head
     reports: dict[str, dict[str, float]] = field(default_factory=dict)  # for the user
@@ -42,18 +42,18 @@ class Tally:
         self.total, self.count = torch.zeros(()), 0
 
     def add(self, learned: Learned) -> None:
-        """Take in a window."""
+        """Add a window."""
         if learned.loss is not None:
             self.total = self.total + learned.loss.detach() * learned.count
             self.count += learned.count
 
     def mean(self) -> Tensor:
-        """nan where no entry counted."""
+        """The mean; nan if no entry counted."""
         return self.total / self.count if self.count else torch.tensor(float("nan"))
 
 
 class Learner:
-    """The core with all that learns beside it. Gradients add up until `update`."""
+    """The core with its head, auxiliary task, traces and optimisers. Gradients add up until `update`."""
 
     def __init__(self, core: Core, layout: Layout, options: Options, loss: Loss, estimator: Estimator | None) -> None:
         self.core, self.layout, self.options, self.loss, self.estimator = core, layout, options, loss, estimator
@@ -70,8 +70,8 @@ class Learner:
 
         Args:
             first: leaves of the state in which sequences begin.
-            seen: what the head looks at beside the state behind this window.
-            strengths: what the estimate weighs.
+            seen: the head's condition after this window.
+            strengths: the weights of the estimate.
             later: the true gradient at the window's end, where it is known.
             look: compute metrics.
         """
@@ -101,14 +101,14 @@ class Learner:
         return learned
 
     def ahead(self, window: Window, place: Place, first: Sequence[Any]) -> Learned:
-        """Only run the window: no graph, and nothing learns."""
+        """Run the window without a graph; nothing learns."""
         with torch.no_grad():
             passed = run_window(self.core, self.layout, place.leaves, first, window, early=False)
             loss, _, count = window_loss(self.loss, passed.output, window, self.options.horizon)
         return Learned(passed, loss, count)
 
     def seen(self, window: Window) -> Any:
-        """What the head looks at behind this window, beside the state."""
+        """The head's condition after this window: a label, inputs, or None."""
         condition = None if self.estimator is None else self.estimator.head.condition
         return condition.rows(window, self.core) if isinstance(condition, Seen) else window.label
 
@@ -118,14 +118,14 @@ class Learner:
         return {"gradient_norm": norm, "skipped": float(not norm < float("inf"))}
 
     def _asks(self, place: Place) -> bool:
-        """Whether anybody wants the gradient at the window's start."""
+        """Whether the gradient at the window's start is needed."""
         learns = any(map(_learns, place.leaves))
         return learns or self.options.has_head or self.options.stores
 
     def _looks_ahead(
         self, last: Sequence[Any], seen: Any, window: Window, cap: float | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """What the head sees behind a window, and what it says; None where nothing comes later."""
+        """The head's input and estimate after a window; None if no loss follows."""
         if self.estimator is None or window.all_end:
             return None, None
         view = self.estimator.view(last)
@@ -134,7 +134,7 @@ class Learner:
     def _credit(
         self, estimate: Tensor | None, ends: Tensor | None, strengths: Strengths, later: Tensor | None
     ) -> Credit:
-        """What stands for all that comes after the window."""
+        """The credit for all losses after the window."""
         if self.options.stores:
             return mixed(self.options, estimate, later, ends, strengths.scale)
         if estimate is None:
@@ -155,13 +155,13 @@ class Learner:
     def _first_learns(
         self, source: Sequence[Any], target: Tensor | None, inside: Sequence[tuple[Tensor, Tensor | None]]
     ) -> None:
-        """First states that come of parameters get their gradients, too, of the window's start and of inside it."""
+        """Send gradients to first states that are learned, from the window's start and from resets inside it."""
         live = self.layout.live_leaves(source)
         pairs = list(inside)
         if target is not None:
             pairs += zip(live, self.layout.split(target, live), strict=True)
         roots = [(leaf, gradient) for leaf, gradient in pairs if leaf.requires_grad and gradient is not None]
-        if roots:  # the graph of first states is small, and all windows of a sequence go through it
+        if roots:  # retained: it is small, and all windows of a sequence share it
             torch.autograd.backward([r for r, _ in roots], [g for _, g in roots], retain_graph=True)
 
     def _head_learns(self, place: Place, leaves: Sequence[Any], learned: Learned, look: bool) -> None:

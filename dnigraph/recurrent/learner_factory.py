@@ -27,7 +27,7 @@ def make_learner(
     core: Core, options: Options, loss: Loss, initial: Initial | None,
     head: HeadChoice, condition: "ConditionChoice | str", rules: Rules, window: Window,
 ) -> Learner:  # fmt: skip
-    """A learner for states such as those of this window. Heads draw from torch's random state, which is put back.
+    """A learner for states like those of this window. Heads draw from torch's random state, which is put back.
 
     Raises:
         RecurrentError, HeadError, ConditionError: a choice does not fit.
@@ -56,7 +56,7 @@ def make_learner(
 
 
 def layout_of(core: Core, initial: Initial | None, window: Window) -> Layout:
-    """The layout of the states, from the first step of one sequence taken twice and three times, without a trace."""
+    """The layout of the states, from one step on two and on three copies of a sequence. Nothing is changed."""
 
     def sample(count: int) -> Any:
         index = torch.zeros(count, dtype=torch.long)

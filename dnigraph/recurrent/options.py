@@ -1,4 +1,4 @@
-"""What the credit over a window's end can be told, checked in one place."""
+"""The options of the credit at a window's end, checked in one place."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Ending:
 
 
 class Strengths(NamedTuple):
-    """What an estimate may weigh."""
+    """How strongly an estimate counts."""
 
     scale: float  # how much of it the core consumes
     discount: float  # how much of it the head's own target contains
@@ -54,7 +54,7 @@ class Options:
             raise RecurrentError(misfits, "see help(dg.Recurrent) for what each option means")
 
     def _single(self) -> Iterator[str]:
-        """What is wrong with options by themselves."""
+        """Misfits of single options."""
         if not _whole(self.horizon, 1):
             yield f"horizon={self.horizon!r} (steps of time in a window: a whole number from 1 on)"
         if not _whole(self.warm_up, 0):
@@ -75,7 +75,7 @@ class Options:
                 yield f"{name}={value!r} (a number above 0{'; None: no cap' if name == 'cap' else ''})"
 
     def _together(self) -> Iterator[str]:
-        """What does not go together."""
+        """Misfits between options."""
         if self.blend is not None and self.traces is not None:
             yield "blend and traces are two ways to BP(lambda): choose one"
         for name in ("blend", "traces", "auxiliary"):
@@ -89,7 +89,7 @@ class Options:
 
     @property
     def stores(self) -> bool:
-        """Whether windows are stored until their sequence has ended, and gone through backwards then."""
+        """Whether windows are stored until their sequences end, and then run again backwards."""
         return self.boundary == "oracle" or self.blend is not None
 
     @property
@@ -107,7 +107,7 @@ class Options:
         return weight_of(self.auxiliary)
 
     def strengths(self, ending: bool) -> Strengths:
-        """What an estimate may weigh, in streams whose sequences end and in those without end.
+        """How strongly an estimate counts, in streams whose sequences end and in streams without end.
 
         Where sequences end, the chain of targets ends with them, and the cap holds what is consumed. Delayed recall at
         full strength: without a cap 1 of 2 seeds within 5000 batches, cap 1: 6 of 7, cap 0.3: 10 of 10 (the slowest
@@ -125,7 +125,7 @@ class Options:
 
 
 def weight_of(auxiliary: bool | float) -> float:
-    """The weight that the user's word for the auxiliary task means."""
+    """The weight of the auxiliary task: True stands for the default."""
     return 0.003 if auxiliary is True else float(auxiliary)
 
 

@@ -31,17 +31,17 @@ from .stream import make_stream
 from .update_rules import Rules
 from .window import Loss, Window, make_window
 
-MANY = 1000  # windows that wait for the end of their sequences: more than most have
+MANY = 1000  # stored windows at which the user is warned: longer than most sequences
 
 
 class Recurrent:
-    """Trains a step module on streams, window by window; a head tells each window what it is worth later.
+    """Trains a step module on streams, window by window; a head predicts the gradient of all later losses.
 
         window 0 ──state──► window 1 ──state──► window 2 ─ ...        no graph goes over a │
                  ◄─estimate         ◄─estimate         ◄─ estimate    the head learns from the next window's start
 
     One optimiser step per window; no graph is kept longer than a window. The estimate that a window consumes is centred
-    over the batch and capped. A window whose gradient is not finite is skipped, and said so in the metrics.
+    over the batch and capped. A window whose gradient is not finite is skipped and counted in the metrics.
 
     Args:
         step: `nn.LSTM`, `nn.GRU` or `nn.RNN`, run on whole windows; a cell of these, or any module
@@ -70,11 +70,11 @@ class Recurrent:
             None, and "auto" for the cap: see `Options.strengths`. Where both are equal, one backward pass serves both.
         centre, cap, gain, decay: the consumed estimate without its mean over the batch; its largest size, in units of
             the targets'; how much faster than the core the head learns; how slowly the targets' running size forgets.
-        warm_up: in the first so many windows the head learns and the core does not listen.
+        warm_up: number of windows at first in which the head learns and the core ignores it.
         update: "window", or "sequence": gradients add up until a sequence ends.
         clip: the largest norm of the core's gradient, or a dict of numbers.
         scheduler: as in `Local`; stepped with its optimiser.
-        monitor: metrics are computed every so many windows; 0: never.
+        monitor: compute metrics every `monitor` windows; 0: never.
 
     Raises:
         RecurrentError: arguments do not fit; all of them are listed.
@@ -143,8 +143,8 @@ class Recurrent:
             mask: bool, one per step or per entry: whose loss counts. None: all.
             reset: bool, one per sequence (which begin anew with this window) or one per entry (which begin anew at a
                 step inside it).
-            ends: which sequences end with this window: nothing later is worth anything to them, and they begin anew
-                with the next one. True: all.
+            ends: which sequences end with this window: no later loss depends on them, and new ones begin with the
+                next window. True: all.
             label: what the heads look at beside the state, where they have a condition.
 
         Shapes: x, target, mask [time, batch, ...], or [batch, time, ...] where the module is batch first.
@@ -205,7 +205,7 @@ class Recurrent:
 
     @property
     def strengths(self) -> Strengths:
-        """What an estimate weighs now: from the first window with an end on, what it weighs where sequences end."""
+        """How strongly an estimate counts now; it changes once the first sequence has ended."""
         return self.options.strengths(self.ending)
 
     def reset(self, state: Any = None) -> None:
@@ -241,11 +241,11 @@ class Recurrent:
         return network_of(self.prepared(window), self.initial, self.rules, self._ending, batch_first, seed, log)
 
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained: the module's own, and the head's as soon as a window has shown what it looks at."""
+        """All trained parameters: the module's, and the head's once the first window has shown the state."""
         return list(dict.fromkeys(p for module in self.modules().values() for p in module.parameters()))
 
     def modules(self) -> dict[str, nn.Module]:
-        """All that has weights: "core", and where they are there "initial", "head", "auxiliary"."""
+        """All modules by name: "core", and if there are such "initial", "head", "auxiliary"."""
         learner = self._learner
         beside = {} if learner is None else {"head": learner.estimator, "auxiliary": learner.auxiliary}
         found = {"core": self.core, "initial": self.initial, **beside}
@@ -300,15 +300,15 @@ class Recurrent:
         return learned
 
     def _store(self, learner: Learner, stored: Stored, first: list[Any]) -> Learned:
-        """Run a window without a graph and keep it; where all sequences have ended, go back through all of them."""
+        """Run a window without a graph and store it; once all sequences have ended, sweep back over the stored ones."""
         if learner.estimator is not None and not stored.window.all_end:
-            learner.estimator.label(stored.seen, stored.window.batch)  # what is missing is told now
+            learner.estimator.label(stored.seen, stored.window.batch)  # a missing label is an error now, not at the end
         learned = learner.ahead(stored.window, stored.place, first)
         self._stored.append(stored)
         if stored.window.all_end:
             try:
                 learned.metrics = sweep(learner, self._stored, first, self.strengths, self._looks()).metrics
-            except BaseException:  # what is half learned is not learned
+            except BaseException:  # drop half-made gradients
                 self.reset()
                 for group in learner.groups.values():
                     group.forget()
@@ -321,7 +321,7 @@ class Recurrent:
         return learned
 
     def _update(self, learner: Learner, window: Window, learned: Learned) -> None:
-        """Step the optimisers where it is time to."""
+        """Step the optimisers at the end of a window or sequence, as `update` says."""
         each = self.options.update == "window" and not self.options.stores
         if not each and (window.ends is None or self._stored):
             return
@@ -336,19 +336,21 @@ class Recurrent:
         other: Recurrent = object.__new__(type(self))
         memo[id(self)] = other
         vars(other).update(copy.deepcopy(vars(self), memo))
-        for copied, own in zip(other.parameters(), self.parameters(), strict=True):  # sums of a sequence in its middle
+        for copied, own in zip(
+            other.parameters(), self.parameters(), strict=True
+        ):  # gradients that add up over an unfinished sequence
             copied.grad = None if own.grad is None else own.grad.clone()
         return other
 
     def _refuse_idle(self) -> None:
-        """Look whether anything could learn."""
+        """Refuse steps in which nothing could learn."""
         if not self.core.training:
             raise RecurrentError(["the module is in eval mode"], "call rnn.core.train(), or run the module itself")
         if torch.is_inference_mode_enabled():
             raise RecurrentError(["nothing can learn under torch.inference_mode()"], "step outside of it")
 
     def _refuse_nested(self) -> None:
-        """Boundaries inside the module learn in every backward pass, so there must be just one."""
+        """Refuse options with two backward passes if boundaries inside the module learn in each."""
         nested = any(isinstance(module, Boundary) for module in self.core.modules())
         (scale, discount, _), o = self.options.strengths(ending=True), self.options
         if nested and (o.stores or o.traces is not None or o.boundary == "shuffled" or scale != discount or o.warm_up):
@@ -361,7 +363,7 @@ class Recurrent:
         return self.monitor > 0 and self.steps % self.monitor == 0
 
     def prepared(self, window: Window | None = None) -> Learner:
-        """All that learns, made now if this is the first window.
+        """The learner, made now if this is the first window.
 
         Raises:
             RecurrentError: nothing is known of the state yet.
@@ -378,13 +380,13 @@ class Recurrent:
                 if self._waiting is not None:
                     self._resume()
             except BaseException:
-                self._learner = None  # until the right file comes
+                self._learner = None  # so that another file can be loaded
                 raise
         assert self._learner is not None, "it has been made"
         return self._learner
 
     def _resume(self) -> None:
-        """Take up the checkpoint that waits."""
+        """Load the waiting checkpoint into the learner."""
         assert self._waiting is not None, "a checkpoint waits"
         self._place, self._stored = take_up(self.modules(), self._learner, self.options, self._waiting)
         self._waiting = None

@@ -1,4 +1,4 @@
-"""What a user of recurrent networks can do wrong: all misfits at once, and the way out."""
+"""The error of recurrent networks: all misfits at once, and the way out."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ class RecurrentError(DniGraphError, ValueError):
 
 
 def all_at_once(*makers: Callable[[], Any]) -> list[Any]:
-    """What each of them makes.
+    """The results of all makers.
 
     Raises:
         RecurrentError: some cannot; the misfits of all of them are listed.

@@ -1,4 +1,4 @@
-"""What a checkpoint of a recurrent run holds."""
+"""The checkpoint of a recurrent run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,13 +40,13 @@ def state_of(
 
 
 def fitting(modules: Modules, learner: Learner | None, options: Options, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The state, when it is one of this model.
+    """The state, checked to be one of this model.
 
     Raises:
         RecurrentError: it is not; all differences are listed.
     """
     misfits, there = [], state.get("options", {})
-    for name in ("boundary", "blend", "traces", "auxiliary"):  # what decides which state there is
+    for name in ("boundary", "blend", "traces", "auxiliary"):  # options that decide which state exists
         own = getattr(options, name)
         alike = weight_of if name == "auxiliary" else lambda value: value
         if name in there and alike(own) != alike(there[name]):

@@ -36,8 +36,8 @@ class WindowLoss:
 class Span(WindowModule):
     """One window: outputs, and the state behind it in rows, from inputs and the state that was sent.
 
-    Shapes: x, output [batch, time, ...] where `batch_first`, else [time, batch, ...]; state [batch, width]; what of a
-    state carries no gradient comes as "rest_0", ..., each as the step module has it.
+    Shapes: x, output [batch, time, ...] where `batch_first`, else [time, batch, ...]; state [batch, width]; leaves of a
+    state without gradient are sent as "rest_0", ..., in the form of the step module.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Span(WindowModule):
         return f"{order}: rnn.network(..., batch_first={not self.batch_first}) asks for the other one"
 
     def _turned(self, tree: Any) -> Any:
-        """From the agent's order to the core's, or back."""
+        """Swap batch and time, if the agent and the core differ in their order."""
         if self.batch_first == self.core.batch_first:
             return tree
         return pytree.tree_map_only(Tensor, lambda t: t.transpose(0, 1) if t.ndim > 1 else t, tree)
 
     def _leaves(self, state: Tensor, rest: Mapping[str, Any], first: list[Any]) -> list[Any]:
-        """The leaves of a state that was sent in rows."""
+        """The leaves of a state from its rows."""
         layout = self.layout
         live = dict(zip(layout.live, layout.split(state, layout.live_leaves(first)), strict=True))
         return [live[i] if i in live else rest[f"rest_{i}"] for i in range(len(first))]

@@ -1,4 +1,4 @@
-"""Windows that are kept until their sequence has ended, and then gone through backwards."""
+"""Windows that are stored until their sequences have ended, and then run again from the last to the first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,23 +17,23 @@ from .window import Window
 
 @dataclass(frozen=True)
 class Stored:
-    """All that a second run of a window needs: its inputs and the state in which it began, and no graph."""
+    """What a second run of a window needs: its inputs and the state in which it began, without a graph."""
 
     window: Window
     place: Place
-    seen: Any  # what the head looks at behind the window
+    seen: Any  # the head's condition after the window
     random: dict[str, Any]
-    learned: bool = False  # whether its first states come of parameters
+    learned: bool = False  # whether its first states are learned
 
     @classmethod
     def of(cls, window: Window, place: Place, seen: Any) -> "Stored":
-        """What is kept of a window that will be run."""
+        """What is stored of a window before it is run."""
         learned = any(isinstance(v, Tensor) and v.requires_grad for v in place.leaves)
         leaves = [v.detach() if isinstance(v, Tensor) else v for v in place.leaves]
         return cls(window, replace(place, leaves=leaves), seen, random_state(), learned)
 
     def begin(self, layout: Layout, first: Sequence[Any]) -> Place:
-        """Where it begins; first states that come of parameters with their graph, which nothing has changed since."""
+        """The place where it begins; learned first states keep their graph, whose parameters have not changed since."""
         born = self.place.fresh if self.place.born is None else self.place.born
         if not self.learned or born is None:
             return self.place
@@ -48,12 +48,12 @@ def sweep(
         window 0 ◄─G1─ window 1 ◄─G2─ window 2          G = lambda * what came back + (1 - lambda) * estimate
 
     With lambda = 1 this is backprop through time over the whole sequence. Each run draws the random numbers that the
-    first one drew. Returns what the first window of the sequence gave.
+    first one drew. Returns the results of the first window.
 
     Source: Jaderberg et al. 2017, arXiv 1608.05343, supplement A (BP(lambda)).
     """
     now, later, learned = random_state(), None, None
-    buffers = [(b, b.clone()) for b in learner.core.buffers()]  # they have seen these windows already
+    buffers = [(b, b.clone()) for b in learner.core.buffers()]  # running statistics have counted these windows already
     try:
         for stored in reversed(windows):
             set_random_state(stored.random)
@@ -70,7 +70,7 @@ def sweep(
 
 
 def packed(windows: Sequence[Stored]) -> list[dict[str, Any]]:
-    """For a checkpoint: plain containers of tensors."""
+    """The windows as plain containers of tensors, for a checkpoint."""
     return [
         {"window": vars(s.window), "place": vars(s.place), "seen": s.seen, "torch": s.random["torch"],
          "learned": s.learned}
@@ -79,7 +79,7 @@ def packed(windows: Sequence[Stored]) -> list[dict[str, Any]]:
 
 
 def unpacked(states: Sequence[dict[str, Any]]) -> list[Stored]:
-    """What `packed` packed."""
+    """The windows from what `packed` returned."""
     now = random_state()
     return [
         Stored(

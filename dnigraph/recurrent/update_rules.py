@@ -16,14 +16,14 @@ NAMES = ("core", "heads")
 
 @dataclass(frozen=True)
 class Rules:
-    """How the user wants parameters to move: one choice for all, or by name."""
+    """The user's optimisers, schedulers and clips: one for all, or by name."""
 
     optimizer: Any
     scheduler: Any
     clip: Mapping[str, float | None]
 
     def of(self, name: str) -> tuple[Any, Any, Any]:
-        """What was chosen for "core" or "heads": what makes an optimiser, what makes a schedule, the largest norm.
+        """The choices for "core" or "heads": a maker of an optimiser, a maker of a scheduler, the largest norm.
 
         Raises:
             RecurrentError: a choice names something else.
@@ -63,8 +63,8 @@ def make_group(name: str, parameters: list[nn.Parameter], rules: Rules) -> Group
 def step_groups(groups: Mapping[str, Group]) -> float:
     """One update of all, unless a gradient is not finite: then nothing moves. Returns the core's norm before the clip.
 
-    Whatever is not finite in a window is so in the core's gradient; the head's is looked at where it is clipped, or
-    where no core learns.
+    A non-finite value in a window always shows in the core's gradient, so the head's is only checked if it is
+    clipped or if there is no core group.
     """
     norms = {
         name: _clipped(g) for name, g in groups.items() if name == "core" or g.clip is not None or len(groups) == 1

@@ -1,4 +1,4 @@
-"""One window of a stream: what the user gives, checked, and the forward pass over it."""
+"""One window of a stream: its checked tensors, and the forward pass over it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ class Window:
     x: Any
     target: Any
     mask: Tensor | None  # bool, one entry per step and sequence: whose loss counts; None: all
-    reset: Tensor | None  # bool [time, batch], time first in any case: which sequences begin anew before a step
+    reset: Tensor | None  # bool [time, batch], always time first: sequences that begin anew before a step
     ends: Tensor | None  # bool [batch]: which sequences end with this window; None: none
-    label: Any  # what the heads see beside the state
+    label: Any  # the condition of the heads
     length: int
     batch: int
     last: bool = False  # the last window of a call of `run`
 
     @property
     def all_end(self) -> bool:
-        """Whether all sequences end with it."""
+        """Whether all sequences end with this window."""
         return self.ends is not None and bool(self.ends.all())
 
 
 @dataclass
 class Forward:
-    """What a pass over a window found."""
+    """The results of a forward pass over a window."""
 
     output: Any
     last: list[Any]  # leaves of the state behind the last step
