@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,19 +29,29 @@ class Site:
         return self.path if self.call == 1 else f"{self.path}@{self.call}"
 
 
-Handle = Callable[[Site, Tensor], Tensor]
 Place = tuple[str, str]  # path and side
 
 
-@dataclass(frozen=True)
 class Watch:
-    """What is done with the tensors at some places of a model."""
+    """What is done with the tensors that pass some places of a model in one call of it.
 
-    model: nn.Module
-    handle: Handle
-    places: Collection[Place] | None = None  # None: all that there are
-    enter: Callable[[str, nn.Module, int], None] | None = None  # told before a call's inputs are handled
-    leave: Callable[[str], None] | None = None  # told after its results were
+    Args:
+        handle: takes a site and the tensor there, and returns the tensor that goes on.
+        places: where; `None`: everywhere.
+        enter: told the path, the module and the number of its call before a call's inputs are handled.
+        leave: told the path before a call's results are handled.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        handle: Callable[[Site, Tensor], Tensor],
+        places: Collection[Place] | None = None,
+        enter: Callable[[str, nn.Module, int], None] | None = None,
+        leave: Callable[[str], None] | None = None,
+    ):
+        self.model, self.handle, self.places, self.enter, self.leave = model, handle, places, enter, leave
+        self.calls, self.thread = Counter[Place](), threading.get_ident()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -50,55 +61,38 @@ class Watch:
         tuples of them; on the way out also those in lists and dicts. An object of another class is not opened: the
         model may keep it, as it does caches.
         """
-        turn = _Turn(self)
         with ExitStack() as stack:
             for path, module in self.model.named_modules():
-                if path and not isinstance(module, torch.jit.ScriptModule):
-                    for handle in turn.hook(path, module):
-                        stack.callback(handle.remove)
+                if not path or isinstance(module, torch.jit.ScriptModule):
+                    continue
+                if self.places is None or (path, "enter") in self.places:
+                    hook = partial(self._entering, path)
+                    stack.callback(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True).remove)
+                if self.places is None or (path, "leave") in self.places:
+                    stack.callback(module.register_forward_hook(partial(self._leaving, path)).remove)
             if self.places is None or any(side == "mark" for _, side in self.places):
-                stack.enter_context(MarkListener(turn.mark))
+                stack.enter_context(MarkListener(self._marked))
             yield
 
+    def _entering(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return None
+        number = self._count(path, "enter")
+        passed = self._handled(Site(path, number, "enter"), (*args, *kwargs.values()), deep=False)
+        if self.enter:
+            self.enter(path, module, number)
+        return passed[: len(args)], dict(zip(kwargs, passed[len(args) :], strict=True))
 
-class _Turn:
-    """One forward pass."""
+    def _leaving(self, path: str, module: nn.Module, args: Any, result: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return None
+        if self.leave:
+            self.leave(path)
+        return self._handled(Site(path, self._count(path, "leave"), "leave"), result, deep=True)
 
-    def __init__(self, watch: Watch):
-        self.watch, self.calls, self.thread = watch, Counter[Place](), threading.get_ident()
-
-    def hook(self, path: str, module: nn.Module) -> Iterator[Any]:
-        places = self.watch.places
-        if places is None or (path, "enter") in places:
-            yield module.register_forward_pre_hook(self._entering(path), prepend=True, with_kwargs=True)
-        if places is None or (path, "leave") in places:
-            yield module.register_forward_hook(self._leaving(path))
-
-    def _entering(self, path: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-            if threading.get_ident() != self.thread:
-                return None
-            number = self._count(path, "enter")
-            passed = self._handled(Site(path, number, "enter"), (*args, *kwargs.values()), deep=False)
-            if self.watch.enter:
-                self.watch.enter(path, module, number)
-            return passed[: len(args)], dict(zip(kwargs, passed[len(args) :], strict=True))
-
-        return hook
-
-    def _leaving(self, path: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, _: Any, out: Any) -> Any:
-            if threading.get_ident() != self.thread:
-                return None
-            if self.watch.leave:
-                self.watch.leave(path)
-            return self._handled(Site(path, self._count(path, "leave"), "leave"), out, deep=True)
-
-        return hook
-
-    def mark(self, value: Any, name: str | None) -> Any:
+    def _marked(self, value: Any, name: str | None) -> Any:
         name = name or "cut"
-        if self.watch.places is not None and (name, "mark") not in self.watch.places:
+        if self.places is not None and (name, "mark") not in self.places:
             return value
         return self._handled(Site(name, self._count(name, "mark"), "mark"), value, deep=True)
 
@@ -109,14 +103,14 @@ class _Turn:
     def _handled(self, at: Site, value: Any, deep: bool) -> Any:
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return value  # inside a torch.func transform the tensors are not those that autograd sees
-        made: dict[int, Tensor] = {}  # one tensor given twice stays one
+        passed: dict[int, Tensor] = {}  # by the id of what came; one tensor given twice stays one
 
         def change(tensor: Tensor) -> Tensor:
             if not tensor.requires_grad or not torch.is_grad_enabled() or tensor.is_nested:
                 return tensor
-            if id(tensor) not in made:
-                made[id(tensor)] = self.watch.handle(Site(at.path, at.call, at.side, len(made)), tensor)
-            return made[id(tensor)]
+            if id(tensor) not in passed:
+                passed[id(tensor)] = self.handle(Site(at.path, at.call, at.side, len(passed)), tensor)
+            return passed[id(tensor)]
 
         return _mapped(value, change, deep)
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
@@ -25,40 +24,31 @@ def trace(model: nn.Module) -> CapturedGraph:
         graph = tracer.trace(model)
     except Exception as error:
         raise CaptureError([f"torch.fx.symbolic_trace: {error}"]) from error
+    constants = {}
     for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack") or {}
-        node.meta["nn_module_stack"] = {_key(key): found for key, found in stack.items() if found[0]}
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+        stack = {}
+        for key, (path, kind) in (node.meta.get("nn_module_stack") or {}).items():
+            _, further, count = key.partition("@")  # fx counts the further calls of a module from 1, a reader from 2
+            if path:
+                stack[f"{path}@{int(count) + 1}" if further else path] = (path, kind)
+        node.meta["nn_module_stack"] = stack
+        name = str(node.target)
+        if node.op == "get_attr" and name.startswith("_tensor_constant"):  # tracing made it and hung it onto the model
+            constants[name] = getattr(model, name)
+            delattr(model, name)
+    output = graph.output_node()
     leaves, spec = pytree.tree_flatten(_plain(output.args[0]))
     output.args = (tuple(leaf for leaf in leaves if isinstance(leaf, fx.Node)),)
-    constants = tuple(HOLE if isinstance(leaf, fx.Node) else leaf for leaf in leaves)
-    return CapturedGraph(graph, "symbolic", Tree(spec, constants), _own_constants(graph, model))
-
-
-def _key(key: str) -> str:
-    """fx counts the further calls of a module from 1, a reader from 2."""
-    path, at, count = key.partition("@")
-    return f"{path}@{int(count) + 1}" if at else path
+    holes = tuple(HOLE if isinstance(leaf, fx.Node) else leaf for leaf in leaves)
+    return CapturedGraph(graph, "symbolic", Tree(spec, holes), constants)
 
 
 def _plain(value: Any) -> Any:
-    """fx keeps lists and dicts in classes of its own."""
+    """A result in lists and dicts of Python: fx keeps them in classes of its own."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_plain, value))
     if isinstance(value, list | tuple):
-        return type(value)(*map(_plain, value)) if hasattr(value, "_fields") else _kind(value)(map(_plain, value))
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
     return value
-
-
-def _kind(value: Any) -> type:
-    return list if isinstance(value, list) else tuple
-
-
-def _own_constants(graph: fx.Graph, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Tensors that tracing made and hung onto the model; they move into the captured graph."""
-    constants = {}
-    for node in graph.nodes:
-        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-            constants[str(node.target)] = getattr(model, str(node.target))
-            delattr(model, str(node.target))
-    return constants

@@ -10,31 +10,30 @@ _INTO, _OUT_OF = "_increment_nesting", "_decrement_nesting"  # begin and end of 
 
 def stretches(nodes: Iterable[fx.Node]) -> list[list[fx.Node]]:
     """The nodes one by one, but those of a torch.func transform together."""
-    found: list[list[fx.Node]] = []
-    depth = 0
+    result: list[list[fx.Node]] = []
+    depth = 0  # transforms run inside of others
     for node in nodes:
         name = getattr(node.target, "__name__", "")
         if depth == 0:
-            found.append([])
+            result.append([])
         depth += name.endswith(_INTO)
-        found[-1].append(node)
+        result[-1].append(node)
         depth -= name.endswith(_OUT_OF)
-    return found
+    return result
 
 
 def as_function(owner: Any, nodes: list[fx.Node]) -> tuple[Callable[..., Any], list[fx.Node], list[fx.Node]]:
-    """A stretch of a graph as one function, with the nodes whose values it takes, and those whose values it gives.
+    """A stretch of a graph as one function, with the nodes whose values it takes, and those whose values it returns.
 
     Args:
         owner: the module that the graph's targets belong to.
     """
     inside = set(nodes)
-    given = list(dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in inside))
-    taken = [n for n in nodes if any(user not in inside for user in n.users)]
-    body, made = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in given:
-        made[node] = body.placeholder(node.name)
+    inputs = list(dict.fromkeys(a for n in nodes for a in n.all_input_nodes if a not in inside))
+    outputs = [n for n in nodes if any(user not in inside for user in n.users)]
+    body = fx.Graph()
+    copies = {node: body.placeholder(node.name) for node in inputs}
     for node in nodes:
-        made[node] = body.node_copy(node, made.__getitem__)
-    body.output(tuple(made[node] for node in taken))
-    return fx.GraphModule(owner, body, "transform").forward, given, taken
+        copies[node] = body.node_copy(node, copies.__getitem__)
+    body.output(tuple(copies[node] for node in outputs))
+    return fx.GraphModule(owner, body, "transform").forward, inputs, outputs

@@ -32,7 +32,7 @@ def trust(graph: fx.Graph) -> Trust:
     Requires:
         Nodes are in running order.
     """
-    if not any(n.target is guard for n in graph.nodes):
+    if not graph.find_nodes(op="call_function", target=guard):
         return Trust.ALWAYS
     doubtful: set[fx.Node] = set()  # numbers read from data, and tensors whose size depends on data
     for node in graph.nodes:
