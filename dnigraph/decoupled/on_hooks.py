@@ -13,7 +13,7 @@ from ..boundaries import Boundary
 from ..boundaries.boundary_set import MakeBoundary
 from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
-from ..passes.cuts.cut_graph import cut_graph
+from ..passes.cuts.resolve import cut_graph
 from ..passes.cuts.specs import Cuts
 from ..passes.graph.facts import batch_dim
 from ..passes.graph.pytrees import flatten

@@ -12,12 +12,14 @@ from ..boundaries import Boundary
 from ..boundaries.boundary_set import BoundarySet
 from ..boundaries.choices import Choices, warn_unconditioned
 from ..heads.conditions import Context
+from ..passes.cuts.names import IDLE, NEAR, UNKNOWN, UNKNOWN_NEAR
 from ..passes.cuts.resolve import Resolved
-from ..passes.cuts.specs import Cuts, spelled
+from ..passes.cuts.specs import Cuts
 from ..passes.errors import CutError
 from ..passes.parts.boundary_nodes import boundary_key
-from ..passes.plan.plan import Crossing, Plan
+from ..passes.plan.plan import Crossing, Note, Plan
 
+TELLING = (UNKNOWN, UNKNOWN_NEAR, IDLE, None, NEAR)  # kinds of misfits, the most telling last
 CAPTURED = "{} that torch.compile captured of the model"
 Key = tuple[Any, ...]
 
@@ -104,10 +106,10 @@ class Interfaces:
 
     def learn(self, spot: Spot, resolved: Resolved) -> None:
         """Take notice of which cuts a graph has."""
-        again: Any = resolved.again or []
+        again = resolved.again or ()
         missed = dict(resolved.missed)
         self._again[spot] = resolved.again
-        self._matched |= {spelled(cut) for cut in again} - missed.keys()
+        self._matched |= {f"cut {spec}" for spec in again} - missed.keys()
         for cut, why in missed.items():
             self._missed[cut] = max(self._missed.get(cut, why), why, key=_tells)
 
@@ -175,6 +177,6 @@ class Interfaces:
             )
 
 
-def _tells(why: str) -> tuple[int, bool]:
+def _tells(why: str) -> int:
     """How much a reason says of why a cut does not fit: that a module is not in this graph says little."""
-    return 0 if "no such module" in why else 1 if "did not run" in why else 2, "nearest" in why
+    return TELLING.index(why.kind if isinstance(why, Note) else None)

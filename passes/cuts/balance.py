@@ -7,9 +7,9 @@ from torch import fx
 
 from ..errors import CutError, nearest
 from ..plan.partition import partition
-from .candidates import Edge, Line, Place
+from .candidates import Line, Place
 from .cost import COSTS
-from .specs import Balanced
+from .names import Edge
 
 WIDER = 1.25  # so much larger the largest part may be for the sake of fewer values that cross
 PLAIN = 2.0  # and so much for the sake of as many parts as were asked for, without branches beside them
@@ -17,16 +17,21 @@ TRIES = 4  # sets of places that are tried for that
 LISTED = 8  # more parts than this are summed up in the note
 
 
-def choose(graph: fx.Graph, asked: Balanced) -> tuple[list[Edge], list[str]]:
+def choose(
+    graph: fx.Graph, parts: int, cost: str = "flops", max_crossing_bytes: int | None = None
+) -> tuple[list[Edge], list[str]]:
     """The edges to cut for so many parts of even cost, in graph order, and a note on the balance.
 
         x ─► conv ─► bn ─► relu ─► conv ─► bn ─► add ─► relu ─► conv ─► ...
                               └───────────────────┘       │
                                                           └ one value crosses here, two inside the block
 
-    The graph's order is taken for a line. Between each two of its nodes that learn there is one candidate for a cut:
-    where the fewest values cross, of such places the one with the fewest bytes, at the border of the outermost modules,
-    the last. Only candidates with few values are used, unless the largest part becomes a quarter larger by it.
+    The graph's order is taken for a line, with one candidate between two consecutive nodes that learn. Ties between
+    places are broken by the fewest values that cross, the fewest bytes, the outermost module border, the latest
+    position. Only candidates with few values are used, unless the largest part becomes a quarter larger by it.
+
+    Args:
+        parts, cost, max_crossing_bytes: as in `balanced`.
 
     Requires:
         The nodes say what `annotate` notes; for "time" also `node_seconds`.
@@ -40,64 +45,51 @@ def choose(graph: fx.Graph, asked: Balanced) -> tuple[list[Edge], list[str]]:
     Raises:
         CutError: there are not so many places, or the request makes no sense. All misfits are listed.
     """
-    if misfits := _misfits(asked):
+    if misfits := _misfits(parts, cost, max_crossing_bytes):
         raise CutError(misfits)
-    if (edges := _known(graph, asked)) is not None:
-        return edges, []
     if not any("flops" in node.meta for node in graph.nodes):
-        raise CutError([f"cut {asked}: what nodes cost is measured on an example; pass example_args"])
-    line = Line(graph, asked.cost)
-    places = line.places(asked.max_crossing_bytes)
-    if asked.parts > len(places) + 1:
-        raise CutError([f"cut {asked}: {_too_many(asked, line, places)}"])
-    tried: list[tuple[list[Place], list[Edge], int]] = []
-    for usable in _sets(line, places, asked.parts):
-        chosen = [usable[i] for i in line.chain(usable).divide(asked.parts)]
+        raise CutError(["what nodes cost is measured on an example; pass example_args"])
+    line = Line(graph, cost)
+    places = line.places(max_crossing_bytes)
+    if parts > len(places) + 1:
+        raise CutError([_too_many(parts, max_crossing_bytes, len(places) + 1, line.places())])
+    tries: list[tuple[list[Place], list[Edge], int]] = []
+    for usable in _sets(line, places, parts):
+        chosen = [usable[i] for i in line.chain(usable).divide(parts)]
         edges = line.cut(chosen)
-        count = asked.parts if line.holds_together(chosen) else len(partition(graph, edges).parts)
-        tried.append((chosen, edges, count))
-        if tried[-1][-1] == asked.parts:
+        try:
+            count = len(partition(graph, edges).parts)
+        except CutError:
+            count = 0  # one cannot be made; where no other set does better, `partition` says so
+        tries.append((chosen, edges, count))
+        if count == parts:
             break
-    chosen, edges, count = min(tried, key=lambda found: found[-1] != asked.parts)
-    return edges, [_note(asked, line.shares(chosen), count)]
+    chosen, edges, count = min(tries, key=lambda attempt: attempt[-1] != parts)
+    return edges, [_note(parts, cost, line.shares(chosen), count)]
 
 
-def _misfits(asked: Balanced) -> list[str]:
-    found = []
-    most = asked.max_crossing_bytes
-    if not _is_number(asked.parts) or asked.parts < 1:
-        found.append(f"cut {asked}: {asked.parts!r} is no number of parts; say 1 (no cut) or more")
-    if asked.cost not in COSTS:
-        near = nearest(str(asked.cost), COSTS)
-        found.append(f"cut {asked}: there is no cost {asked.cost!r}; there are {', '.join(COSTS)}{near}")
+def _misfits(parts: Any, cost: Any, most: Any) -> list[str]:
+    misfits = []
+    if not _is_number(parts) or parts < 1:
+        misfits.append(f"{parts!r} is no number of parts; say 1 (no cut) or more")
+    if cost not in COSTS:
+        misfits.append(f"there is no cost {cost!r}; there are {', '.join(COSTS)}{nearest(str(cost), COSTS)}")
     if most is not None and (not _is_number(most) or most < 0):
-        found.append(f"cut {asked}: {most!r} is no number of bytes")
-    return found
+        misfits.append(f"{most!r} is no number of bytes")
+    return misfits
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _known(graph: fx.Graph, asked: Balanced) -> list[Edge] | None:
-    """Of the edges that were chosen for another graph those that this one has, if any."""
-    if asked.places is None:
-        return None
-    called = {node.name: node for node in graph.nodes}
-    edges = [(called[a], called[b]) for a, b in asked.places if a in called and b in called]
-    return [(a, b) for a, b in edges if a in b.all_input_nodes] or ([] if not asked.places else None)
-
-
-def _too_many(asked: Balanced, line: Line, places: Sequence[Place]) -> str:
-    possible = "1 part is" if not places else f"{len(places) + 1} parts are"
-    every = line.places()
-    if asked.parts > len(every) + 1:
-        return f"no more than {possible} possible: each needs a parameter to train, and a place to cut behind it"
-    least = min(place.bytes for place in every)
-    return (
-        f"no more than {possible} possible where at most {asked.max_crossing_bytes} bytes cross; the fewest bytes that "
-        f"cross anywhere are {least}"
-    )
+def _too_many(parts: int, most: int | None, possible: int, places: Sequence[Place]) -> str:
+    """Why there are not so many parts. `places` are all places, also those where too many bytes cross."""
+    few = f"no more than {possible} {'part is' if possible == 1 else 'parts are'} possible"
+    if parts > len(places) + 1:
+        return f"{few}: each needs a parameter to train, and a place to cut behind it"
+    least = min(place.bytes for place in places)
+    return f"{few} where at most {most} bytes cross; the fewest bytes that cross anywhere are {least}"
 
 
 def _sets(line: Line, places: list[Place], parts: int) -> Iterable[list[Place]]:
@@ -111,9 +103,9 @@ def _sets(line: Line, places: list[Place], parts: int) -> Iterable[list[Place]]:
     return reversed(sets[max(narrowest, narrow + 1 - TRIES) : narrow + 1])
 
 
-def _note(asked: Balanced, shares: Sequence[float], count: int) -> str:
-    said = ", ".join(f"{share:.0%}" for share in shares)
+def _note(parts: int, cost: str, shares: Sequence[float], count: int) -> str:
+    balance = ", ".join(f"{share:.0%}" for share in shares)
     if len(shares) > LISTED:
-        said = f"{max(shares):.1%} the largest, {1 / len(shares):.1%} on average"
-    beside = f"; with what runs beside them {count} in all" if count != asked.parts else ""
-    return f"{asked.parts} part{'s' if asked.parts > 1 else ''} by {asked.cost}: {said}{beside}"
+        balance = f"{max(shares):.1%} the largest, {1 / len(shares):.1%} on average"
+    beside = f"; with what runs beside them {count} in all" if count not in (0, parts) else ""
+    return f"{parts} part{'s' if parts > 1 else ''} by {cost}: {balance}{beside}"

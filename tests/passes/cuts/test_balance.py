@@ -515,4 +515,4 @@ def test_a_model_that_learns_nothing_is_one_part():
 
 def test_without_an_example_there_are_no_costs():
     with pytest.raises(dg.CutError, match=r"what nodes cost is measured on an example; pass example_args"):
-        choose(capture(Layers(4, 4, 4), None, None, "symbolic").graph, balanced(2))
+        choose(capture(Layers(4, 4, 4), None, None, "symbolic").graph, 2)

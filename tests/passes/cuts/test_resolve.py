@@ -9,7 +9,8 @@ from torch import nn
 import dnigraph.passes.graph.mark as marker
 from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.capture.ladder import capture
-from dnigraph.passes.cuts.resolve import carries, resolve
+from dnigraph.passes.cuts.names import carries
+from dnigraph.passes.cuts.resolve import resolve
 from dnigraph.passes.cuts.specs import after, before
 from dnigraph.passes.errors import CutError
 from dnigraph.passes.plan.plan import Plan

@@ -1,0 +1,169 @@
+"""What a user can call by name in a graph, and the edges at such places.
+
+"layer2"  "blocks.*"  re:...        each names groups of nodes: the calls of modules, marks, single nodes
+   │
+   ▼
+the edges that leave or enter a group and carry a gradient
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from ..errors import nearest
+from ..graph.mark import cut as mark
+from ..graph.mark import mark_name
+from ..plan.plan import Note
+
+Edge = tuple[fx.Node, fx.Node]
+UNKNOWN, UNKNOWN_NEAR, IDLE, NEAR = "unknown", "unknown, but near", "did not run", "near"  # kinds of misfits
+_GLOB = re.compile(r"[*?\[]")
+
+
+class Misfit(Exception):
+    """A cut does not fit the graph. `lines` says why."""
+
+    def __init__(self, *lines: str):
+        super().__init__(*lines)
+        self.lines = lines
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes that a user speaks of as one: one call of a module, a mark, a node."""
+
+    name: str
+    nodes: frozenset[fx.Node]
+
+
+@dataclass
+class Names:
+    """All names of a graph, and the nodes behind them."""
+
+    graph: fx.Graph
+    modules: tuple[str, ...]  # all module paths of the model, whether they ran or not
+    calls: dict[str, list[fx.Node]] = field(default_factory=dict)  # "layers.3", "layers.3@2" -> its nodes
+    types: dict[str, type] = field(default_factory=dict)  # of the modules called
+    marks: dict[str, list[fx.Node]] = field(default_factory=dict)
+    nodes: dict[str, fx.Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for node in self.graph.nodes:
+            self.nodes[node.name] = node
+            for key, (_, kind) in (node.meta.get("nn_module_stack") or {}).items():
+                if node.op != "get_attr":
+                    self.calls.setdefault(key, []).append(node)
+                    self.types[key] = kind
+            if node.target is mark:
+                self.marks.setdefault(mark_name(node) or node.name, []).append(node)
+
+    def call(self, key: str) -> Group:
+        """One call of a module."""
+        return Group(key, frozenset(self.calls[key]))
+
+    def named(self, text: str) -> list[Group]:
+        """The groups that a path, pattern, mark or node name stands for.
+
+        Raises:
+            Misfit: there is none.
+        """
+        if not text:
+            raise Misfit("cut '': an empty name names no place")
+        if text.startswith("re:") or (_GLOB.search(text) and text not in self.calls):
+            return self._matching(text)
+        if text.endswith("@1") and text[:-2] in self.calls:
+            return [self.call(text[:-2])]
+        if text in self.calls:
+            every = text if "@" in text else None
+            return [self.call(key) for key in self.calls if key == every or (not every and _path(key) == text)]
+        if text in self.marks:
+            return [Group(text, frozenset(self.marks[text]))]
+        if text in self.nodes and self.nodes[text].op != "output":
+            return [Group(text, frozenset([self.nodes[text]]))]
+        raise Misfit(self._unknown(text))
+
+    def _matching(self, text: str) -> list[Group]:
+        """The calls and marks that a pattern matches; else the nodes."""
+        try:
+            pattern = re.compile(text.removeprefix("re:") if text.startswith("re:") else _as_regex(text))
+        except re.error as error:
+            raise Misfit(f"cut {text!r}: is no regular expression: {error}") from error
+        groups = [self.call(key) for key in self.calls if pattern.fullmatch(_path(key))]
+        groups += [Group(name, frozenset(nodes)) for name, nodes in self.marks.items() if pattern.fullmatch(name)]
+        if not groups:
+            nodes = [node for name, node in self.nodes.items() if pattern.fullmatch(name) and node.op != "output"]
+            groups = [Group(node.name, frozenset([node])) for node in nodes]
+        if not groups:
+            none = f"cut {text!r}: matches none of {len(self.calls)} modules that ran"
+            raise Misfit(with_nearest(none, text, self.calls))
+        return groups
+
+    def _unknown(self, name: str) -> Note:
+        if name in self.modules:
+            whole = next((key for key in self.calls if name.startswith(key + ".")), None)
+            if whole is not None:
+                return Note(f"cut {name!r}: lies inside '{whole}', which is kept whole; cut before or after that")
+            return Note(f"cut {name!r}: is a module that did not run in this call", IDLE)
+        unknown = f"cut {name!r}: the model has no such module, mark or node"
+        return with_nearest(unknown, name, [*self.calls, *self.marks, *self.nodes], UNKNOWN, UNKNOWN_NEAR)
+
+
+def with_nearest(line: str, name: str, names: Iterable[str], kind: str | None = None, near: str = NEAR) -> Note:
+    """A line with the known names nearest to one; of the kind `near` where there are such names."""
+    tail = nearest(name, names)
+    return Note(line + tail, near if tail else kind)
+
+
+def _path(call: str) -> str:
+    return call.partition("@")[0]
+
+
+def _as_regex(glob: str) -> str:
+    """`*` and `?` stay inside one name of a path, `**` crosses the dots."""
+    parts = {"**": ".*", "*": r"[^.]*", "?": r"[^.]"}
+    pieces = re.split(r"(\*\*|\*|\?|\[[^\]]*\])", glob)
+    return "".join(p if p.startswith("[") and p.endswith("]") else parts.get(p, re.escape(p)) for p in pieces)
+
+
+def carries(node: fx.Node) -> bool:
+    """Whether a gradient may come back through this node. Without an example run, all that is computed may."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return False
+    return bool(node.meta.get("gradient", "flops" not in node.meta))
+
+
+def leaving(group: Group) -> list[Edge]:
+    """The edges out of a group that carry a gradient, in graph order."""
+    edges = []
+    for node in sorted(group.nodes):
+        if carries(node):
+            edges += [(node, user) for user in node.users if user not in group.nodes and carries(user)]
+    return edges
+
+
+def entering(group: Group) -> list[Edge]:
+    """The edges into a group that carry a gradient, in graph order."""
+    edges = []
+    for node in sorted(group.nodes):
+        if carries(node):
+            edges += [(i, node) for i in node.all_input_nodes if i not in group.nodes and carries(i)]
+    return edges
+
+
+def nothing_leaves(group: Group) -> str:
+    """Why no edge out of a group carries a gradient."""
+    nodes = group.nodes
+    if all(node.op == "placeholder" for node in nodes):
+        return f"'{group.name}' is an input of the model; cut after something that learns"
+    if any(user.op == "output" for node in nodes for user in node.users if user not in nodes):
+        return f"matches '{group.name}', which ends the model; cut one of its inputs"
+    if not any(map(carries, nodes)):
+        return f"'{group.name}' makes {_dtypes(nodes)}, which carry no gradient; there is nothing to decouple"
+    return f"nothing that learns reads '{group.name}'"
+
+
+def _dtypes(nodes: Iterable[fx.Node]) -> str:
+    dtypes = sorted({str(n.meta["dtype"]).removeprefix("torch.") for n in nodes if "dtype" in n.meta})
+    return f"only {', '.join(dtypes)} values" if dtypes else "values"
