@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from ..passes.graph.captured_graph import SHELTER, sheltered
-from ..passes.sandbox.object_graph import Holdings
+from ..passes.sandbox.object_graph import ObjectGraph
 
 
 class View(nn.Module):
@@ -80,7 +80,7 @@ class Assembly:
     def __init__(self, model: nn.Module, constants: Mapping[str, torch.Tensor]):
         self.model, self.constants = model, Constants(constants)
         self._views: list[View] = []
-        self._places = Holdings.of(model).places(constants.values())  # plain tensors may be replaced by others
+        self._places = list(ObjectGraph.of(model).places(constants.values()))  # plain tensors may be replaced by others
 
     def module(self, graph: fx.Graph, name: str) -> fx.GraphModule:
         """The graph as a module whose submodules are the model's own and whose tensors are views of the model's."""

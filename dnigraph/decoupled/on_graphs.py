@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +19,12 @@ from ..passes.graph.guards import Trust
 from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Plan
-from ..passes.sandbox.rng import random_state, set_random_state
-from ..passes.sandbox.snapshot import Held, one_at_a_time
+from ..passes.sandbox.snapshot import one_at_a_time, taken_back
 from .cache import PATHS, Cache, Entry
 from .module import DecoupledModule, canonical, warn_late
 from .specialization import Specialization, assemble, sizes, specialize
 
 MakeNetwork = Callable[..., Any]  # of a module, a loss, an optimiser, p_update, a seed, and whether to keep a log
-_ABSENT = object()
 
 
 class CapturedModule(DecoupledModule):
@@ -195,27 +193,15 @@ class CapturedModule(DecoupledModule):
         if self._cache.is_outdated():
             self._modules = {**self.original._modules, self._prefix: self.boundary_set.modules}
 
-    @contextmanager
-    def _undone(self, specialization: Specialization, inputs: list[Any], always: bool = False) -> Iterator[None]:
+    def _undone(
+        self, specialization: Specialization, inputs: list[Any], always: bool = False
+    ) -> AbstractContextManager[None]:
         """Undo what a run of the graph does to the model and to its inputs: when it fails, or always."""
         captured, constants = specialization.captured, specialization.assembly.constants._buffers
         written = [constants[n] if n in constants else lookup(self.original, {}, n) for n in captured.writes]
         tensors = [*self.original.buffers(), *written, *(inputs[i] for i in captured.spoils)]
-        snapshots, random = [Held(tensor) for tensor in tensors], random_state()
-        modules = [(self.original.get_submodule(path), name) for path, name in captured.sets]
-        places: list[tuple[dict[str, Any], str]] = [(t, name) for m, name in modules for t in (vars(m), m._buffers)]
-        attributes = [(place, name, place.get(name, _ABSENT)) for place, name in places]
-        keep = False
-        try:
-            yield
-            keep = not always
-        finally:
-            if not keep:
-                set_random_state(random)
-                for snapshot in snapshots:
-                    snapshot.restore()
-                for place, name, value in attributes:
-                    place.pop(name, None) if value is _ABSENT else place.update({name: value})
+        modules = [self.original.get_submodule(path) for path, _ in captured.sets]
+        return taken_back(modules, tensors, always)
 
     # ---- to capture
 

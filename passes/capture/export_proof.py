@@ -2,17 +2,16 @@
 
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError, GuardMiss
 from ..graph.captured_graph import CapturedGraph
-from ..sandbox.object_graph import Holdings
+from ..sandbox.object_graph import ObjectGraph
 from ..sandbox.rng import seed_all
 from ..sandbox.runs import BackwardError, ModelCall, Run, graph_call, model_call, observe, send_all
-from ..sandbox.snapshot import Snapshot, untouched
+from ..sandbox.snapshot import Snapshot, Structure, untouched
+from .record.side_effects import refuse_exported
 
 
 class Trial:
@@ -27,23 +26,14 @@ class Trial:
         Raises:
             CaptureError: it sets attributes or fills containers in every call, which these graphs do not.
         """
-        before = Snapshot(self.model)
+        before = Snapshot.of(self.model)
         self._observe(self.call, leaves)
         before.rewind()
-        held = Holdings.of(self.model)
-        objects = [(o, dict(vars(o))) for o in held.objects.values()]
-        sizes = [(c, len(c)) for c in held.containers.values()]
+        after_one_call = Structure(ObjectGraph.of(self.model))
         self._observe(self.call, leaves)
-        names = [n for o, before in objects for n, v in before.items() if _is_other(v, vars(o).get(n))]
-        if names:
-            raise CaptureError([f"the model sets '{names[0]}' in every call, which an exported graph does not"])
-        if before.drew():
-            raise CaptureError(["the model draws from a random number generator of its own"])
+        changes = [*after_one_call.changes(), *before.draws()]
         before.rewind()
-        if any(len(c) != n for c, n in sizes):
-            raise CaptureError(
-                ["the model collects things in a container in every call, which an exported graph does not"]
-            )
+        refuse_exported(changes)
 
     def takes(self, leaves: list[Any]) -> bool:
         """Whether the model itself runs on these inputs."""
@@ -79,9 +69,3 @@ class Trial:
         except BackwardError as error:
             said = str(error).partition(":")[0]
             raise CaptureError([f"no gradient can be sent back from all results, to compare it: {said}"]) from error
-
-
-def _is_other(old: Any, new: Any) -> bool:
-    if isinstance(old, int | float | bool | str):
-        return type(old) is not type(new) or old != new
-    return isinstance(old, torch.Tensor | np.ndarray) and new is not old

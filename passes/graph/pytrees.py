@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from .walk import walk
+
 PLAIN = (torch.Tensor, int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
+_CLOSED = (torch.nn.Module, type, functools.partial)
 _DEPTH = 6  # how far an unknown object is searched for tensors
 
 
@@ -56,12 +59,10 @@ def unflatten(leaves: list[Any], spec: pytree.TreeSpec) -> Any:
     if not _holds_sizes(spec):
         return pytree.tree_unflatten(leaves, spec)
     feed = iter(leaves)
-    made = [unflatten([next(feed) for _ in range(child.num_leaves)], child) for child in spec.children()]
-    return (
-        torch.Size(made)
-        if spec.type is torch.Size
-        else pytree.SUPPORTED_NODES[spec.type].unflatten_fn(made, spec.context)
-    )
+    children = [unflatten([next(feed) for _ in range(child.num_leaves)], child) for child in spec.children()]
+    if spec.type is torch.Size:
+        return torch.Size(children)
+    return pytree.SUPPORTED_NODES[spec.type].unflatten_fn(children, spec.context)
 
 
 def _holds_sizes(spec: pytree.TreeSpec) -> bool:
@@ -76,26 +77,16 @@ def take_apart(value: Any, live: Callable[[Any], bool] = torch.is_tensor) -> tup
 
 def opens(leaf: Any) -> bool:
     """Whether an object of an unknown class holds tensors, so that it must be taken apart."""
-    if isinstance(leaf, torch.nn.Module | type | functools.partial) or inspect.isroutine(leaf):
+    if isinstance(leaf, _CLOSED) or inspect.isroutine(leaf):
         return False
-    return _holds_tensor(leaf, _DEPTH)
+    return any(isinstance(value, torch.Tensor) for _, _, value in walk(leaf, _inside, _DEPTH))
 
 
-def _holds_tensor(value: Any, depth: int) -> bool:
-    if isinstance(value, torch.Tensor):
-        return True
-    if depth == 0 or isinstance(value, (*PLAIN, torch.nn.Module, type)):
-        return False
-    return any(_holds_tensor(item, depth - 1) for item in _items(value))
-
-
-def _items(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list | tuple | set):
-        yield from value
-    else:
-        yield from _fields(value).values()
+def _inside(value: Any) -> Any:
+    """What an object holds, for the search of tensors."""
+    if isinstance(value, (*PLAIN, torch.nn.Module, type)):
+        return None
+    return value if isinstance(value, dict | list | tuple | set) else _fields(value)
 
 
 def _fields(value: Any) -> dict[str, Any]:

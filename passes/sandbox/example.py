@@ -11,8 +11,8 @@ from torch.utils import _pytree as pytree
 
 def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     """A name for each input leaf: the argument's name, and its number where an argument holds several leaves."""
-    known = list(inspect.signature(model.forward).parameters)
-    positional = [known[i] if i < len(known) else f"input_{i}" for i in range(len(args))]
+    parameters = list(inspect.signature(model.forward).parameters)
+    positional = [parameters[i] if i < len(parameters) else f"input_{i}" for i in range(len(args))]
     names = []
     for name, value in [*zip(positional, args, strict=True), *kwargs.items()]:
         count = len(pytree.tree_leaves(value))
@@ -21,17 +21,17 @@ def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def one_more_row(leaves: list[Any]) -> list[Any] | None:
-    """The same inputs rolled by a row and with one row more; `None` where no batch dimension is in sight."""
+    """The same inputs rolled by a row and with one row more; `None` where there is no batch dimension."""
     sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]
     if not sizes or sizes[0] == 0:
         return None
 
-    def grown(leaf: torch.Tensor) -> torch.Tensor:
+    def longer(leaf: torch.Tensor) -> torch.Tensor:
         if not leaf.dim() or leaf.shape[0] != sizes[0]:
             return leaf
         return torch.cat([leaf.roll(1, 0), leaf[:1]])
 
-    return _mapped(leaves, grown)
+    return _mapped(leaves, longer)
 
 
 def varied(leaves: list[Any]) -> list[Any]:
@@ -40,18 +40,13 @@ def varied(leaves: list[Any]) -> list[Any]:
 
 
 def _mapped(leaves: list[Any], change: Callable[[torch.Tensor], torch.Tensor]) -> list[Any]:
-    made: dict[int, Any] = {}  # one tensor given twice stays one
+    results: dict[int, Any] = {}  # one tensor given twice stays one
     for leaf in leaves:
-        if id(leaf) not in made:
-            made[id(leaf)] = _changed(leaf, change) if isinstance(leaf, torch.Tensor) else leaf
-    return [made[id(leaf)] for leaf in leaves]
-
-
-def _changed(leaf: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    if leaf.layout != torch.strided:
-        return leaf
-    with torch.no_grad():
-        made = change(leaf)
-        if made.is_floating_point() and not bool(((made == 0) | (made == 1)).all()):  # not a mask
-            made = made * 0.875
-    return made.detach().requires_grad_(leaf.requires_grad)
+        if not isinstance(leaf, torch.Tensor) or leaf.layout != torch.strided or id(leaf) in results:
+            continue
+        with torch.no_grad():
+            result = change(leaf)
+            if result.is_floating_point() and not bool(((result == 0) | (result == 1)).all()):  # not a mask
+                result = result * 0.875  # any factor below one: values stay in the range of the example
+        results[id(leaf)] = result.detach().requires_grad_(leaf.requires_grad)
+    return [results.get(id(leaf), leaf) for leaf in leaves]

@@ -1,4 +1,4 @@
-"""All that hangs on a model: every object, container and tensor that can be reached from it, each noted once."""
+"""The object graph of a model: every object, container and tensor that can be reached from it, each noted once."""
 
 import collections
 import random
@@ -11,81 +11,67 @@ import numpy as np
 import torch
 from torch import nn
 
-_DEPTH = 6  # how far plain objects are followed; submodules do not count
-_ATOMS = {bool, int, float, str, bytes, type(None)}
+from ..graph.walk import walk
+
+_DEPTH = 6  # how far plain objects are followed, e.g. a configuration in a configuration; submodules do not count
 _CONTAINERS = (list, dict, set, collections.deque)
 _GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
-_CLOSED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, torch.jit.ScriptFunction, str, bytes)
+_CLOSED = (
+    torch.Tensor, np.ndarray, *_GENERATORS, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType,
+    torch.jit.ScriptFunction, str, bytes,
+)  # fmt: skip
 
 
 @dataclass
-class Holdings:
-    """What can be reached from a model."""
+class ObjectGraph:
+    """What can be reached from a model, by id."""
 
     objects: dict[int, Any] = field(default_factory=dict)  # have attributes
-    containers: dict[int, Any] = field(default_factory=dict)
+    containers: dict[int, Any] = field(default_factory=dict)  # that can change
     tensors: dict[int, torch.Tensor] = field(default_factory=dict)
     arrays: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
     generators: dict[int, Any] = field(default_factory=dict)  # of random numbers, the model's own
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Holdings":
+    def of(cls, model: nn.Module) -> "ObjectGraph":
         """Everything that can be reached from `model`, through submodules as far as they go."""
-        found = cls()
-        found._visit(model, _DEPTH)
-        return found
+        graph = cls()
+        for _, _, value in walk(model, graph._open, _DEPTH, anew=nn.Module):
+            if isinstance(value, torch.Tensor):
+                graph.tensors[id(value)] = value
+            elif isinstance(value, np.ndarray):
+                graph.arrays[id(value)] = value
+            elif isinstance(value, random.SystemRandom) or value is torch.default_generator:
+                continue  # the one has no state, the other is the process's
+            elif isinstance(value, _GENERATORS):
+                graph.generators[id(value)] = value
+        return graph
 
-    def places(self, tensors: Iterable[torch.Tensor]) -> list[tuple[Any, Any, Any]]:
-        """Where dicts, lists and attributes hold some tensors, themselves or in a tuple: holder, key, and the value."""
+    def places(self, tensors: Iterable[torch.Tensor]) -> Iterator[tuple[Any, Any, Any]]:
+        """Where dicts, lists and attributes hold some tensors, themselves or in a tuple: table, key, and the value."""
         wanted = {id(t) for t in tensors}
-        tables = [c for c in self.containers.values() if isinstance(c, dict | list)]
-        tables += [vars(o) for o in self.objects.values()]
-        return [(c, k, v) for c in tables if c for k, v in _pairs(c) if _holds(v, wanted)] if wanted else []
+        tables = [
+            *(c for c in self.containers.values() if isinstance(c, dict | list)),
+            *map(vars, self.objects.values()),
+        ]
+        for table in tables if wanted else ():
+            for key, value in list(table.items() if isinstance(table, dict) else enumerate(table)):
+                if _holds(value, wanted):
+                    yield table, key, value
 
-    def _visit(self, value: Any, depth: int) -> None:
-        if isinstance(value, torch.Tensor):
-            self.tensors[id(value)] = value
-        elif isinstance(value, np.ndarray):
-            self.arrays[id(value)] = value
-        elif isinstance(value, _GENERATORS):
-            self._note_generator(value)
-        elif depth and isinstance(value, (*_CONTAINERS, tuple)):
-            self._open_container(value, depth)
-        elif depth and hasattr(value, "__dict__") and not isinstance(value, _CLOSED) and id(value) not in self.objects:
-            self.objects[id(value)] = value
-            self._visit_all(_held(value), _DEPTH if isinstance(value, nn.Module) else depth - 1)
-
-    def _note_generator(self, value: Any) -> None:
-        if value is not torch.default_generator and not isinstance(value, random.SystemRandom):
-            self.generators[id(value)] = value
-
-    def _open_container(self, value: Any, depth: int) -> None:
-        if id(value) in self.containers:
-            return
-        if not isinstance(value, tuple):
+    def _open(self, value: Any) -> Any:
+        """Note a container or an object, and give what it holds."""
+        if isinstance(value, _CONTAINERS):
             self.containers[id(value)] = value
-        if value:
-            self._visit_all(_items(value), depth - 1)
-
-    def _visit_all(self, values: Iterable[Any], depth: int) -> None:
-        for value in values:
-            if type(value) not in _ATOMS:  # nearly all that hangs on a module
-                self._visit(value, depth)
-
-
-def _items(value: Any) -> Iterator[Any]:
-    return iter(list(value.values()) if isinstance(value, dict) else list(value))
-
-
-def _held(value: Any) -> Iterator[Any]:
-    yield from list(vars(value).values())
-    if isinstance(value, torch.jit.ScriptModule):  # its tensors live in C++
-        yield from value.parameters()
-        yield from value.buffers()
-
-
-def _pairs(table: Any) -> Iterator[tuple[Any, Any]]:
-    return iter(list(table.items() if isinstance(table, dict) else enumerate(table)))
+            return value
+        if isinstance(value, tuple):
+            return value
+        if isinstance(value, _CLOSED) or not hasattr(value, "__dict__"):
+            return None
+        self.objects[id(value)] = value
+        if isinstance(value, torch.jit.ScriptModule):  # its tensors live in C++
+            return [*vars(value).values(), *value.parameters(), *value.buffers()]
+        return vars(value)
 
 
 def _holds(value: Any, wanted: set[int]) -> bool:

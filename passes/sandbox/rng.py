@@ -1,4 +1,4 @@
-"""Random numbers: where all generators that a model may draw from stand, and what they may come to."""
+"""Random number generators: their states, and numbers at the ends of their range."""
 
 import enum
 import pickle
@@ -19,7 +19,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` found."""
+    """Put back what `random_state` returned."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002  # the one that models draw from
@@ -27,18 +27,15 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def standing() -> bytes:
-    """Where the generators of Python and numpy stand, as something to compare."""
-    return mark((random.getstate(), np.random.get_state()))  # noqa: NPY002  # the one that models draw from
-
-
-def mark(state: Any) -> bytes:
-    """A generator's state as something to compare."""
+def fingerprint(state: Any = None) -> bytes:
+    """A generator's state as something to compare; None: of the generators of Python and numpy."""
+    if state is None:
+        state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the one that models draw from
     return state.numpy().tobytes() if isinstance(state, torch.Tensor) else pickle.dumps(state)
 
 
 def state_of(generator: Any) -> Any:
-    """Where a generator of Python, numpy or torch stands."""
+    """The state of a generator of Python, numpy or torch."""
     if isinstance(generator, random.Random):
         return generator.getstate()
     if isinstance(generator, np.random.Generator):
@@ -47,7 +44,7 @@ def state_of(generator: Any) -> Any:
 
 
 def set_state(generator: Any, state: Any) -> None:
-    """Put a generator back to where it stood."""
+    """Put a generator back into a state."""
     if isinstance(generator, random.Random):
         generator.setstate(state)
     elif isinstance(generator, np.random.Generator):
@@ -63,17 +60,17 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-class Luck(enum.Enum):
-    """Random numbers of Python and numpy at an end of their range: what is decided by `random() < p` shows."""
+class ExtremeDraws(enum.Enum):
+    """Python and numpy draw numbers at one end of their range, so that a rare branch (`random() < 1e-3`) is taken."""
 
     LOWEST = 0
     HIGHEST = 0x12DD9BB3  # the word of a Mersenne Twister that is handed out as 0xFFFFFFFF
 
-    def draw(self) -> None:
-        """Let the next few hundred numbers be of this kind, and those after them as any."""
-        words = [self.value] * 400 + _ORDINARY[400:]
+    def set(self) -> None:
+        """Let the next draws (400 words of 32 bits) be extreme, and those after them ordinary."""
+        words = [self.value] * 400 + _ORDINARY[400:]  # not all: what draws until a number fits would never end
         random.setstate((3, (*words, 0), None))
         np.random.set_state(("MT19937", np.array(words, dtype=np.uint32), 0, 0, 0.0))  # noqa: NPY002  # the one of models
 
 
-_ORDINARY = list(random.Random(5).getstate()[1][:624])
+_ORDINARY = list(random.Random(5).getstate()[1][:624])  # 5: any seed; 624 words are the state of a Mersenne Twister

@@ -1,125 +1,213 @@
-"""Leave no trace: run a model, and put everything back as it was."""
+"""Snapshots of a model: run it, see what the run changed, and put everything back as it was."""
 
 import contextlib
+import enum
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from .object_graph import Holdings
-from .rng import mark, random_state, set_random_state, set_state, state_of
+from .object_graph import ObjectGraph
+from .rng import fingerprint, random_state, set_random_state, set_state, state_of
 
 # Captures and checks set the random state of the process and put it back: one at a time, however many threads call.
 one_at_a_time = threading.RLock()
 
 
+class Kind(enum.Enum):
+    """What a run can change in a model."""
+
+    BUFFER = enum.auto()  # the table of buffers of a module has another tensor under a name
+    ATTRIBUTE = enum.auto()  # an attribute of an object is another object
+    CONTAINER = enum.auto()  # a list, dict or set holds other objects
+    TENSOR = enum.auto()  # a tensor was written to
+    GENERATOR = enum.auto()  # a random number generator of the model's own was drawn from
+
+
+ABSENT = object()  # in place of an attribute or a buffer that is not there
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that a run changed."""
+
+    kind: Kind
+    holder: Any  # the module, object or container; the tensor or generator itself
+    name: Any = None  # of the buffer or attribute
+    old: Any = None  # what stood there; a copy of the container
+    new: Any = None  # what stands there now; the container itself
+
+
+class Structure:
+    """Which object hangs where in a model: attributes, buffers, containers. Numbers are not copied."""
+
+    def __init__(self, graph: ObjectGraph):
+        self.graph = graph
+        modules = [o for o in graph.objects.values() if isinstance(o, nn.Module)]
+        self._buffers = [(m, dict(m._buffers)) for m in modules if not isinstance(m, torch.jit.ScriptModule)]
+        self._attributes = [(o, dict(vars(o))) for o in graph.objects.values()]
+        self._containers = [(c, c.copy() if c else ()) for c in graph.containers.values()]  # most are empty: hooks
+        self._versions = [(t, t._version) for t in graph.tensors.values()]
+
+    def changes(self) -> Iterator[Change]:
+        """What is different now, in the order of `Kind`; tensors by their version alone."""
+        yield from _changed_entries(Kind.BUFFER, [(m, before, m._buffers) for m, before in self._buffers])
+        yield from _changed_entries(Kind.ATTRIBUTE, [(o, before, vars(o)) for o, before in self._attributes])
+        for container, before in self._containers:
+            if not _same_objects(container, before):
+                yield Change(Kind.CONTAINER, container, None, before, container)
+        for tensor, version in self._versions:
+            if tensor._version != version:
+                yield Change(Kind.TENSOR, tensor)
+
+    def restore_buffers(self) -> None:
+        """Put the buffers back that were replaced. Those that are new stay."""
+        for module, before in self._buffers:
+            if not _same_objects(module._buffers, before):
+                module._buffers.update(before)
+
+    def restore(self) -> None:
+        """Put every object back to where it hung."""
+        for holder, attributes in self._attributes:
+            for key in [key for key in vars(holder) if key not in attributes]:
+                del holder.__dict__[key]
+            for key, value in attributes.items():
+                if holder.__dict__.get(key) is not value or value is None:
+                    holder.__dict__[key] = value
+        for container, before in self._containers:
+            if not _same_objects(container, before):
+                container.clear()
+                container.update(before) if isinstance(container, dict | set) else container.extend(before)
+
+
 class Snapshot:
-    """What a forward pass can change: tensors, gradients, buffers, attributes, train flags, hooks, random numbers."""
+    """What a forward pass can change: structure, tensors, gradients, train flags, hooks, random numbers."""
 
-    def __init__(self, model: nn.Module):
-        held = Holdings.of(model)
-        self.tensors = [Held(t) for t in held.tensors.values() if t.grad_fn is None]
-        self.arrays = [(a, a.copy()) for a in held.arrays.values()]
-        self.buffers = [(m, dict(m._buffers)) for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        self.attributes = [(o, dict(vars(o))) for o in held.objects.values()]
-        self.contents = [(c, c.copy() if c else ()) for c in held.containers.values()]  # most are empty tables of hooks
-        self.random = random_state()
-        self.generators = [(g, state_of(g), mark(state_of(g))) for g in held.generators.values()]
+    def __init__(self, graph: ObjectGraph, tensors: Iterable[torch.Tensor]):
+        self.structure = Structure(graph)
+        self._tensors = [_TensorState(t) for t in tensors]
+        self._arrays = [(a, a.copy()) for a in graph.arrays.values()]
+        self._random = random_state()
+        self._generators = [(g, state_of(g), fingerprint(state_of(g))) for g in graph.generators.values()]
 
-    def rewind(self) -> None:
-        """Put back numbers: parameters, buffers, random states. Caches that a model made for itself stay."""
-        for module, held in self.buffers:
-            if not _same_objects(module._buffers, held):
-                module._buffers.update(held)
-        for tensor in self.tensors:
-            tensor.restore()
-        set_random_state(self.random)
-        for generator, state, _ in self.generators:
-            set_state(generator, state)
-
-    def rearranged(self) -> bool:
-        """Whether attributes or containers hold other things since."""
-        if any(not _same_objects(vars(o), plain) for o, plain in self.attributes):
-            return True
-        return any(not _same_objects(c, copy) for c, copy in self.contents)
-
-    def drew(self) -> bool:
-        """Whether a generator of the model's own was drawn from since."""
-        return any(mark(state_of(g)) != luck for g, _, luck in self.generators)
+    @classmethod
+    def of(cls, model: nn.Module) -> "Snapshot":
+        """A snapshot of all that hangs on a model."""
+        graph = ObjectGraph.of(model)
+        return cls(graph, [t for t in graph.tensors.values() if t.grad_fn is None])
 
     def written(self) -> list[torch.Tensor]:
-        """The tensors that were written to since."""
-        return [held.tensor for held in self.tensors if held.written()]
+        """The tensors that were written to since, perhaps the same numbers."""
+        return [state.tensor for state in self._tensors if state.is_written()]
 
     def changed(self) -> list[torch.Tensor]:
         """The tensors that hold other numbers now."""
-        return [held.tensor for held in self.tensors if held.changed()]
+        return [state.tensor for state in self._tensors if state.is_changed()]
+
+    def draws(self) -> Iterator[Change]:
+        """The generators of the model's own that were drawn from since."""
+        for generator, _, print_before in self._generators:
+            if fingerprint(state_of(generator)) != print_before:
+                yield Change(Kind.GENERATOR, generator)
+
+    def rewind(self) -> None:
+        """Put back numbers: parameters, buffers, random states. Caches that a model made for itself stay."""
+        self.structure.restore_buffers()
+        for state in self._tensors:
+            state.restore()
+        set_random_state(self._random)
+        for generator, before, _ in self._generators:
+            set_state(generator, before)
 
     def restore(self) -> None:
         """Put everything back."""
         self.rewind()
-        for holder, plain in self.attributes:
-            for key in [key for key in vars(holder) if key not in plain]:
-                del holder.__dict__[key]
-            for key, value in plain.items():
-                if holder.__dict__.get(key) is not value or value is None:
-                    holder.__dict__[key] = value
-        for container, copy in self.contents:
-            _refill(container, copy)
-        for array, copy in self.arrays:
+        self.structure.restore()
+        for array, copy in self._arrays:
             if array.flags.writeable:
                 array[...] = copy
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[Snapshot]:
+    """Run the block, then put the model and all random states back, also after an error."""
+    with one_at_a_time:
+        snapshot = Snapshot.of(model)
+        try:
+            yield snapshot
+        finally:
+            snapshot.restore()
+
+
+@contextlib.contextmanager
+def taken_back(modules: list[nn.Module], tensors: list[torch.Tensor], always: bool) -> Iterator[None]:
+    """Run the block, then put some modules and tensors back, and all random states: after an error, or always.
+
+    For runs of which it is known what they change: nothing else is looked at.
+    """
+    tables = {id(m._buffers): m._buffers for m in modules}
+    snapshot = Snapshot(ObjectGraph(objects={id(m): m for m in modules}, containers=tables), tensors)
+    done = False
+    try:
+        yield
+        done = not always
+    finally:
+        if not done:
+            snapshot.restore()
 
 
 _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-class Held:
+class _TensorState:
     """A tensor and what it held: values, memory, gradient, whether it asks for one."""
 
     def __init__(self, tensor: torch.Tensor):
-        self.tensor, self.data, self.value, self.version = tensor, tensor.data, tensor.detach().clone(), tensor._version
-        self.wants, self.grad = tensor.requires_grad, tensor.grad
-        self.grad_value = None if self.grad is None else self.grad.detach().clone()
-        self.hooks = {name: dict(getattr(tensor, name, None) or {}) for name in _HOOKS}
+        self.tensor, self._data, self._values, self._version = (
+            tensor, tensor.data, tensor.detach().clone(), tensor._version,
+        )  # fmt: skip
+        self._asks, self._grad = tensor.requires_grad, tensor.grad
+        self._grad_values = None if self._grad is None else self._grad.detach().clone()
+        self._hooks = {name: dict(getattr(tensor, name, None) or {}) for name in _HOOKS}
 
-    def written(self) -> bool:
+    def is_written(self) -> bool:
         """Whether something was written to it since, perhaps the same numbers."""
-        return self.tensor._version != self.version or self.changed()
+        return self.tensor._version != self._version or self.is_changed()
 
-    def changed(self) -> bool:
+    def is_changed(self) -> bool:
         """Whether it holds other numbers now."""
         now = self.tensor.data
         if now.layout != torch.strided:
-            return self.tensor._version != self.version
-        return now.shape != self.value.shape or not torch.equal(now, self.value)
+            return self.tensor._version != self._version
+        return now.shape != self._values.shape or not torch.equal(now, self._values)
 
     def restore(self) -> None:
         """Put it back, whatever the version counter says: batch norm writes its statistics without counting."""
         tensor = self.tensor
-        if not _same_memory(tensor, self.data):
-            tensor.data = self.data
-        _put_back(tensor.data, self.value)
-        if tensor._version != self.version:  # it holds what it held: graphs that saved it are valid
-            torch._C._autograd._unsafe_set_version_counter((tensor,), (self.version,))
-        if tensor.is_leaf and tensor.requires_grad != self.wants:
-            tensor.requires_grad_(self.wants)
-        if tensor.grad is not self.grad:
-            tensor.grad = self.grad
-        if self.grad is not None and self.grad_value is not None:
-            _put_back(self.grad.data, self.grad_value)
-        for name, hooks in self.hooks.items():
+        if not _same_memory(tensor, self._data):
+            tensor.data = self._data
+        _write_back(tensor.data, self._values)
+        if tensor._version != self._version:  # it holds what it held: graphs that saved it are valid
+            torch._C._autograd._unsafe_set_version_counter((tensor,), (self._version,))
+        if tensor.is_leaf and tensor.requires_grad != self._asks:
+            tensor.requires_grad_(self._asks)
+        if tensor.grad is not self._grad:
+            tensor.grad = self._grad
+        if self._grad is not None and self._grad_values is not None:
+            _write_back(self._grad.data, self._grad_values)
+        for name, hooks in self._hooks.items():
             if (now := getattr(tensor, name, None)) and now != hooks:
                 now.clear()
                 now.update(hooks)
 
 
-def _put_back(data: torch.Tensor, value: torch.Tensor) -> None:
+def _write_back(data: torch.Tensor, values: torch.Tensor) -> None:
     # `data` has a version counter of its own: what the user still has to send back through stays valid.
-    if data.layout != torch.strided or not torch.equal(data, value):
-        data.copy_(value)
+    if data.layout != torch.strided or not torch.equal(data, values):
+        data.copy_(values)
 
 
 def _same_memory(tensor: torch.Tensor, data: torch.Tensor) -> bool:
@@ -129,29 +217,13 @@ def _same_memory(tensor: torch.Tensor, data: torch.Tensor) -> bool:
     return same_place and tensor.shape == data.shape and tensor.stride() == data.stride()
 
 
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[Snapshot]:
-    """Run the block, then put the model and all random states back, also after an error."""
-    with one_at_a_time:
-        snapshot = Snapshot(model)
-        try:
-            yield snapshot
-        finally:
-            snapshot.restore()
-
-
 def fresh_copies(leaves: list[Any]) -> list[Any]:
     """The leaves with a copy for each tensor: a model that writes into its inputs does not spoil the caller's."""
-    made: dict[int, torch.Tensor] = {}
-
-    def copy(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        if id(leaf) not in made:
-            made[id(leaf)] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
-        return made[id(leaf)]
-
-    return [copy(leaf) for leaf in leaves]
+    copies: dict[int, Any] = {}  # one tensor given twice stays one
+    for leaf in leaves:
+        if isinstance(leaf, torch.Tensor) and id(leaf) not in copies:
+            copies[id(leaf)] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
+    return [copies[id(leaf)] if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
 
 def tensor_names(model: nn.Module) -> dict[int, str]:
@@ -167,18 +239,18 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
-def _refill(container: Any, copy: Any) -> None:
-    if (not copy and not container) or _same_objects(container, copy):
-        return
-    container.clear()
-    container.update(copy) if isinstance(container, dict | set) else container.extend(copy)
+def _changed_entries(kind: Kind, tables: list[tuple[Any, dict[str, Any], dict[str, Any]]]) -> Iterator[Change]:
+    for holder, before, now in tables:
+        if not _same_objects(now, before):
+            for name in [*before, *(name for name in now if name not in before)]:
+                old, new = before.get(name, ABSENT), now.get(name, ABSENT)
+                if old is not new:
+                    yield Change(kind, holder, name, old, new)
 
 
 def _same_objects(one: Any, other: Any) -> bool:
-    if not one and not other:  # as most hooks of most modules are
-        return True
-    return list(map(id, _parts(one))) == list(map(id, _parts(other)))
-
-
-def _parts(container: Any) -> list[Any]:
-    return [*container, *container.values()] if isinstance(container, dict) else list(container)
+    if not one or not other:  # as most tables of hooks of most modules are
+        return not one and not other
+    if isinstance(one, dict):
+        return [*map(id, one), *map(id, one.values())] == [*map(id, other), *map(id, other.values())]
+    return list(map(id, one)) == list(map(id, other))

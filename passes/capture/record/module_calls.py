@@ -1,17 +1,17 @@
-"""Calls of modules, hooks, autograd functions, attributes set in a forward: what torch functions do not show."""
+"""Calls of modules, hooks and autograd functions: each becomes one node, or is recorded from inside."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils.checkpoint import CheckpointFunction
 
-from ...graph.nodes import Mode, keep, keep_buffer
+from ...graph.nodes import Mode
 from .symbols import unwrap
-from .writer import Tape
+from .writer import GraphWriter
 
 CONTAINERS = (
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
@@ -19,44 +19,35 @@ CONTAINERS = (
 )  # fmt: skip
 
 
-class Calls:
+class ModuleCalls:
     """Writes module calls of one run: torch's own layers whole, everything else by what happens inside."""
 
-    def __init__(self, tape: Tape, model: nn.Module):
-        self.tape = tape
+    def __init__(self, writer: GraphWriter, model: nn.Module):
+        self.writer = writer
         self._paths = {id(m): path for path, m in model.named_modules()}
-        self._counts: dict[str, int] = {}
-        self._leaves: dict[int, bool] = {}
-        self._kept: dict[tuple[int, str], nn.Module] = {}  # attributes that hold values of this run
-        self.sets: set[tuple[int, str]] = set()  # those that held such values at any time
-        self.touched: set[tuple[str, str]] = set()  # those that were set at all, by the module's path
-        self.allowed: set[tuple[int, str]] | None = None  # the attributes that replays may set; all
-        self.lasting: Container[int] = self._paths  # ids of the objects that were there before the run
+        self._of_torch: dict[int, bool] = {}  # id of a module -> whether all below it is torch's own
 
     def module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """What `module(...)` does while recording."""
-        path = self._paths.get(id(module))
-        if not self.tape.listening or path is None or torch._C._functorch.peek_interpreter_stack() is not None:
+        path, writer = self._paths.get(id(module)), self.writer
+        if not writer.listening or path is None or torch._C._functorch.peek_interpreter_stack() is not None:
             return original(module, *args, **kwargs)
-        count = self._counts[path] = self._counts.get(path, 0) + 1
-        self.tape.stack.append((path if count == 1 else f"{path}@{count}", path, type(module)))
-        try:
-            if path and self.is_leaf(module) and Mode.now() == self.tape.entry:
-                return self._whole(original, module, path, args, kwargs)
+        with writer.in_module(path, type(module)):
+            if path and self._is_leaf(module) and Mode.now() == writer.entry:
+                node = writer.graph.call_module(path, writer.arguments(tuple(args)), writer.arguments(kwargs))
+                return self._opaque(functools.partial(original, module), args, kwargs, writer.placed(node))
             with self._hooks_written(module):
                 return original(module, *args, **kwargs)
-        finally:
-            self.tape.stack.pop()
 
-    def is_leaf(self, module: nn.Module) -> bool:
-        """Whether a module is kept whole: torch's own layers, scripts, and what carries backward hooks."""
+    def _is_leaf(self, module: nn.Module) -> bool:
+        """Whether a module is one node: torch's own layers, scripts, and modules with backward hooks."""
         if isinstance(module, torch.jit.ScriptModule):
             return True
         if module._backward_hooks or module._backward_pre_hooks:
-            return True  # their state lives in one Python call: it cannot be replayed from outside
-        if id(module) not in self._leaves:
-            self._leaves[id(module)] = all(type(m).__module__.startswith("torch.nn") for m in module.modules())
-        if not self._leaves[id(module)] or self._borrows(module):
+            return True  # torch keeps their state on the stack of this one call: nodes cannot replay that
+        if id(module) not in self._of_torch:
+            self._of_torch[id(module)] = all(type(m).__module__.startswith("torch.nn") for m in module.modules())
+        if not self._of_torch[id(module)] or self._borrows(module):
             return False
         # The transformer layers take their fused inference kernel only where no mode listens: keep them whole then.
         whole = isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer) and not (
@@ -66,83 +57,42 @@ class Calls:
 
     def _borrows(self, module: nn.Module) -> bool:
         """Whether weights were put in place for this call, as `torch.func.functional_call` does."""
-        held = [t for m in module.modules() for own in (m._parameters, m._buffers) for t in own.values()]
-        return any(t is not None and id(t) not in self.tape.names for t in held)
+        tables = [table for m in module.modules() for table in (m._parameters, m._buffers)]
+        return any(t is not None and id(t) not in self.writer.names for table in tables for t in table.values())
 
-    def _whole(self, original: Callable[..., Any], module: nn.Module, path: str, args: Any, kwargs: Any) -> Any:
-        def write() -> fx.Node:
-            tape = self.tape
-            return tape.placed(tape.graph.call_module(path, tape.arguments(tuple(args)), tape.arguments(kwargs)))
-
-        return self._opaque(functools.partial(original, module), args, kwargs, write)
-
-    def _opaque(self, function: Callable[..., Any], args: Any, kwargs: Any, write: Callable[[], fx.Node]) -> Any:
-        """Run something whose insides stay out of the graph, and bind what it returns."""
-        node = write()
-        with self.tape.aside():
+    def _opaque(self, function: Callable[..., Any], args: Any, kwargs: Any, node: fx.Node) -> Any:
+        """Run a function whose insides stay out of the graph; `node` makes what it returns."""
+        with self.writer.aside():
             out = function(*unwrap(tuple(args)), **unwrap(kwargs))
-        self.tape.bind(out, node)
-        self.tape.pin(out, node)
+        self.writer.bind(out, node)
+        self.writer.pin(out, node)
         return out
 
     @contextlib.contextmanager
     def _hooks_written(self, module: nn.Module) -> Iterator[None]:
         """Let a module that is recorded from inside call its hooks through nodes, so that replays call them too."""
-        kept = module._forward_pre_hooks.copy(), module._forward_hooks.copy()
-        if not any(kept):
+        tables = (module._forward_pre_hooks, module._forward_hooks)
+        if not any(tables):
             yield
             return
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for key, hook in hooks.items():
-                hooks[key] = functools.partial(self._hook, hook)
+        originals = [table.copy() for table in tables]
+        for table in tables:
+            for key, hook in table.items():
+                table[key] = functools.partial(self._hook, hook)
         try:
             yield
         finally:
-            for hooks, held in zip((module._forward_pre_hooks, module._forward_hooks), kept, strict=True):
-                hooks.update({key: hook for key, hook in held.items() if key in hooks})  # one may have removed itself
+            for table, hooks in zip(tables, originals, strict=True):
+                table.update({key: hook for key, hook in hooks.items() if key in table})  # one may have removed itself
 
     def _hook(self, hook: Callable[..., Any], *args: Any) -> Any:
-        def write() -> fx.Node:
-            return self.tape.write(hook, args, {}, opaque=True)
-
-        return self._opaque(hook, args, {}, write)
+        return self._opaque(hook, args, {}, self.writer.write(hook, args, {}, opaque=True))
 
     def function(self, original: Callable[..., Any], cls: type, args: Any, kwargs: Any) -> Any:
         """What `Function.apply(...)` does while recording: one call, so that its own backward stays."""
-        if not self.tape.listening:
+        if not self.writer.listening:
             return original(*args, **kwargs)
-        if issubclass(cls, CheckpointFunction) and _learns(args):
-            return args[0](*args[2:])  # written by what happens inside: the same numbers, and its parameters are seen
-        return self._opaque(original, args, kwargs, lambda: self.tape.write(original, args, kwargs, opaque=True))
-
-    def attribute_left(self, module: nn.Module, name: str, value: Any) -> None:
-        """For an attribute that holds something else after the run: replays set it too, if its value comes from it."""
-        key = (id(module), name)
-        self.touched.add((self._paths[id(module)], name))
-        if (self.allowed is None or key in self.allowed) and self.tape.reaches(value):
-            self._kept[key] = module
-            self.sets.add(key)
-            self._note(functools.partial(keep, module, name), f"keep_{name}", (value,))
-
-    def buffer_registered(self, module: nn.Module, name: str, value: torch.Tensor) -> None:
-        """For a buffer that the run made: replays make it too."""
-        self.touched.add((self._paths[id(module)], name))
-        persistent = name not in module._non_persistent_buffers_set
-        self._note(functools.partial(keep_buffer, module, name, persistent), f"keep_{name}", (value,))
-
-    def buffer_replaced(self, module: nn.Module, name: str, value: torch.Tensor) -> None:
-        """For a buffer that the run put another in the place of: replays do so too."""
-        self.touched.add((self._paths[id(module)], name))
-        self._note(functools.partial(keep, module, name), f"keep_{name}", (value,))
-
-    def _note(self, function: functools.partial[None], name: str, args: Any) -> None:
-        function.__name__ = name  # type: ignore[attr-defined]  # the name of the node
-        self.tape.write(function, args, {}, opaque=True)
-
-    def is_kept(self, holder: Any, name: str) -> bool:
-        """Whether replays set this attribute."""
-        return (id(holder), name) in self._kept
-
-
-def _learns(args: Any) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        learns = torch.is_grad_enabled() and any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        if issubclass(cls, CheckpointFunction) and learns:
+            return args[0](*args[2:])  # recorded from inside: the same numbers, and its parameters are seen
+        return self._opaque(original, args, kwargs, self.writer.write(original, args, kwargs, opaque=True))

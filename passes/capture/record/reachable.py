@@ -1,4 +1,4 @@
-"""What a function or an object of any class holds on to."""
+"""What a function or an object of any class holds of the run that is recorded."""
 
 import functools
 import types
@@ -8,47 +8,41 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...graph.walk import walk
 from .symbols import is_live
 
-_DEPTH = 5  # how far is searched
+_DEPTH = 5  # how deep is searched: objects handed to torch, and attributes set in a forward, are shallow
 _CLOSED = (
     int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device,
     nn.Module, type, types.ModuleType, types.BuiltinFunctionType,
 )  # fmt: skip
 
 
-def reachable(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
+def reachable(value: Any) -> Iterator[Any]:
     """The tensors and symbols in a value: in its items, its fields, its closure, its bound arguments.
 
-    Modules stay closed: what is set on them in a forward is written down there.
+    Modules stay closed: attributes that are set on them in a forward are recorded there.
     """
-    if is_live(value):
-        yield value
-    elif depth and not isinstance(value, _CLOSED):
-        for item in _held(value):
-            yield from reachable(item, depth - 1)
+    return (held for _, _, held in walk(value, _inside, _DEPTH) if is_live(held))
 
 
-def _held(value: Any) -> Iterator[Any]:
+def _inside(value: Any) -> Any:
     """What a container, a function or an object of any class holds."""
-    if isinstance(value, dict):
-        yield from value.values()
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from value
-    elif isinstance(value, functools.partial):
-        yield from (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, types.MethodType):
-        yield from (value.__self__, value.__func__)
-    elif isinstance(value, types.FunctionType):
-        yield from (cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell))
-        yield from value.__defaults__ or ()
-    elif hasattr(value, "__dict__"):
-        yield from list(vars(value).values())
+    if is_live(value) or isinstance(value, _CLOSED):
+        return None
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return value
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, types.FunctionType):
+        return [*map(_content, value.__closure__ or ()), *(value.__defaults__ or ())]
+    return getattr(value, "__dict__", None)
 
 
-def _is_filled(cell: types.CellType) -> bool:
+def _content(cell: types.CellType) -> Any:
     try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
+        return cell.cell_contents
+    except ValueError:  # a variable that has no value yet
+        return None

@@ -1,122 +1,202 @@
-"""What a run leaves behind in the model: buffers that it replaced, and state that no graph can keep."""
+"""What a run changed in the model: each kind of change has one policy, in `POLICY`.
 
-from collections.abc import Iterator
+    buffer      replaced or made by the run: replayed.    Of another shape, after it was read: refused.
+    attribute   of a module, computed by the run: replayed.    Another number, or a tensor that was read: refused.
+    container   of another length, or with an entry that was read and is another one now: refused.
+    tensor      that the first call made, read and written: refused.    Others: the nodes that write it are replayed.
+    generator   of the model's own, drawn from: refused.
+
+A change that is refused would decide the next call, and no graph could know. It counts only where the model has run
+before (`settled`): a first call may fill caches. What no row names is ignored.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ...errors import CaptureError, StatefulModelError
-from ...graph.nodes import set_attribute
-from ...sandbox.object_graph import Holdings
-from .module_calls import Calls
+from ...graph.equality import equal
+from ...graph.nodes import keep, keep_buffer, set_attribute
+from ...sandbox.object_graph import ObjectGraph
+from ...sandbox.snapshot import ABSENT, Change, Kind, Structure
 from .symbols import is_symbol
-from .writer import Tape
+from .writer import GraphWriter
+
+Attributes = frozenset[tuple[int, str]]  # id of the module, name
 
 _SCALARS = (int, float, bool, str)
+_DRAWS = "the model draws from a random number generator of its own"
 
 
-class Remains:
-    """Compares what hangs on the model before and after a run."""
+class SideEffects:
+    """The side effects of one run: written for replays, or refused.
 
-    def __init__(self, model: nn.Module, tape: Tape, calls: Calls):
-        self.tape, self.calls, self.names = tape, calls, _names(model)
-        self.modules = _plain_modules(model)
-        self.buffers = [(m, key, b) for m in self.modules for key, b in m._buffers.items() if b is not None]
-        self.known = {(id(m), key) for m, key, _ in self.buffers}
-        held = Holdings.of(model)
-        calls.lasting = held.objects
-        self.objects = [(o, dict(vars(o))) for o in held.objects.values()]
-        self.containers = [(c, c.copy() if c else ()) for c in held.containers.values()]
-        self.constants = [(t, t._version) for t in held.tensors.values() if id(t) not in tape.names]
+    Args:
+        allowed: the attributes that replays may set; None: all.
+        settled: the model ran before, so that what changes now changes in every call.
+    """
 
-    def write_back(self) -> None:
-        """Write the buffers that were replaced by assignment, and those that the run made."""
-        for module, key, old in self.buffers:
-            if module._buffers.get(key) is not old:
-                self._write_back(module, key, old)
-        for module in self.modules:
-            for key, new in module._buffers.items():
-                if (id(module), key) not in self.known and new is not None and self.tape.node_of(new) is not None:
-                    self.calls.buffer_registered(module, key, new)
+    def __init__(self, model: nn.Module, writer: GraphWriter, allowed: Attributes | None, settled: bool):
+        self.writer, self.settled = writer, settled
+        self.paths = {id(m): path for path, m in model.named_modules()}
+        self.attributes: Attributes = frozenset()  # those that replays set
+        self.sets: frozenset[tuple[str, str]] = frozenset()  # all that the run set: path of the module, name
+        self._allowed = allowed
+        self._before = Structure(ObjectGraph.of(model))
 
-    def write_attributes(self) -> None:
-        """Write the attributes of modules that hold values of this run."""
-        for holder, before in self.objects:
-            if isinstance(holder, nn.Module) and id(holder) in self.names:
-                for name, new in vars(holder).items():
-                    if before.get(name) is not new:
-                        self.calls.attribute_left(holder, name, new)
-
-    def refuse_state(self) -> None:
-        """Look for what the run read of the model and left different for the next run.
+    def write(self, draws: Iterable[Change]) -> None:
+        """Write the changes that replays make too.
 
         Raises:
-            CaptureError: there is such a thing.
+            CaptureError: a change cannot be replayed.
+            StatefulModelError: the changes decide the next call.
         """
-        if reasons := [*self._changed_attributes(), *self._changed_containers(), *self._changed_constants()]:
-            raise StatefulModelError(reasons)
+        reasons = [POLICY[change.kind](self, change) for change in (*draws, *self._before.changes())]
+        if refused := [reason for reason in reasons if reason is not None]:
+            raise StatefulModelError(refused)
 
-    def _write_back(self, module: nn.Module, key: str, old: torch.Tensor) -> None:
-        new = module._buffers.get(key)
-        if new is None or new.shape != old.shape or new.dtype != old.dtype:
-            if new is None or self.tape.node_of(old) is not None or self.tape.node_of(new) is None:
-                said = f"buffer '{self.tape.names[id(old)]}' is replaced by one of another shape or type"
-                raise CaptureError([said])
-            self.calls.buffer_replaced(module, key, new)  # nobody has read the old one
-            return
-        self.tape.call(set_attribute, (self.tape.attribute(old), "data", self.tape.arguments(new)))
-        module._buffers[key] = old
+    def buffer(self, change: Change) -> str | None:
+        """Replaced by one of its shape: the old one is written to. Else registered, or put in its place."""
+        module, name, old, new = change.holder, change.name, change.old, change.new
+        is_new = old is ABSENT or old is None
+        if id(module) not in self.paths or (is_new and not self._is_computed(new)):
+            return None
+        if not is_new and isinstance(new, torch.Tensor) and new.shape == old.shape and new.dtype == old.dtype:
+            arguments = (self.writer.attribute(old), "data", self.writer.arguments(new))
+            self.writer.call(set_attribute, arguments)
+            module._buffers[name] = old
+            return None
+        if is_new:
+            effect = functools.partial(keep_buffer, module, name, name not in module._non_persistent_buffers_set)
+        elif self._is_computed(new) and self.writer.node_of(old) is None:  # nobody has read the old one
+            effect = functools.partial(keep, module, name)
+        else:
+            path = f"{self.paths[id(module)]}.{name}".lstrip(".")
+            raise CaptureError([f"buffer '{path}' is replaced by one of another shape or type"])
+        self._keep(module, name, effect, new)
+        return None
 
-    def _changed_attributes(self) -> list[str]:
-        found = []
-        for holder, before in self.objects:
-            for name, old in before.items():
-                new = vars(holder).get(name)
-                if not self.calls.is_kept(holder, name) and self._is_state(old, new):
-                    found.append(f"'{name}' of {self._said(holder)} changes with every call: state kept between calls")
-        return found
+    def attribute(self, change: Change) -> str | None:
+        """Set by replays too, if its value comes from the run."""
+        holder, name, old, new = change.holder, change.name, change.old, change.new
+        key = (id(holder), name)
+        if isinstance(holder, nn.Module) and id(holder) in self.paths and new is not ABSENT:
+            self.sets |= {(self.paths[id(holder)], name)}
+            if (self._allowed is None or key in self._allowed) and self.writer.reaches(new):
+                self.attributes |= {key}
+                self._keep(holder, name, functools.partial(keep, holder, name), new)
+                return None
+        if not self.settled or not self._decides(old, new):
+            return None
+        path = self.paths.get(id(holder))
+        owner = f"a {type(holder).__name__}" if path is None else f"'{path}'" if path else "the model"
+        return f"'{name}' of {owner} changes with every call: state kept between calls"
 
-    def _is_state(self, old: Any, new: Any) -> bool:
+    def container(self, change: Change) -> str | None:
+        """Refused where it grows or shrinks, or where the run read an entry that is another one now."""
+        container, before = change.new, change.old
+        if not self.settled:
+            return None
+        if len(container) != len(before):
+            changed = f"has {len(container)} after a call"
+        elif any(self._decides(old, new) for old, new in _pairs(before, container)):
+            changed = "changes with every call"
+        else:
+            return None
+        words = f"a {type(container).__name__} of {len(before)} things in the model"
+        return f"{words} {changed}: state kept between calls"
+
+    def tensor(self, change: Change) -> str | None:
+        """Refused where the first call made it: the graph holds it as a constant."""
+        tensor = change.holder
+        if not self.settled or id(tensor) in self.writer.names or self.writer.node_of(tensor) is None:
+            return None
+        shape = tuple(tensor.shape)
+        return f"a tensor of shape {shape} that the model made in its first call is written in every call"
+
+    def generator(self, _: Change) -> str | None:
+        """Refused: replays of a graph draw from torch's default one."""
+        return _DRAWS
+
+    def _keep(self, module: nn.Module, name: str, effect: "functools.partial[None]", value: Any) -> None:
+        self.sets |= {(self.paths[id(module)], name)}
+        effect.__name__ = f"keep_{name}"  # type: ignore[attr-defined]  # the name of the node
+        self.writer.write(effect, (value,), {}, opaque=True)
+
+    def _is_computed(self, value: Any) -> bool:
+        return value is not None and self.writer.node_of(value) is not None
+
+    def _decides(self, old: Any, new: Any) -> bool:
+        """Whether another value here changes what the next call does: a plain number, or a tensor that was read."""
         if old is new or is_symbol(old):
             return False
         if isinstance(old, _SCALARS):
             return type(new) in _SCALARS and new != old
-        return isinstance(old, torch.Tensor) and self.tape.node_of(old) is not None
+        return isinstance(old, torch.Tensor) and self.writer.node_of(old) is not None
 
-    def _changed_containers(self) -> list[str]:
-        found = []
-        for container, before in self.containers:
-            if len(container) != len(before):
-                changed = f"has {len(container)} after a call"
-            elif any(self._is_state(old, new) for old, new in _pairs(before, container)):
-                changed = "changes with every call"
-            else:
-                continue
-            said = f"a {type(container).__name__} of {len(before)} things in the model"
-            found.append(f"{said} {changed}: state kept between calls")
-        return found
 
-    def _changed_constants(self) -> list[str]:
-        return [
-            f"a tensor of shape {tuple(tensor.shape)} that the model made in its first call is written in every call"
-            for tensor, version in self.constants
-            if tensor._version != version and self.tape.node_of(tensor) is not None
-        ]
+POLICY: dict[Kind, Callable[[SideEffects, Change], str | None]] = {
+    Kind.BUFFER: SideEffects.buffer,
+    Kind.ATTRIBUTE: SideEffects.attribute,
+    Kind.CONTAINER: SideEffects.container,
+    Kind.TENSOR: SideEffects.tensor,
+    Kind.GENERATOR: SideEffects.generator,
+}
 
-    def _said(self, holder: Any) -> str:
-        return self.names.get(id(holder)) or f"a {type(holder).__name__}"
+
+def refuse_exported(changes: Iterable[Change]) -> None:
+    """The policy for exported graphs, which replay nothing but writes to buffers: every other change is refused.
+
+    Args:
+        changes: of a call after the first.
+
+    Raises:
+        CaptureError: there is one.
+    """
+    for change in changes:
+        old, new = change.old, change.new
+        if change.kind is Kind.GENERATOR:
+            raise CaptureError([_DRAWS])
+        if change.kind is Kind.ATTRIBUTE and (
+            (isinstance(old, _SCALARS) and (type(old) is not type(new) or old != new))
+            or isinstance(old, torch.Tensor | np.ndarray)
+        ):
+            raise CaptureError([f"the model sets '{change.name}' in every call, which an exported graph does not"])
+        if change.kind is Kind.CONTAINER and len(old) != len(new):
+            words = "the model collects things in a container in every call, which an exported graph does not"
+            raise CaptureError([words])
+
+
+def refuse_changed_containers(before: Any, after: Any, names: list[str]) -> None:
+    """Refuse a run that put other tensors into the containers among its inputs: they belong to the caller.
+
+    Args:
+        before, after: the inputs, each as its leaves and their structure.
+
+    Raises:
+        StatefulModelError: it did. A graph returns results; it does not reach into lists and caches of the caller.
+    """
+    (leaves, structure), (leaves_after, structure_after) = before, after
+    pairs = zip(names, leaves, leaves_after, strict=False)
+    changed = [f"'{name}'" for name, x, y in pairs if isinstance(x, torch.Tensor) and x is not y]
+    if changed or structure != structure_after or len(leaves) != len(leaves_after):
+        where = changed[0] if changed else "one of its inputs"
+        raise StatefulModelError(
+            [f"the model puts something else into {where}, a container that belongs to the caller"]
+        )
+
+
+def written_inputs(before: list[Any], after: list[Any]) -> tuple[int, ...]:
+    """Which of the tensors among the inputs hold other numbers after the run."""
+    pairs = [(x, y) for x, y in zip(before, after, strict=True) if isinstance(x, torch.Tensor)]
+    return tuple(i for i, (x, y) in enumerate(pairs) if not equal(x, y))
 
 
 def _pairs(before: Any, container: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(before, dict):
         return ((old, container[key]) for key, old in before.items() if key in container)
     return iter(()) if isinstance(container, set) else zip(before, container, strict=True)
-
-
-def _plain_modules(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-
-
-def _names(model: nn.Module) -> dict[int, str]:
-    return {id(m): f"'{path}'" if path else "the model" for path, m in model.named_modules()}

@@ -40,6 +40,10 @@ class Writer(Protocol):
         """Write a guard on a node."""
 
 
+class UnhashableSizeError(TypeError):
+    """A size served as a key, and the recording is one in which sizes cannot be hashed."""
+
+
 class Symbol:
     """A number, the expression (function, arguments) that made it, and the node that holds it once one is written."""
 
@@ -100,7 +104,7 @@ class Symbol:
         # einops and others take their path for symbolic sizes when a size cannot be hashed; where this kills the run,
         # the recorder runs again with hashable sizes, and guards them.
         if not self.writer.hashable:
-            raise TypeError("unhashable type: a size while recording")
+            raise UnhashableSizeError("unhashable type: a size while recording")
         return hash(self.bare())
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:  # any dtype

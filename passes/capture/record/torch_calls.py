@@ -1,8 +1,8 @@
-"""What torch reports of a run: each call of a torch function, written down as the graph needs it."""
+"""Calls of torch functions: each is run, and written by the rule that RULES has for its name."""
 
 import operator
-import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,117 +11,205 @@ from torch.overrides import TorchFunctionMode
 from ...errors import CaptureError
 from ...graph.nodes import set_attribute, set_item
 from .symbols import symbol, unwrap
-from .writer import Tape
+from .writer import GraphWriter
 
-SIZES = {"size", "shape", "numel", "nelement", "stride", "storage_offset"}  # become symbols
-VALUES = {"item", "tolist"}  # become symbols
-# Python gets the bare value, and a guard is written.
-TESTS = {
-    "__bool__", "__int__", "__float__", "__index__", "__complex__", "__len__", "__contains__", "is_nonzero", "equal",
-    "allclose", "numpy", "__array__", "is_contiguous", "is_same_size", "__format__", "__repr__", "__str__",
-}  # fmt: skip
-# Recorded for what they do.
-EFFECTS = {"register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad"}
-RAGGED = {"unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"}  # Python sees how many pieces come
-RANKED = {"squeeze", "squeeze_", "squeeze_copy"}  # Python sees how many dimensions are left
 _LONGEST = 64  # a list of more numbers than this is compared as one constant
 
 
-class Listener(TorchFunctionMode):
-    """Runs each torch call of the model and writes it onto a tape."""
+class TorchCalls(TorchFunctionMode):
+    """Runs each torch call of the model and writes it."""
 
-    def __init__(self, tape: Tape):
+    def __init__(self, writer: GraphWriter):
         super().__init__()
-        self.tape = tape
-        self._shared: list[tuple[Any, ...]] = []  # numpy arrays that look into tensors, and what they held
+        self.writer = writer
+        self._arrays: list[tuple[Any, Any, torch.Tensor, int]] = []  # array on a tensor's memory, its copy, version
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the call, then write it down."""
+        """Run the call, then write it."""
         bare_args, bare_kwargs = unwrap(tuple(args)), unwrap(kwargs or {})
-        if self.tape.inside or threading.get_ident() != self.tape.thread:
+        if not self.writer.listening:
             return function(*bare_args, **bare_kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise CaptureError([f"{self.tape.where()} uses a torch.func transform (vmap, grad, ...)"])
-        with self.tape.aside():
+            raise CaptureError([f"{self.writer.where()} uses a torch.func transform (vmap, grad, ...)"])
+        with self.writer.aside():
             out = function(*bare_args, **bare_kwargs)
         if isinstance(out, torch.Tensor) and out.is_nested:
-            raise CaptureError([f"{self.tape.where()} makes a nested tensor, whose sizes no graph can follow"])
-        return self._heard(function, getattr(function, "__name__", ""), out, args, kwargs or {})
+            raise CaptureError([f"{self.writer.where()} makes a nested tensor, whose sizes no graph can follow"])
+        name = getattr(function, "__name__", "")
+        field = function.__self__.__name__ if name in ("__get__", "__set__") else ""
+        rule = RULES.get(field if field in _SIZES else name, _computes)
+        return rule(self, TorchCall(function, field or name, args, kwargs or {}, out))
 
-    def _heard(self, function: Any, name: str, out: Any, args: Any, kwargs: Any) -> Any:
-        field = function.__self__.__name__ if name in ("__get__", "__set__") else None
-        if (field or name) in SIZES:
-            return self._size(out, function, args[0], *args[1:], **kwargs)
-        if name in VALUES | TESTS:
-            return self._value(name, out, function, args, kwargs)
-        if name == "__set__":
-            self._rebind(args[0], self.tape.call(set_attribute, self.tape.arguments((args[0], field, args[1]))))
-        elif field:
-            self._field(field, out, args[0])
-        elif name == "__setitem__":
-            self._rebind(args[0], self.tape.write(set_item, args, {}))
-        elif _has_tensor(out) or name in EFFECTS or (out is None and _has_tensor((args, kwargs))):
-            self._result(name, out, self.tape.write(function, args, kwargs))
-        return out
-
-    def _result(self, name: str, out: Any, node: Any) -> None:
-        if name in RAGGED:
-            self.tape.guard(self.tape.call(len, (node,)), len(out))
-        if name in RANKED:
-            self.tape.guard(self.tape.call(torch.Tensor.dim, (node,)), out.dim())
-        if out is not None:
-            self.tape.bind(out, node)
-
-    def _rebind(self, tensor: torch.Tensor, node: Any) -> None:
-        self.tape.bind(tensor, node)
-
-    def _field(self, field: str, out: Any, tensor: torch.Tensor) -> None:
-        if isinstance(out, torch.Tensor):
-            self.tape.bind(out, self.tape.call(getattr, self.tape.arguments((tensor, field))))
-
-    def _size(self, out: Any, function: Any, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Sizes of a computed tensor are symbols; those of parameters and constants are numbers."""
-        node = self.tape.node_of(tensor)
-        if node is None or node.op == "get_attr" or not isinstance(out, int | tuple):
-            return out
-        kind = function.__self__.__name__ if function.__name__ == "__get__" else function.__name__
-        method = getattr(torch.Tensor, "size" if kind == "shape" else kind)
-        if isinstance(out, int):
-            return self.tape.size(node, method, out, *unwrap(args), *unwrap(tuple(kwargs.values())))
-        return type(out)(self.tape.size(node, method, v, i) for i, v in enumerate(out))
-
-    def _value(self, name: str, out: Any, function: Any, args: Any, kwargs: Any) -> Any:
-        """Data that leaves the tensors: a symbol where Python can carry one, else the value and a guard on it."""
-        tensor, node = args[0], self.tape.known(args[0])
-        if node is None and not _has_tensor(args[1:]):
-            return out
-        if name == "item" and not isinstance(out, bool | complex):
-            return self._read_now(symbol(self.tape, out, function, tensor))
-        if name == "tolist" and tensor.dim() == 1 and 0 < len(out) <= _LONGEST and type(out[0]) in (int, float):
-            numbers = self.tape.write(function, args, kwargs)
-            self.tape.guard(self.tape.call(len, (numbers,)), len(out))
-            return [symbol(self.tape, v, operator.getitem, numbers, i) for i, v in enumerate(out)]
-        if name in ("__format__", "__repr__", "__str__"):
-            if tensor.dim() == 0 and name == "__format__":
-                self.tape.guard(self.tape.call(torch.Tensor.item, (node,)), tensor.item())
-        elif name in ("numpy", "__array__", "tolist"):
-            self.tape.guard(self.tape.attribute(tensor), tensor.detach())
-            if name != "tolist":
-                self._shared.append((out, out.copy(), tensor, tensor._version))
-        else:
-            self.tape.guard(self.tape.write(function, args, kwargs), out)
-        return out
-
-    @staticmethod
-    def _read_now(number: Any) -> Any:
-        number.write()  # the tensor may be written to before the number is used
-        return number
+    def watch(self, array: Any, tensor: torch.Tensor) -> None:
+        """Remember an array that shares the memory of a tensor."""
+        self._arrays.append((array, array.copy(), tensor, tensor._version))
 
     def finish(self) -> None:
-        """Refuse what went past torch."""
-        for array, held, tensor, version in self._shared:
-            if tensor._version == version and not np.array_equal(array, held, equal_nan=array.dtype.kind == "f"):
+        """Refuse a run that wrote into a tensor through numpy: no call of torch shows that.
+
+        Raises:
+            CaptureError: it did.
+        """
+        for array, copy, tensor, version in self._arrays:
+            if tensor._version == version and not np.array_equal(array, copy, equal_nan=array.dtype.kind == "f"):
                 raise CaptureError(["the model writes into a tensor through numpy"])
+
+
+class TorchCall(NamedTuple):
+    """One call that torch reported, after it ran."""
+
+    function: Any
+    name: str  # of the function, or of the attribute that is read or set
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    @property
+    def spelling(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """What `GraphWriter.write` needs."""
+        return self.function, self.args, self.kwargs
+
+
+# ---- rules: each writes a call, and returns what Python gets
+
+
+def _computes(calls: TorchCalls, call: TorchCall) -> Any:
+    """Every other function: a node, if a tensor comes out or may have been written to."""
+    if _has_tensor(call.out) or (call.out is None and _has_tensor((call.args, call.kwargs))):
+        _write(calls.writer, call)
+    return call.out
+
+
+def _effect(calls: TorchCalls, call: TorchCall) -> Any:
+    """Recorded for what it does, whatever it returns."""
+    _write(calls.writer, call)
+    return call.out
+
+
+def _pieces(calls: TorchCalls, call: TorchCall) -> Any:
+    """Python sees how many pieces come."""
+    _write(calls.writer, call, len, len(call.out))
+    return call.out
+
+
+def _rank(calls: TorchCalls, call: TorchCall) -> Any:
+    """Python sees how many dimensions are left."""
+    _write(calls.writer, call, torch.Tensor.dim, call.out.dim())
+    return call.out
+
+
+def _read_attribute(calls: TorchCalls, call: TorchCall) -> Any:
+    if isinstance(call.out, torch.Tensor):
+        arguments = calls.writer.arguments((call.args[0], call.name))
+        calls.writer.bind(call.out, calls.writer.call(getattr, arguments))
+    return call.out
+
+
+def _set_attribute(calls: TorchCalls, call: TorchCall) -> Any:
+    """`x.data = y` becomes an expression, so that later readers of x depend on it."""
+    arguments = calls.writer.arguments((call.args[0], call.name, call.args[1]))
+    calls.writer.bind(call.args[0], calls.writer.call(set_attribute, arguments))
+    return call.out
+
+
+def _set_item(calls: TorchCalls, call: TorchCall) -> Any:
+    """`x[i] = y` becomes an expression, too."""
+    calls.writer.bind(call.args[0], calls.writer.write(set_item, call.args, {}))
+    return call.out
+
+
+def _size(calls: TorchCalls, call: TorchCall) -> Any:
+    """Sizes of a computed tensor are symbols; those of parameters and constants are numbers."""
+    writer, (tensor, *args) = calls.writer, call.args
+    node = writer.node_of(tensor)
+    if node is None or node.op == "get_attr" or not isinstance(call.out, int | tuple):
+        return call.out
+    method = getattr(torch.Tensor, "size" if call.name == "shape" else call.name)
+    if isinstance(call.out, int):
+        return writer.size(node, method, call.out, *unwrap(args), *unwrap(tuple(call.kwargs.values())))
+    return type(call.out)(writer.size(node, method, v, i) for i, v in enumerate(call.out))
+
+
+def _item(calls: TorchCalls, call: TorchCall) -> Any:
+    """A number from the data: a symbol, where Python can carry one."""
+    if isinstance(call.out, bool | complex):
+        return _test(calls, call)
+    if calls.writer.known(call.args[0]) is None:
+        return call.out
+    number = symbol(calls.writer, call.out, call.function, call.args[0])
+    number.write()  # now: the tensor may be written to before the number is used
+    return number
+
+
+def _list(calls: TorchCalls, call: TorchCall) -> Any:
+    """A short list of numbers is a list of symbols; a long one is compared as a whole."""
+    writer, tensor, out = calls.writer, call.args[0], call.out
+    if writer.known(tensor) is None:
+        return out
+    if tensor.dim() == 1 and 0 < len(out) <= _LONGEST and type(out[0]) in (int, float):
+        numbers = writer.write(*call.spelling)
+        writer.guard(writer.call(len, (numbers,)), len(out))
+        return [symbol(writer, v, operator.getitem, numbers, i) for i, v in enumerate(out)]
+    writer.guard(writer.attribute(tensor), tensor.detach())
+    return out
+
+
+def _array(calls: TorchCalls, call: TorchCall) -> Any:
+    """numpy looks at the memory of a tensor: all of it is guarded, and watched for writes."""
+    tensor = call.args[0]
+    if calls.writer.known(tensor) is not None:
+        calls.writer.guard(calls.writer.attribute(tensor), tensor.detach())
+        calls.watch(call.out, tensor)
+    return call.out
+
+
+def _format(calls: TorchCalls, call: TorchCall) -> Any:
+    """`f"expert_{i}"` looks at a number: such names are keys of dicts."""
+    tensor, writer = call.args[0], calls.writer
+    if tensor.dim() == 0 and (node := writer.known(tensor)) is not None:
+        writer.guard(writer.call(torch.Tensor.item, (node,)), tensor.item())
+    return call.out
+
+
+def _print(calls: TorchCalls, call: TorchCall) -> Any:
+    """`repr(x)` decides nothing: a graph does without it."""
+    return call.out
+
+
+def _test(calls: TorchCalls, call: TorchCall) -> Any:
+    """Python gets a bare value, and a guard says so."""
+    if calls.writer.known(call.args[0]) is not None or _has_tensor(call.args[1:]):
+        calls.writer.guard(calls.writer.write(*call.spelling), call.out)
+    return call.out
+
+
+_SIZES = ("size", "shape", "numel", "nelement", "stride", "storage_offset")
+
+RULES: dict[str, Callable[[TorchCalls, TorchCall], Any]] = {
+    **dict.fromkeys(_SIZES, _size),
+    "item": _item,
+    "tolist": _list,
+    **dict.fromkeys(("numpy", "__array__"), _array),
+    "__format__": _format,
+    **dict.fromkeys(("__repr__", "__str__"), _print),
+    **dict.fromkeys(("__bool__", "__int__", "__float__", "__index__", "__complex__", "__len__", "__contains__"), _test),
+    **dict.fromkeys(("is_nonzero", "equal", "allclose", "is_contiguous", "is_same_size"), _test),
+    "__get__": _read_attribute,
+    "__set__": _set_attribute,
+    "__setitem__": _set_item,
+    **dict.fromkeys(("register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad"), _effect),
+    **dict.fromkeys(("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"), _pieces),
+    **dict.fromkeys(("squeeze", "squeeze_", "squeeze_copy"), _rank),
+}
+
+
+def _write(writer: GraphWriter, call: TorchCall, look: Any = None, seen: Any = None) -> None:
+    """Write a call, and a guard on what Python sees of its result: `look(result) == seen`."""
+    node = writer.write(*call.spelling)
+    if look is not None:  # before its items are written: another number of them must meet the guard first
+        writer.guard(writer.call(look, (node,)), seen)
+    if call.out is not None:
+        writer.bind(call.out, node)
 
 
 def _has_tensor(value: Any) -> bool:

@@ -34,7 +34,7 @@ _PACKAGES = _TORCH.removesuffix("torch" + os.sep)
 _HERE = os.path.dirname(__file__) + os.sep
 
 
-class Tape:
+class GraphWriter:
     """Writes the run of a model into `graph`.
 
     Args:
@@ -46,9 +46,10 @@ class Tape:
         self.graph, self.names, self.hashable = fx.Graph(), names, hashable
         self.constants: dict[str, torch.Tensor] = {}
         self.entry = Mode.now()
-        self.thread = threading.get_ident()
-        self.open, self.inside = True, 0
-        self.stack: list[tuple[str, str, type]] = []  # key (path@2 for a second call), path, class
+        self._thread = threading.get_ident()
+        self._open, self._asides = True, 0
+        self._stack: list[tuple[str, str, type]] = []  # running modules: key (path@2 for a second call), path, class
+        self._calls: dict[str, int] = {}  # path -> how often the module was called
         self._nodes: dict[int, fx.Node] = {}  # id of a live object -> the node that made it
         self._alive: list[Any] = []  # keeps the ids of tuples unique; tensors may be freed while the run goes on
         self._watched: dict[int, weakref.ref[torch.Tensor]] = {}  # id of a tensor -> what tells when it is gone
@@ -57,21 +58,40 @@ class Tape:
         self._front: fx.Node | None = None  # the last node of the front: inputs, then parameters and constants
 
     @property
+    def on_its_thread(self) -> bool:
+        """Whether the running code is on the thread of the recording. Other threads run as ever."""
+        return threading.get_ident() == self._thread
+
+    @property
     def listening(self) -> bool:
-        """Whether what happens now belongs to the model, not to a call that is being written down."""
-        return self.open and not self.inside and threading.get_ident() == self.thread
+        """Whether the running code is the model's, and not a call that is being written already."""
+        return self._open and not self._asides and self.on_its_thread
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
-        """What runs here is not the model's."""
-        self.inside += 1
+        """Write nothing of what runs in the block."""
+        self._asides += 1
         try:
             yield
         finally:
-            self.inside -= 1
+            self._asides -= 1
+
+    @contextlib.contextmanager
+    def in_module(self, path: str, kind: type) -> Iterator[None]:
+        """Write what runs in the block as part of one call of a module."""
+        count = self._calls[path] = self._calls.get(path, 0) + 1
+        self._stack.append((path if count == 1 else f"{path}@{count}", path, kind))
+        try:
+            yield
+        finally:
+            self._stack.pop()
+
+    def close(self) -> None:
+        """The run is over: write nothing more of what happens."""
+        self._open = False
 
     def release(self) -> None:
-        """Let go of all that the run made. Sizes may outlive it, in caches of libraries, and they know their tape."""
+        """Free all that the run made. Sizes may outlive it in caches of libraries, and they hold their writer."""
         self._nodes.clear()
         self._alive.clear()
         self._watched.clear()
@@ -79,12 +99,12 @@ class Tape:
 
     def where(self) -> str:
         """The module that is running, for messages."""
-        return f"'{self.stack[-1][1]}'" if self.stack and self.stack[-1][1] else "the model"
+        return f"'{self._stack[-1][1]}'" if self._stack and self._stack[-1][1] else "the model"
 
     # ---- objects and the nodes that made them
 
     def placeholder(self, name: str, value: torch.Tensor) -> None:
-        """Write an input of the graph. All of them come first; one tensor given twice must be so in every replay."""
+        """Write an input of the graph, before any other node. A tensor given twice must be so in every replay."""
         node = self._front = self.graph.placeholder(name)
         if (same := self._nodes.get(id(value))) is not None:
             self._twins.append((same, node))
@@ -92,12 +112,12 @@ class Tape:
             self.bind(value, node)
 
     def guard_twins(self) -> None:
-        """After the last input: write which of them are the same tensor."""
+        """Write, after the last input, which of them are the same tensor."""
         for one, other in self._twins:
             self.guard(self.call(operator.is_, (one, other)), True)
 
     def bind(self, value: Any, node: fx.Node) -> None:
-        """Remember that `node` makes `value`, and through `getitem` what it holds."""
+        """Remember that `node` makes `value`; what a container holds is made by a `getitem` on it."""
         if isinstance(value, PLAIN):
             return  # None and small numbers are shared objects: an id says nothing about who made them
         if isinstance(value, torch.Tensor | tuple):  # what a list or a dict holds may be another thing soon
@@ -106,7 +126,7 @@ class Tape:
             return
         if type(value) in (list, dict) or isinstance(value, tuple):
             for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                if _may_hold(item):
+                if not isinstance(item, PLAIN):
                     self.bind(item, self.call(operator.getitem, (node, key)))
         elif opens(value):
             for i, leaf in enumerate(flatten(value)[0]):
@@ -114,10 +134,9 @@ class Tape:
                     self.bind(leaf, self.call(leaf_of, (node, i)))
 
     def _remember(self, value: "torch.Tensor | tuple[Any, ...]", node: fx.Node) -> None:
-        """That `node` makes `value`, as long as it lives: another object may have its id after that.
+        """Remember that `node` makes `value` while `value` lives: afterwards another object may have its id.
 
-        A tensor is not kept alive. One that autograd or a view still holds is not gone either, and torch hands out the
-        same object again.
+        A tensor is not kept alive. While autograd or a view holds it, torch hands out the same object again.
         """
         key = id(value)
         self._nodes[key] = node
@@ -133,7 +152,7 @@ class Tape:
             self._alive.append(value)
 
     def pin(self, value: Any, node: fx.Node) -> None:
-        """Guard the bare numbers that an opaque call handed to Python beside its tensors."""
+        """Guard the bare numbers that an opaque call returned beside its tensors."""
         if isinstance(value, int | float | str):
             self.guard(node, value)
         elif type(value) in (list, dict) or isinstance(value, tuple):
@@ -146,7 +165,7 @@ class Tape:
         return self._nodes.get(id(value))
 
     def known(self, tensor: torch.Tensor) -> fx.Node | None:
-        """The node of a tensor that was computed or that the model owns: what may be another one next time."""
+        """The node of a tensor that may differ in the next call (computed, or owned by the model); None: a constant."""
         return self.attribute(tensor) if id(tensor) in self.names else self._nodes.get(id(tensor))
 
     def is_live(self, value: Any) -> bool:
@@ -159,8 +178,8 @@ class Tape:
         if (node := self._nodes.get(id(tensor))) is not None:
             return node
         if tensor.grad_fn is not None:
-            said = f"a tensor of shape {tuple(tensor.shape)} in {self.where()}"
-            raise CaptureError([f"{said} was made by a call that torch does not report"])
+            tensor_in_words = f"a tensor of shape {tuple(tensor.shape)} in {self.where()}"
+            raise CaptureError([f"{tensor_in_words} was made by a call that torch does not report"])
         name = self.names.get(id(tensor))
         if name is None:
             name = f"_constant_{len(self.constants)}"
@@ -173,16 +192,16 @@ class Tape:
     def size(self, node: fx.Node, method: Any, value: int, *args: Any) -> Int:
         """The symbol of one size of a tensor; the same one each time it is asked for."""
         key = (node, method, args)
-        found = self._sizes.get(key)
-        if found is None or found.value != value:  # resized in place
-            found = self._sizes[key] = Int(self, value, method, node, *args)
-        return found
+        symbol = self._sizes.get(key)
+        if symbol is None or symbol.value != value:  # resized in place
+            symbol = self._sizes[key] = Int(self, value, method, node, *args)
+        return symbol
 
     # ---- arguments
 
     def arguments(self, value: Any) -> Any:
         """The arguments of a call with nodes in the place of tensors and symbols."""
-        return rebuild(value, self._argument)  # a container by what it holds now: lists change, and tensors are written
+        return rebuild(value, self._argument)  # a container as it is now: the model may change a list later
 
     def _argument(self, value: Any) -> Any:
         if (node := self._nodes.get(id(value))) is not None:
@@ -204,13 +223,13 @@ class Tape:
         return self._object(value)
 
     def _object(self, value: Any) -> Any:
-        """A function or an object. One that holds values of this run must not be kept as it is."""
-        if callable(value) or not self.reaches(value):
-            if self.reaches(value):
-                raise CaptureError([f"{self.where()} hands torch a function that holds tensors or sizes of this call"])
+        """A function or an object. One that holds values of this run is built anew in every replay."""
+        if not self.reaches(value):
             return value
-        found, tree = take_apart(value, is_live)
-        return self.call(Call(tree.build), (list(map(self.arguments, found)),))
+        if callable(value):
+            raise CaptureError([f"{self.where()} hands torch a function that holds tensors or sizes of this call"])
+        live, tree = take_apart(value, is_live)
+        return self.call(Call(tree.build), (list(map(self.arguments, live)),))
 
     def reaches(self, value: Any) -> bool:
         """Whether a value holds tensors or symbols that were computed in this run, in its fields or in its closure."""
@@ -259,23 +278,15 @@ class Tape:
 
     def placed(self, node: fx.Node) -> fx.Node:
         """The node with the module calls that it belongs to."""
-        node.meta["nn_module_stack"] = {key: (path, kind) for key, path, kind in self.stack if path}
+        node.meta["nn_module_stack"] = {key: (path, kind) for key, path, kind in self._stack if path}
         return node
 
 
-def _may_hold(item: Any) -> bool:
-    return not isinstance(item, PLAIN)
-
-
 def _plain(value: Any) -> bool:
-    found = True
-
-    def look(v: Any) -> None:
-        nonlocal found
-        found = found and isinstance(v, PLAIN)
-
-    rebuild(value, look)
-    return found
+    """Whether fx can write a value into its code."""
+    strange: list[Any] = []
+    rebuild(value, lambda leaf: None if isinstance(leaf, PLAIN) else strange.append(leaf))
+    return not strange
 
 
 def _caller() -> str:

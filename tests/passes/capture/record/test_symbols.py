@@ -12,7 +12,7 @@ from torch import nn
 
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.capture.record.symbols import Float, Int, symbol, unwrap
-from dnigraph.passes.capture.record.writer import Tape
+from dnigraph.passes.capture.record.writer import GraphWriter
 from dnigraph.passes.errors import GuardMiss
 from dnigraph.passes.graph.nodes import guard
 from dnigraph.passes.graph.pytrees import flatten
@@ -324,8 +324,8 @@ def test_what_a_guard_has_pinned_is_a_plain_number_from_then_on():
 
 
 @pytest.fixture
-def tape():
-    return Tape({})
+def writer():
+    return GraphWriter({})
 
 
 @pytest.mark.parametrize(
@@ -367,27 +367,27 @@ def tape():
         lambda n: np.zeros(n).shape,
     ],
 )
-def test_a_symbol_computes_like_its_number(tape, compute):
-    number = symbol(tape, 5, torch.Tensor.size, tape.graph.placeholder("x"), 0)
+def test_a_symbol_computes_like_its_number(writer, compute):
+    number = symbol(writer, 5, torch.Tensor.size, writer.graph.placeholder("x"), 0)
 
     assert unwrap(compute(number)) == compute(5)
 
 
-def test_a_symbol_writes_nothing_until_an_operation_uses_it(tape):
-    x = tape.graph.placeholder("x")
-    number = symbol(tape, 5, torch.Tensor.size, x, 0)
+def test_a_symbol_writes_nothing_until_an_operation_uses_it(writer):
+    x = writer.graph.placeholder("x")
+    number = symbol(writer, 5, torch.Tensor.size, x, 0)
 
     made = number * 2 + 1
-    assert [n.op for n in tape.graph.nodes] == ["placeholder"]
+    assert [n.op for n in writer.graph.nodes] == ["placeholder"]
     made.write()
-    assert [n.name for n in tape.graph.nodes] == ["x", "size", "mul", "add"]
+    assert [n.name for n in writer.graph.nodes] == ["x", "size", "mul", "add"]
 
 
 def test_a_symbol_of_an_earlier_run_is_a_number():
-    old = Tape({})
+    old = GraphWriter({})
     stale = symbol(old, 5, torch.Tensor.size, old.graph.placeholder("x"), 0)
-    old.open = False
-    new = Tape({})
+    old.close()
+    new = GraphWriter({})
     fresh = symbol(new, 7, torch.Tensor.size, new.graph.placeholder("x"), 0)
 
     assert stale < fresh
@@ -395,15 +395,15 @@ def test_a_symbol_of_an_earlier_run_is_a_number():
     assert not any(n.target is guard for n in old.graph.nodes)
 
 
-def test_integers_and_floats_have_symbols_and_pass_for_numbers(tape):
-    node = tape.graph.placeholder("x")
+def test_integers_and_floats_have_symbols_and_pass_for_numbers(writer):
+    node = writer.graph.placeholder("x")
 
-    whole, broken = symbol(tape, 3, torch.Tensor.item, node), symbol(tape, 0.5, torch.Tensor.item, node)
+    whole, broken = symbol(writer, 3, torch.Tensor.item, node), symbol(writer, 0.5, torch.Tensor.item, node)
 
     assert type(whole) is Int and isinstance(whole, int)
     assert type(broken) is Float and isinstance(broken, float)
     assert broken.is_integer() is False
-    assert symbol(tape, 1j, torch.Tensor.item, node) == 1j
+    assert symbol(writer, 1j, torch.Tensor.item, node) == 1j
 
 
 @pytest.mark.parametrize(

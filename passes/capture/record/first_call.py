@@ -1,0 +1,91 @@
+"""What the first call of a model decides for later ones: caches that it fills, statistics of its inputs, lost hooks.
+
+A capture may be the first call of a model. What later calls read of it must be made anew in every replay, or else
+depend on nothing that changes.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from ...errors import FirstCallError, StatefulModelError
+from ...graph.captured_graph import CapturedGraph
+from ...sandbox.example import one_more_row, varied
+from ...sandbox.object_graph import ObjectGraph
+from ...sandbox.runs import Run
+from ...sandbox.snapshot import Kind
+from .session import Session
+
+SEED = 1  # of plain runs, any number; recordings have others, so that what Python draws shows
+CALL_BEFORE = "call the model once before"
+_OTHER_WEIGHTS = 0.875  # what weights are multiplied by: near enough to one that the model still runs
+
+
+class FirstCall:
+    """A plain run, the first of a session, and what it left in the model."""
+
+    def __init__(self, session: Session):
+        self._session = session
+        model, known = session.model, session.before.structure.graph.tensors
+        hooks = _hooks(model)
+        self.run = session.plain(session.leaves, SEED)  # the model's own errors come up here
+        _refuse_lost_hooks(hooks, _hooks(model))
+        self._changes = any(c.kind in (Kind.ATTRIBUTE, Kind.CONTAINER) for c in session.before.structure.changes())
+        self.caches = {key: t for key, t in ObjectGraph.of(model).tensors.items() if key not in known}
+
+    def is_read_by(self, captured: CapturedGraph) -> bool:
+        """Whether a graph reads a tensor that this call made."""
+        return any(id(t) in self.caches for t in captured.constants.values())
+
+    def refuse_other_results(self, later: Run) -> None:
+        """Check that a later run gives what the first one gave.
+
+        Raises:
+            StatefulModelError: it does not.
+        """
+        if wrong := self.run.differences(later):
+            words = f"the first call of the model gives other {wrong[0]} than later ones: {CALL_BEFORE}"
+            raise StatefulModelError([words])
+
+    def refuse_decisions(self) -> None:
+        """Check that what this call made does not depend on its inputs nor, in train mode, on the present weights.
+
+        Raises:
+            StatefulModelError: a call gives other results after a first call with other inputs or weights.
+        """
+        if not self._changes:
+            return
+        session, runs = self._session, []
+        scale = _OTHER_WEIGHTS if session.model.training else 1.0  # weights are at rest in eval mode
+        for other in (None, self._other_inputs()):
+            session.before.restore()
+            if other is not None:
+                session.plain(other, SEED)
+            try:
+                runs.append(session.plain(session.leaves, SEED, scale))
+            except Exception:  # with other weights it may fail; after other inputs, `prove` has run it
+                return
+        if wrong := runs[0].differences(runs[1]):
+            words = f"what the first call makes of its inputs or weights decides the {wrong[0]} of later ones"
+            raise StatefulModelError([f"{words}: {CALL_BEFORE}, if that is when it gets ready"])
+
+    def _other_inputs(self) -> list[Any]:
+        """Other inputs, as far from the example as the model takes them."""
+        for other in (one_more_row(self._session.leaves), varied(self._session.leaves)):
+            try:
+                if other is not None:
+                    self._session.plain(other, SEED)
+                    return other
+            except Exception:
+                continue
+        return self._session.leaves
+
+
+def _hooks(model: nn.Module) -> dict[str, list[int]]:
+    return {path: [*m._forward_pre_hooks, *m._forward_hooks] for path, m in model.named_modules()}
+
+
+def _refuse_lost_hooks(before: dict[str, list[int]], now: dict[str, list[int]]) -> None:
+    if lost := [path for path, keys in before.items() if not set(keys) <= set(now.get(path, ()))]:
+        place = f"'{lost[0]}'" if lost[0] else "the model"
+        raise FirstCallError([f"a hook of {place} is gone after one call: {CALL_BEFORE}"])

@@ -1,0 +1,36 @@
+"""The one walk over what objects hold. Each caller says what stays closed to it, and how deep it looks."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+ATOMS = frozenset((bool, int, float, str, bytes, type(None)))  # hold nothing, and are most of what a module holds
+
+
+def walk(
+    root: Any,
+    inside: Callable[[Any], Any],
+    depth: int,
+    anew: type | tuple[()] = (),
+    opened: dict[int, int] | None = None,
+) -> Iterator[tuple[Any, Any, Any]]:
+    """What can be reached from `root`, itself included, depth first: the table that holds it, its key there, itself.
+
+    Args:
+        inside: the table (dict or sequence) of what a value holds; None where it stays closed.
+        depth: how many tables lie between the root and the deepest value.
+        anew: a class whose objects are looked into to the full depth, wherever they are found.
+        opened: id -> depth that was left, of what earlier walks opened; those values are not visited again.
+    """
+    opened = {} if opened is None else opened
+    pending: list[tuple[Any, Any, Any, int]] = [(None, None, root, depth)]
+    while pending:
+        table, key, value, left = pending.pop()
+        if opened.get(id(value), -1) >= left:
+            continue
+        yield table, key, value
+        contents = inside(value) if left else None
+        if contents is not None:
+            opened[id(value)] = depth if isinstance(value, anew) else left
+            items = contents.items() if isinstance(contents, dict) else enumerate(contents)
+            below = depth if isinstance(value, anew) else left - 1
+            pending += reversed([(contents, k, v, below) for k, v in items if type(v) not in ATOMS])
