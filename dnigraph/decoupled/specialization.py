@@ -1,4 +1,4 @@
-"""One captured path of a model, cut into parts and ready to run."""
+"""One specialization of a model: the graph of one mode and one way through its code, cut into parts, ready to run."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,19 +72,24 @@ class Through(nn.Module):
 
 def assemble(cut: Specialization, model: nn.Module, boundaries: nn.ModuleDict) -> Specialization:
     """A copy with modules of its own. `boundaries` holds, by key, those that the top graph calls."""
-    made = replace(cut, proven=set(), silent=set())
-    made.assembly = Assembly(model, cut.captured.constants)
-    made.parts = {name: made.assembly.module(graph, name) for name, graph in cut.split.graphs.items()}
+    result = replace(cut, proven=set(), silent=set())
+    result.assembly = Assembly(model, cut.captured.constants)
+    result.parts = {}
+    for name, part in cut.split.graphs.items():
+        result.parts[name] = result.assembly.module(part, name)
     graph = insert_boundaries(cut.split.top, cut.plan)
-    made.top = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Decoupled")
     holder = nn.Module()
-    called = [str(n.target).removeprefix("dni.") for n in graph.nodes if str(n.target).startswith("dni.")]
-    holder._modules = {key: boundaries[key] if key in boundaries else Through() for key in called}
-    made.top.graph = graph  # first: it would have the code of all modules below written again
-    made.top._modules |= {**made.parts, "dni": holder}
-    return made
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target.startswith("dni."):
+            key = node.target.removeprefix("dni.")
+            holder._modules[key] = boundaries[key] if key in boundaries else Through()
+    result.top = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Decoupled")
+    # The graph comes before the modules: fx writes the code of all graph modules below anew when it is set.
+    result.top.graph = graph
+    result.top._modules |= {**result.parts, "dni": holder}
+    return result
 
 
 def sizes(inputs: list[Any]) -> tuple[Any, ...]:
     """The sizes of the inputs, to remember at which ones the guards held."""
-    return tuple(v.shape if isinstance(v, torch.Tensor) else v for v in inputs)
+    return tuple([v.shape if isinstance(v, torch.Tensor) else v for v in inputs])

@@ -1,7 +1,13 @@
-"""Divide a chain into stretches whose largest costs as little as can be. Numbers only."""
+"""Divide a chain into stretches whose largest costs as little as can be. Numbers only.
+
+Source:
+    The linear partition problem (min-max), with bisection over the limit: Pinar and Aykanat 2004, "Fast optimal load
+    balancing algorithms for 1D partitioning". Of the best divisions the one with the least weights is found by dynamic
+    programming over the stretches.
+"""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -46,10 +52,9 @@ class Chain:
         """
         starts = self._starts(self._limit(count))
         first, last = self._windows(count, starts)
-        values: Ints = np.zeros(
-            1, dtype=np.int64
-        )  # for each station that the k-th stretch may end at: the least weights
-        choices: list[Ints] = []  # and where the stretch then begins
+        # 1. For each station at which the k-th stretch may end: the least weights, and where the stretch then begins.
+        values: Ints = np.zeros(1, dtype=np.int64)
+        choices: list[Ints] = []
         for k in range(1, count + 1):
             here = np.arange(first[k], last[k] + 1)
             low = np.maximum(starts[here], first[k - 1])
@@ -57,18 +62,23 @@ class Chain:
             best = _least_in(values, low - first[k - 1], high - first[k - 1])
             values = self.weights[here] + values[best]
             choices.append(best + first[k - 1])
-        found, station = [], len(self.at) - 1
+        # 2. Back from the end: the beginning of each stretch is the end of the one before.
+        places, station = [], len(self.at) - 1
         for k in range(count, 1, -1):
             station = int(choices[k - 1][station - first[k]])
-            found.append(station - 1)
-        return tuple(reversed(found))
+            places.append(station - 1)
+        return tuple(reversed(places))
 
     def _limit(self, count: int) -> int:
-        """The least that all stretches with places inside can be kept to."""
-        return _first(0, self.at[-1], lambda limit: self._count(limit) <= count)
+        """The least possible cost of the largest stretch, not counting stretches that cannot be divided.
+
+        Bisection: a higher limit never needs more stretches.
+        """
+        limits = range(self.at[-1])
+        return bisect_left(limits, True, key=lambda limit: self._count(limit) <= count)
 
     def _count(self, limit: int) -> int:
-        """How many stretches there must be if none costs more than `limit` but those without a place inside."""
+        """How many stretches there must be if none costs more than `limit`, save those that cannot be divided."""
         station = count = 0
         while station < len(self.at) - 1:
             station = self._next(station, limit)
@@ -88,7 +98,7 @@ class Chain:
     def _windows(self, count: int, starts: Ints) -> tuple[list[int], list[int]]:
         """The first and the last station at which the k-th of `count` stretches may end, from k = 0."""
         end = len(self.at) - 1
-        latest = np.searchsorted(starts, np.arange(len(starts)), side="right") - 1  # the other way round
+        latest = np.searchsorted(starts, np.arange(len(starts)), side="right") - 1  # the last end from each start
         first, last = [end], [0]
         for _ in range(count):
             first.append(int(starts[first[-1]]))
@@ -98,27 +108,23 @@ class Chain:
         return first, last
 
 
-def _first(low: int, high: int, holds: Callable[[int], bool]) -> int:
-    """The first number of a range for which something holds that holds from there on; `high` if for none before it."""
-    return bisect_left(range(low, high), True, key=holds) + low
-
-
 def _least_in(values: Ints, low: Ints, high: Ints) -> Ints:
     """For each window the index of its least value, the first of several.
 
-    A table holds the same for all windows of 1, 2, 4, ... values: two of them cover any window.
+    Range minimum queries by a sparse table (Bender and Farach-Colton 2000): it holds the answers for all windows of
+    1, 2, 4, ... values, and two of these cover any window.
     """
     table = [np.arange(len(values))]
     width = 1
     while 2 * width <= int((high - low).max()) + 1:
         table.append(_less(values, table[-1][:-width], table[-1][width:]))
         width *= 2
-    found = np.empty_like(low)
-    row = np.frexp((high - low + 1).astype(np.float64))[1] - 1  # the whole part of the logarithm
+    result = np.empty_like(low)
+    row = np.frexp((high - low + 1).astype(np.float64))[1] - 1  # the whole part of the binary logarithm of the width
     for r in range(len(table)):
-        asked = np.flatnonzero(row == r)
-        found[asked] = _less(values, table[r][low[asked]], table[r][high[asked] - (1 << r) + 1])
-    return found
+        windows = np.flatnonzero(row == r)
+        result[windows] = _less(values, table[r][low[windows]], table[r][high[windows] - (1 << r) + 1])
+    return result
 
 
 def _less(values: Ints, one: Ints, other: Ints) -> Ints:
