@@ -1,4 +1,8 @@
-"""The drawing of a cut graph: parts, the values that cross between them, and what stands on each crossing."""
+"""From a plan to a picture: parts, the values that cross between them, and what stands on each crossing.
+
+plan ─items─► what is shown ─rows─► boxes in rows ─wires─► lines between them ─columns─► places ─svg─► page ─html
+                    └─text─► Graphviz, Mermaid, JSON
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 import dnigraph as dg
 from dnigraph.passes.capture import ladder
-from dnigraph.passes.capture.module_graph import events, observe
 from dnigraph.passes.graph.pytrees import HOLE, Tree
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -301,19 +300,6 @@ def test_no_hook_is_left_on_the_model_also_after_an_error():
     assert count_of_hooks(model) == 0
 
 
-def test_the_observation_leaves_the_model_as_it_was():
-    model = Moody()
-    state, flags = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
-    here = torch.get_rng_state()
-
-    observe(model, (X,), {})
-
-    assert count_of_hooks(model) == 0
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert [m.training for m in model.modules()] == flags
-    assert torch.equal(torch.get_rng_state(), here)
-
-
 def test_other_threads_call_the_model_unhooked():
     model = Skipping()
     dm = wrongly(model, "a")
@@ -446,15 +432,6 @@ def test_what_only_one_call_would_settle_ends_the_climb():
         dg.decouple(nn.LazyLinear(3), [], (X,))
 
     assert len(caught.value.reasons) == 1
-
-
-def test_events_are_the_borders_of_modules_in_order():
-    graph = observe(Skipping(), (X,), {})
-
-    assert [node.name for node in events(graph)] == ["a", "b_in", "b", "c_in", "c"]
-    reads = {node.name: [n.name for n in node.all_input_nodes] for node in graph.nodes}
-    assert reads["c_in"] == ["a", "b"]
-    assert reads["output"] == ["c"]
 
 
 def test_a_rung_whose_graph_is_not_the_model_is_not_used(monkeypatch):

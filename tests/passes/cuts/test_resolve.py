@@ -291,14 +291,6 @@ def test_without_an_example_all_that_is_computed_may_carry_one():
 # ---- marks
 
 
-def test_a_mark_is_the_identity_anywhere_else():
-    x = torch.randn(2)
-
-    assert marker.cut(x) is x
-    assert marker.cut(3) == 3 and marker.cut("text") == "text" and marker.cut(None) is None
-    assert marker.cut([x, {"a": x}], "name") == [x, {"a": x}]
-
-
 def test_a_mark_on_several_tensors_cuts_them_all():
     class Marks(nn.Module):
         def __init__(self):

@@ -5,11 +5,12 @@ import warnings
 import pytest
 import torch
 from kit.replay import Doing
-from torch import nn
+from torch import fx, nn
 
 from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.graph.guards import Trust, trust
+from dnigraph.passes.graph.nodes import guard
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -87,3 +88,21 @@ def test_the_sizes_that_a_script_makes_are_data():
         model.script = torch.jit.script(Positive())
 
     assert trust_in(model) is Trust.NEVER
+
+
+@pytest.mark.parametrize(
+    ("home", "expected"), [("torch.somewhere", Trust.SAME_SIZES), ("torchlike.ops", Trust.NEVER), ("mine", Trust.NEVER)]
+)
+def test_the_sizes_that_a_function_of_another_library_makes_are_data(home, expected):
+    def some(x):
+        return x[x[:, 0] > 0]
+
+    some.__module__ = home
+    graph = fx.Graph()
+    rows = graph.call_function(some, (graph.placeholder("x"),))
+    count = graph.call_function(len, (rows,))
+    rows.meta, count.meta = {"shape": (3, 4), "flops": 0}, {"flops": 0}
+    graph.call_function(guard, (count, 3, ""))
+    graph.output((rows,))
+
+    assert trust(graph) is expected

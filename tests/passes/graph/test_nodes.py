@@ -1,0 +1,95 @@
+"""The functions and keys that captured graphs have beside those of fx."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx, nn
+
+import dnigraph as dg
+import dnigraph.passes
+from dnigraph.passes.errors import GuardMiss
+from dnigraph.passes.graph.nodes import Call, Mode, NodeMeta, guard, keep_buffer, leaf_of, set_attribute, set_item
+
+X = torch.arange(6.0).reshape(2, 3)
+
+
+def test_a_call_runs_under_the_mode_that_it_was_made_under():
+    outside = Mode.now()
+    with torch.no_grad():
+        call = Call(torch.exp, Mode.now(), outside)
+
+    assert not call(X.clone().requires_grad_()).requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_arguments_that_fx_cannot_spell_go_around_the_nodes():
+    call = Call(lambda pair, *, scale: pair["x"] * scale, slots=(({"x": fx.Node},), {"scale": 2}))
+
+    assert torch.equal(call(X), X * 2)
+    assert copy.deepcopy(call) is call
+
+
+def test_a_guard_holds_for_what_it_was_made_of_also_where_that_is_not_a_number():
+    guard(3, 3)
+    guard(float("nan"), float("nan"))
+    guard(X / 0, X.clone() / 0)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(4, 3), (True, False), (X, X + 1), (X, X.double())])
+def test_a_guard_that_misses_says_where(value, expected):
+    with pytest.raises(GuardMiss, match=r"model\.py:7"):
+        guard(value, expected, "model.py:7")
+
+
+def test_assignments_return_the_tensor_so_that_readers_wait_for_them():
+    x = X.clone()
+
+    assert set_item(x, 0, 5.0) is x and x[0].eq(5).all()
+    assert set_attribute(x, "data", X) is x and torch.equal(x, X)
+    assert leaf_of({"a": 1, "b": [2, 3]}, 2) == 3
+
+
+def test_effects_survive_the_elimination_of_dead_code():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    for target, args in ((guard, (x, 1, "")), (set_item, (x, 0, 1)), (torch.exp, (x,))):
+        graph.call_function(target, args)
+    graph.output(())
+
+    graph.eliminate_dead_code()
+
+    assert [node.target for node in graph.find_nodes(op="call_function", target=torch.exp)] == []
+    assert len(graph.find_nodes(op="call_function", target=guard)) == 1
+    assert len(graph.find_nodes(op="call_function", target=set_item)) == 1
+
+
+def test_a_table_in_a_buffer_stays_where_it_is_larger_and_begins_alike():
+    module = nn.Module()
+
+    keep_buffer(module, "table", False, X)
+    keep_buffer(module, "table", False, X[:1])
+    assert module.table is X
+    keep_buffer(module, "table", True, X[:1] + 1)
+    assert torch.equal(module.table, X[:1] + 1) and "table" in module.state_dict()
+
+
+def test_the_code_spells_no_other_keys_of_meta_than_the_contract_lists_and_reads_all_of_them():
+    paths = [path for package in (dg, dnigraph.passes) for path in Path(package.__path__[0]).rglob("*.py")]
+    source = "\n".join(path.read_text() for path in paths)
+    written = set(re.findall(r'meta\["(\w+)"\](?:, \S+)* =', source))
+    read = set(re.findall(r'meta(?:\[|\.get\()"(\w+)"(?!\](?:, \S+)* =)', source))
+    read |= set(re.findall(r'"(\w+)" (?:not )?in [\w.]*meta\b', source))
+
+    foreign = {
+        "tensor_dict",
+        "_dynamo_static_input_type",
+        "example_value",
+        "val",
+    }  # torch's, in graphs that are not ours yet
+    of_top_graphs = {"value", "part", "boundary"}  # read by the names of constants
+    assert len(paths) > 100 and len(written) > 10
+    assert written | read - foreign <= NodeMeta.__annotations__.keys()
+    assert NodeMeta.__annotations__.keys() <= read | of_top_graphs
