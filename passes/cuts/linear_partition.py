@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+FAR = np.iinfo(np.int64).max  # the weights on the way to a station that no stretch can end at
 
 
 class Chain:
@@ -50,22 +51,21 @@ class Chain:
             for the largest of the others, down to one that can be divided.
             All that being so, the sum of the weights is least.
         """
-        starts = self._starts(self._limit(count))
-        first, last = self._windows(count, starts)
-        # 1. For each station at which the k-th stretch may end: the least weights, and where the stretch then begins.
-        values: Ints = np.zeros(1, dtype=np.int64)
-        choices: list[Ints] = []
-        for k in range(1, count + 1):
-            here = np.arange(first[k], last[k] + 1)
-            low = np.maximum(starts[here], first[k - 1])
-            high = np.minimum(here - 1, last[k - 1])
-            best = _least_in(values, low - first[k - 1], high - first[k - 1])
-            values = self.weights[here] + values[best]
-            choices.append(best + first[k - 1])
+        at = np.array(self.at, dtype=np.int64)
+        before = np.maximum(np.arange(len(at)) - 1, 0)  # a stretch that cannot be divided may cost more than the limit
+        starts = np.minimum(np.searchsorted(at, at - self._limit(count)), before)  # where a stretch to here may begin
+        # 1. For each station, if a stretch ends there: the least weights so far, and where the stretch then begins.
+        least: Ints = np.full(len(at), FAR, dtype=np.int64)
+        least[0] = 0
+        begins: list[Ints] = []
+        for _ in range(count):
+            begins.append(_least_in(least, starts[1:], np.arange(len(starts) - 1)))
+            best = least[begins[-1]]
+            least = np.append(FAR, np.where(best == FAR, FAR, best + self.weights[1:]))
         # 2. Back from the end: the beginning of each stretch is the end of the one before.
-        places, station = [], len(self.at) - 1
-        for k in range(count, 1, -1):
-            station = int(choices[k - 1][station - first[k]])
+        places, station = [], len(starts) - 1
+        for stations in reversed(begins[1:]):
+            station = int(stations[station - 1])
             places.append(station - 1)
         return tuple(reversed(places))
 
@@ -81,31 +81,9 @@ class Chain:
         """How many stretches there must be if none costs more than `limit`, save those that cannot be divided."""
         station = count = 0
         while station < len(self.at) - 1:
-            station = self._next(station, limit)
+            station = max(station + 1, bisect_right(self.at, self.at[station] + limit) - 1)
             count += 1
         return count
-
-    def _next(self, station: int, limit: int) -> int:
-        """The last station to which a stretch may go."""
-        return max(station + 1, bisect_right(self.at, self.at[station] + limit) - 1)
-
-    def _starts(self, limit: int) -> Ints:
-        """For each station the first one from which a stretch may come."""
-        at = np.array(self.at, dtype=np.int64)
-        before = np.maximum(np.arange(len(at)) - 1, 0)
-        return np.minimum(np.searchsorted(at, at - limit), before)
-
-    def _windows(self, count: int, starts: Ints) -> tuple[list[int], list[int]]:
-        """The first and the last station at which the k-th of `count` stretches may end, from k = 0."""
-        end = len(self.at) - 1
-        latest = np.searchsorted(starts, np.arange(len(starts)), side="right") - 1  # the last end from each start
-        first, last = [end], [0]
-        for _ in range(count):
-            first.append(int(starts[first[-1]]))
-            last.append(int(latest[last[-1]]))
-        first = [max(station, k) for k, station in enumerate(reversed(first))]
-        last = [min(station, end - (count - k)) for k, station in enumerate(last)]
-        return first, last
 
 
 def _least_in(values: Ints, low: Ints, high: Ints) -> Ints:

@@ -152,6 +152,11 @@ def entering(group: Group) -> list[Edge]:
     return edges
 
 
+def nothing_enters(group: Group) -> str:
+    """Why no edge into a group carries a gradient."""
+    return f"nothing that learns flows into '{group.name}'; it begins the model"
+
+
 def nothing_leaves(group: Group) -> str:
     """Why no edge out of a group carries a gradient."""
     nodes = group.nodes
