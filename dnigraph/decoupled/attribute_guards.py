@@ -1,4 +1,4 @@
-"""What graphs take for granted of a model's Python side, and users change: `model.temperature = 0.5` each epoch."""
+"""Guards on attributes: plain values on a model that a graph took as constants: `model.temperature = 0.5`."""
 
 import functools
 import types
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-_ATOMS = frozenset((bool, int, float, str, type(None)))
+from ..passes.graph.walk import ATOMS, walk
+
 _SINGLE = (np.generic, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 _OWN = frozenset((*vars(nn.Module()), "training"))  # what every module has; modes are looked at elsewhere
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_DEPTH = 4  # how far configurations are followed
+_DEPTH = 3  # how far objects on a module are followed: a list in a configuration in a configuration
 _LONG = 16  # a list of more values is a log, no setting
 
 
@@ -42,11 +43,11 @@ class Settings:
         try:
             if [key for table, key, value in self._links if table[key] is not value]:
                 self._look()
-            found = [v if type(v) in _ATOMS else _told(v) for held, get in self._held for v in get(held)]
+            values = [v if type(v) in ATOMS else _comparable(v) for table, get in self._tables for v in get(table)]
         except (KeyError, IndexError, AttributeError):  # one is gone
             self._look()
             return self.now()
-        return (*found, *[(p.dtype, p.device) for p in self._ends])
+        return (*values, *[(p.dtype, p.device) for p in self._ends])
 
     def learning(self) -> tuple[bool, ...]:
         """Which of the weights learn."""
@@ -73,31 +74,36 @@ class Settings:
             self._look()
 
     def _look(self) -> None:
+        """Find all that is to be looked at."""
         self.modules = list(self._model.modules())
         self._children = [m._modules for m in self.modules if isinstance(m._modules, dict) and m._modules]
         self._placed = list(chain.from_iterable(map(dict.values, self._children)))
         opened = [m for m in self.modules if m._modules or not _is_torchs(m)]
         self._hooks = [vars(m)[name] for m in opened for name in _HOOKS if name in vars(m)]
         self._hooked = list(map(len, self._hooks))
-        self._held = [(held, itemgetter(*names, names[0])) for held, names in self._found()]
+        self._links: list[tuple[Any, Any, Any]] = []  # objects with values on them: table, key, object
+        self._tables = [(table, itemgetter(*keys, keys[0])) for table, keys in self._plain_values()]
         self._weights = list(self._model.parameters())
-        self._ends = self._weights[:1] + self._weights[1:][-1:]
+        self._ends = self._weights[:1] + self._weights[1:][-1:]  # they move and change type together
 
-    def _found(self) -> Iterator[tuple[Any, list[Any]]]:
+    def _plain_values(self) -> Iterator[tuple[Any, list[Any]]]:
         """Dicts and lists, and which of their keys to look at."""
-        seen = set[int]()
-        self._links: list[tuple[Any, Any, Any]] = []
+        opened, classes = dict[int, int](), set[int]()
         for path, module in self._model.named_modules():
             if isinstance(module, torch.jit.ScriptModule) or (_is_torchs(module) and path not in self.opened):
                 continue
             own = vars(module)
-            names = [k for k in own if k not in _OWN and (path, k) not in self.ignored]
-            links = list(_below(own, names, seen, _DEPTH))
-            self._links += links
-            below = [v if type(v) in (dict, list) else vars(v) for _, _, v in links]
-            for held in (own, *below, *_classes(type(module), seen)):
-                if keys := [k for k in (names if held is own else _keys(held)) if _is_plain(held[k])]:
-                    yield held, keys
+            names = [name for name in own if name not in _OWN and (path, name) not in self.ignored]
+            tables = [own, *_tables_of_classes(type(module), classes)]
+            for name in names:
+                for table, key, value in walk(own[name], _table, _DEPTH, opened=opened):
+                    if (below := _table(value)) is not None:
+                        self._links.append((own, name, value) if table is None else (table, key, value))
+                        tables.append(below)
+            for table in tables:
+                keys = names if table is own else list(table) if isinstance(table, dict) else range(len(table))
+                if plain := [key for key in keys if _is_plain(table[key])]:
+                    yield table, plain
 
 
 def _is_torchs(module: nn.Module) -> bool:
@@ -105,61 +111,49 @@ def _is_torchs(module: nn.Module) -> bool:
 
 
 def looked_into(graph: fx.Graph) -> frozenset[str]:
-    """The layers of torch that a graph does not call as they are, but has what they do."""
-    return frozenset(path for node in graph.nodes for path in _around(node))
-
-
-def _around(node: fx.Node) -> Iterator[str]:
-    calls = list(node.meta.get("nn_module_stack", {}).values())
-    for path, kind in calls[:-1] if node.op == "call_module" else calls:
-        if kind.__module__.startswith("torch.nn."):
-            yield path
+    """Paths of torch's layers whose insides a graph holds instead of calling them."""
+    paths = set()
+    for node in graph.nodes:
+        calls = list(node.meta.get("nn_module_stack", {}).values())
+        for path, kind in calls[:-1] if node.op == "call_module" else calls:
+            if kind.__module__.startswith("torch.nn."):
+                paths.add(path)
+    return frozenset(paths)
 
 
 def _is_plain(value: Any) -> bool:
-    return type(value) in _ATOMS or isinstance(value, _SINGLE) or (type(value) is tuple and all(map(_is_plain, value)))
+    return type(value) in ATOMS or isinstance(value, _SINGLE) or (type(value) is tuple and all(map(_is_plain, value)))
 
 
-def _told(value: Any) -> Any:
-    """What is to be remembered of a value, so that another one shows."""
+def _comparable(value: Any) -> Any:
+    """Something that is unequal for another value."""
     if type(value) is tuple:
-        return tuple(v if type(v) in _ATOMS else _told(v) for v in value)
+        return tuple(v if type(v) in ATOMS else _comparable(v) for v in value)
     if isinstance(value, np.generic):
         return type(value), value.tobytes()  # a nan is no other nan's equal, its bytes are
     return value if isinstance(value, _SINGLE) else type(value)
 
 
-def _below(table: Any, keys: Iterable[Any], seen: set[int], depth: int) -> Iterator[tuple[Any, Any, Any]]:
-    """What dicts, lists and objects such as a configuration hold in turn, each once: holder, key, and what it holds."""
-    for key in keys:
-        value = table[key]
-        if type(value) in _ATOMS or id(value) in seen or callable(value) or isinstance(value, torch.Tensor):
-            continue
-        held = value if type(value) in (dict, list) else getattr(value, "__dict__", None)
-        if type(held) not in (dict, list) or (type(held) is list and len(held) > _LONG):
-            continue
-        seen.add(id(value))
-        yield table, key, value
-        if depth > 1:
-            yield from _below(held, _keys(held), seen, depth - 1)
+def _table(value: Any) -> Any:
+    """The values that a dict, a list, or an object such as a configuration holds; None: it is not looked into."""
+    if callable(value) or isinstance(value, torch.Tensor) or type(value) in ATOMS:
+        return None
+    table = value if type(value) in (dict, list) else getattr(value, "__dict__", None)
+    return table if type(table) is dict or (type(table) is list and len(table) <= _LONG) else None
 
 
-def _keys(held: Any) -> Iterable[Any]:
-    return list(held) if isinstance(held, dict) else range(len(held))
-
-
-def _classes(kind: type, seen: set[int]) -> Iterator[dict[str, Any]]:
+def _tables_of_classes(kind: type, seen: set[int]) -> Iterator[dict[str, Any]]:
     """The numbers that a model's classes hold."""
     for one in kind.__mro__:
         if id(one) not in seen and not one.__module__.startswith(("torch.", "builtins", "typing")):
             seen.add(id(one))
             numbers = [k for k, v in vars(one).items() if type(v) in (bool, int, float) and not k.startswith("_")]
             if numbers:
-                yield _OfClass(one, numbers)
+                yield _ClassTable(one, numbers)
 
 
-class _OfClass(dict[str, Any]):
-    """A look at the attributes of a class."""
+class _ClassTable(dict[str, Any]):
+    """Reads attributes of a class, by their names."""
 
     def __init__(self, kind: type, names: list[str]):
         super().__init__(dict.fromkeys(names))

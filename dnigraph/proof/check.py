@@ -14,7 +14,7 @@ from ..heads.conditions import Context
 from ..passes.errors import DniGraphError, bullets
 from ..passes.graph.equality import equal
 from ..passes.graph.pytrees import flatten
-from ..passes.sandbox.runs import BackwardError, Run, Sends, largest, model_call, near, observe, send_all
+from ..passes.sandbox.runs import BackwardError, Run, Sends, largest, model_call, near, observe, send_all, unequal
 from ..passes.sandbox.snapshot import fresh_copies, one_at_a_time, untouched
 
 
@@ -151,25 +151,26 @@ def _outputs(mode: str, plain: Run, ours: Run, first: str | None) -> Finding:
 
 
 def _buffers(mode: str, plain: Run, ours: Run) -> Finding:
-    wrong = plain.unequal_buffers(ours)
+    wrong = unequal(plain.buffers, ours.buffers)
     words = f"differ after the run: {', '.join(wrong[:5])}" if wrong else f"{len(plain.buffers)} bitwise equal"
     return Finding(mode, "buffers", not wrong, words)
 
 
 def _gradients(dm: DecoupledModule, mode: str, plain: Run, ours: Run) -> Finding:
     """Per parameter: equal up to the rounding of sums in another order, relative to the largest gradient nearby."""
-    pairs = {name: (expected, ours.gradients.get(name)) for name, expected in plain.gradients.items()}
-    unequal = {name: pair for name, pair in pairs.items() if not equal(*pair)}
-    overall = max(map(largest, plain.gradients.values())) if unequal else 0.0
+    inexact = [name for name in unequal(plain.gradients, ours.gradients) if name in plain.gradients]
+    overall = max(map(largest, plain.gradients.values())) if inexact else 0.0
     wrong = {}
-    for name, (expected, actual) in unequal.items():
+    for name in inexact:
+        expected, actual = plain.gradients[name], ours.gradients.get(name)
         x, y = _zeros_for_none(expected, actual), _zeros_for_none(actual, expected)
         # A gradient far smaller than the others is a difference of large numbers: its own size says nothing.
         if not near(x, y, scale=max(largest(x), 1e-3 * overall)):
             wrong[name] = _distance(x, y)
     if not wrong:
-        exact = len(pairs) - len(unequal)
-        return Finding(mode, "oracle gradients", True, f"{exact} of {len(pairs)} bitwise equal, none apart")
+        total = len(plain.gradients)
+        words = f"{total - len(inexact)} of {total} bitwise equal, none apart"
+        return Finding(mode, "oracle gradients", True, words)
     worst = max(wrong, key=lambda name: wrong[name])
     place = dict(dm.original.named_parameters()).get(worst)
     owners = {id(q): part for part, own in dm.parameters_of_parts().items() for q in own}

@@ -51,15 +51,16 @@ class Run:
         agreement = {
             "structure of results": self.structure == other.structure,
             "results": len(self.results) == len(other.results) and all(map(same, self.results, other.results)),
-            "gradients": all(same(*pair) for pair in _by_name(self.gradients, other.gradients).values()),
-            "buffers": all(same(*pair) for pair in _by_name(self.buffers, other.buffers).values()),
+            "gradients": not unequal(self.gradients, other.gradients, same),
+            "buffers": not unequal(self.buffers, other.buffers, same),
             "random numbers": torch.equal(self.random, other.random),
         }
         return [what for what, agrees in agreement.items() if not agrees]
 
-    def unequal_buffers(self, other: "Run") -> list[str]:
-        """The names of the buffers that are not bitwise equal."""
-        return [name for name, pair in _by_name(self.buffers, other.buffers).items() if not equal(*pair)]
+
+def unequal(one: dict[str, Any], other: dict[str, Any], same: Callable[[Any, Any], bool] = equal) -> list[str]:
+    """The names under which two tables hold different values."""
+    return [name for name in one | other if not same(one.get(name), other.get(name))]
 
 
 def observe(
@@ -75,23 +76,21 @@ def observe(
     Raises:
         BackwardError: the results cannot send these gradients back.
     """
-    inputs = fresh_copies(leaves)
+    inputs, gradients = fresh_copies(leaves), {}
     if sends is not None:
         for p in model.parameters():
             p.grad = None
     results, structure = flatten(call(inputs))
     random = torch.get_rng_state()
 
-    gradients = {}
     if sends is not None:
         _send_back(results, sends)
         asking = [*model.named_parameters(), *((f"input {i}", v) for i, v in enumerate(inputs))]
         gradients = {n: _dense(v.grad) for n, v in asking if isinstance(v, Tensor) and v.requires_grad}
-
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     if before is not None:
         names = tensor_names(model)
-        buffers |= {names[id(t)]: t.detach().clone() for t in before.changed() if id(t) in names}
+        buffers |= {names[id(t)]: t.detach().clone() for t in before.written(same_numbers=False) if id(t) in names}
     detached = [v.detach().clone() if isinstance(v, Tensor) else v for v in results]
     differentiable = [i for i, v in enumerate(results) if isinstance(v, Tensor) and v.requires_grad]
     return Run(detached, structure, gradients, buffers, random, differentiable)
@@ -137,10 +136,6 @@ def near(expected: Any, actual: Any, scale: float | None = None) -> bool:
 def largest(tensor: Tensor | None) -> float:
     """The largest absolute number in a tensor; 0 where there is none."""
     return 0.0 if tensor is None or not tensor.numel() else float(tensor.detach().abs().double().nan_to_num(0).max())
-
-
-def _by_name(one: dict[str, Any], other: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {name: (one.get(name), other.get(name)) for name in (*one, *(n for n in other if n not in one))}
 
 
 def _send_back(results: list[Any], sends: Sends) -> None:

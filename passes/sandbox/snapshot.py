@@ -46,48 +46,50 @@ class Structure:
 
     def __init__(self, graph: ObjectGraph):
         self.graph = graph
-        modules = [o for o in graph.objects.values() if isinstance(o, nn.Module)]
-        self._buffers = [(m, dict(m._buffers)) for m in modules if not isinstance(m, torch.jit.ScriptModule)]
         self._attributes = [(o, dict(vars(o))) for o in graph.objects.values()]
         self._containers = [(c, c.copy() if c else ()) for c in graph.containers.values()]  # most are empty: hooks
         self._versions = [(t, t._version) for t in graph.tensors.values()]
+        self._buffers = []
+        for module in graph.objects.values():
+            if isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule):
+                self._buffers.append((module, dict(module._buffers)))
 
     def changes(self) -> Iterator[Change]:
         """What is different now, in the order of `Kind`; tensors by their version alone."""
-        yield from _changed_entries(Kind.BUFFER, [(m, before, m._buffers) for m, before in self._buffers])
-        yield from _changed_entries(Kind.ATTRIBUTE, [(o, before, vars(o)) for o, before in self._attributes])
-        for container, before in self._containers:
-            if not _same_objects(container, before):
-                yield Change(Kind.CONTAINER, container, None, before, container)
+        tables = [(Kind.BUFFER, m, before, m._buffers) for m, before in self._buffers]
+        tables += [(Kind.ATTRIBUTE, o, before, vars(o)) for o, before in self._attributes]
+        for kind, holder, before, now in tables:
+            if not _same_objects(now, before):
+                for name in before | now:
+                    old, new = before.get(name, ABSENT), now.get(name, ABSENT)
+                    if old is not new:
+                        yield Change(kind, holder, name, old, new)
+        for container, content in self._containers:
+            if not _same_objects(container, content):
+                yield Change(Kind.CONTAINER, container, None, content, container)
         for tensor, version in self._versions:
             if tensor._version != version:
                 yield Change(Kind.TENSOR, tensor)
 
-    def restore_buffers(self) -> None:
-        """Put the buffers back that were replaced. Those that are new stay."""
-        for module, before in self._buffers:
-            if not _same_objects(module._buffers, before):
-                module._buffers.update(before)
-
     def restore(self) -> None:
         """Put every object back to where it hung."""
         for holder, attributes in self._attributes:
-            for key in [key for key in vars(holder) if key not in attributes]:
-                del holder.__dict__[key]
-            for key, value in attributes.items():
-                if holder.__dict__.get(key) is not value or value is None:
-                    holder.__dict__[key] = value
-        for container, before in self._containers:
-            if not _same_objects(container, before):
+            for name in vars(holder).keys() - attributes.keys():
+                del holder.__dict__[name]
+            for name, value in attributes.items():
+                if holder.__dict__.get(name) is not value or value is None:
+                    holder.__dict__[name] = value
+        for container, content in self._containers:
+            if not _same_objects(container, content):
                 container.clear()
-                container.update(before) if isinstance(container, dict | set) else container.extend(before)
+                container.update(content) if isinstance(container, dict | set) else container.extend(content)
 
 
-class Snapshot:
+class Snapshot(Structure):
     """What a forward pass can change: structure, tensors, gradients, train flags, hooks, random numbers."""
 
     def __init__(self, graph: ObjectGraph, tensors: Iterable[torch.Tensor]):
-        self.structure = Structure(graph)
+        super().__init__(graph)
         self._tensors = [_TensorState(t) for t in tensors]
         self._arrays = [(a, a.copy()) for a in graph.arrays.values()]
         self._random = random_state()
@@ -99,13 +101,9 @@ class Snapshot:
         graph = ObjectGraph.of(model)
         return cls(graph, [t for t in graph.tensors.values() if t.grad_fn is None])
 
-    def written(self) -> list[torch.Tensor]:
-        """The tensors that were written to since, perhaps the same numbers."""
-        return [state.tensor for state in self._tensors if state.is_written()]
-
-    def changed(self) -> list[torch.Tensor]:
-        """The tensors that hold other numbers now."""
-        return [state.tensor for state in self._tensors if state.is_changed()]
+    def written(self, same_numbers: bool = True) -> list[torch.Tensor]:
+        """The tensors that were written to since; `same_numbers`: also those that hold what they held."""
+        return [s.tensor for s in self._tensors if s.is_changed() or (same_numbers and s.is_written())]
 
     def draws(self) -> Iterator[Change]:
         """The generators of the model's own that were drawn from since."""
@@ -115,7 +113,9 @@ class Snapshot:
 
     def rewind(self) -> None:
         """Put back numbers: parameters, buffers, random states. Caches that a model made for itself stay."""
-        self.structure.restore_buffers()
+        for module, buffers in self._buffers:
+            if not _same_objects(module._buffers, buffers):
+                module._buffers.update(buffers)
         for state in self._tensors:
             state.restore()
         set_random_state(self._random)
@@ -125,7 +125,7 @@ class Snapshot:
     def restore(self) -> None:
         """Put everything back."""
         self.rewind()
-        self.structure.restore()
+        super().restore()
         for array, copy in self._arrays:
             if array.flags.writeable:
                 array[...] = copy
@@ -150,13 +150,13 @@ def taken_back(modules: list[nn.Module], tensors: list[torch.Tensor], always: bo
     """
     tables = {id(m._buffers): m._buffers for m in modules}
     snapshot = Snapshot(ObjectGraph(objects={id(m): m for m in modules}, containers=tables), tensors)
-    done = False
     try:
         yield
-        done = not always
-    finally:
-        if not done:
-            snapshot.restore()
+    except BaseException:
+        snapshot.restore()
+        raise
+    if always:
+        snapshot.restore()
 
 
 _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -166,22 +166,19 @@ class _TensorState:
     """A tensor and what it held: values, memory, gradient, whether it asks for one."""
 
     def __init__(self, tensor: torch.Tensor):
-        self.tensor, self._data, self._values, self._version = (
-            tensor, tensor.data, tensor.detach().clone(), tensor._version,
-        )  # fmt: skip
+        self.tensor, self._data, self._version = tensor, tensor.data, tensor._version
+        self._values = tensor.detach().clone()
         self._asks, self._grad = tensor.requires_grad, tensor.grad
         self._grad_values = None if self._grad is None else self._grad.detach().clone()
-        self._hooks = {name: dict(getattr(tensor, name, None) or {}) for name in _HOOKS}
+        self._hooks = [(name, dict(getattr(tensor, name, None) or {})) for name in _HOOKS]
 
     def is_written(self) -> bool:
-        """Whether something was written to it since, perhaps the same numbers."""
-        return self.tensor._version != self._version or self.is_changed()
+        return self.tensor._version != self._version
 
     def is_changed(self) -> bool:
-        """Whether it holds other numbers now."""
         now = self.tensor.data
         if now.layout != torch.strided:
-            return self.tensor._version != self._version
+            return self.is_written()
         return now.shape != self._values.shape or not torch.equal(now, self._values)
 
     def restore(self) -> None:
@@ -198,7 +195,7 @@ class _TensorState:
             tensor.grad = self._grad
         if self._grad is not None and self._grad_values is not None:
             _write_back(self._grad.data, self._grad_values)
-        for name, hooks in self._hooks.items():
+        for name, hooks in self._hooks:
             if (now := getattr(tensor, name, None)) and now != hooks:
                 now.clear()
                 now.update(hooks)
@@ -237,15 +234,6 @@ def tensor_names(model: nn.Module) -> dict[int, str]:
                 if isinstance(value, torch.Tensor):
                     names.setdefault(id(value), f"{path}.{key}" if path else key)
     return names
-
-
-def _changed_entries(kind: Kind, tables: list[tuple[Any, dict[str, Any], dict[str, Any]]]) -> Iterator[Change]:
-    for holder, before, now in tables:
-        if not _same_objects(now, before):
-            for name in [*before, *(name for name in now if name not in before)]:
-                old, new = before.get(name, ABSENT), now.get(name, ABSENT)
-                if old is not new:
-                    yield Change(kind, holder, name, old, new)
 
 
 def _same_objects(one: Any, other: Any) -> bool:

@@ -13,7 +13,7 @@ from ...graph.captured_graph import CapturedGraph
 from ...sandbox.example import one_more_row, varied
 from ...sandbox.object_graph import ObjectGraph
 from ...sandbox.runs import Run
-from ...sandbox.snapshot import Kind
+from ...sandbox.snapshot import Change, Kind
 from .session import Session
 
 SEED = 1  # of plain runs, any number; recordings have others, so that what Python draws shows
@@ -25,13 +25,13 @@ class FirstCall:
     """A plain run, the first of a session, and what it left in the model."""
 
     def __init__(self, session: Session):
-        self._session = session
-        model, known = session.model, session.before.structure.graph.tensors
-        hooks = _hooks(model)
+        self._session, model, before = session, session.model, session.before
         self.run = session.plain(session.leaves, SEED)  # the model's own errors come up here
-        _refuse_lost_hooks(hooks, _hooks(model))
-        self._changes = any(c.kind in (Kind.ATTRIBUTE, Kind.CONTAINER) for c in session.before.structure.changes())
-        self.caches = {key: t for key, t in ObjectGraph.of(model).tensors.items() if key not in known}
+        changes = [c for c in before.changes() if c.kind in (Kind.ATTRIBUTE, Kind.CONTAINER)]
+        _refuse_lost_hooks(model, [c for c in changes if c.kind is Kind.CONTAINER])
+        self._changed_the_model = bool(changes)
+        tensors = ObjectGraph.of(model).tensors
+        self.caches = {key: tensor for key, tensor in tensors.items() if key not in before.graph.tensors}
 
     def is_read_by(self, captured: CapturedGraph) -> bool:
         """Whether a graph reads a tensor that this call made."""
@@ -53,7 +53,7 @@ class FirstCall:
         Raises:
             StatefulModelError: a call gives other results after a first call with other inputs or weights.
         """
-        if not self._changes:
+        if not self._changed_the_model:
             return
         session, runs = self._session, []
         scale = _OTHER_WEIGHTS if session.model.training else 1.0  # weights are at rest in eval mode
@@ -81,11 +81,9 @@ class FirstCall:
         return self._session.leaves
 
 
-def _hooks(model: nn.Module) -> dict[str, list[int]]:
-    return {path: [*m._forward_pre_hooks, *m._forward_hooks] for path, m in model.named_modules()}
-
-
-def _refuse_lost_hooks(before: dict[str, list[int]], now: dict[str, list[int]]) -> None:
-    if lost := [path for path, keys in before.items() if not set(keys) <= set(now.get(path, ()))]:
-        place = f"'{lost[0]}'" if lost[0] else "the model"
-        raise FirstCallError([f"a hook of {place} is gone after one call: {CALL_BEFORE}"])
+def _refuse_lost_hooks(model: nn.Module, changes: list[Change]) -> None:
+    lost = {id(c.holder) for c in changes if isinstance(c.old, dict) and not c.old.keys() <= c.holder.keys()}
+    for path, module in model.named_modules() if lost else ():
+        if id(module._forward_pre_hooks) in lost or id(module._forward_hooks) in lost:
+            place = f"'{path}'" if path else "the model"
+            raise FirstCallError([f"a hook of {place} is gone after one call: {CALL_BEFORE}"])

@@ -11,7 +11,7 @@ before (`settled`): a first call may fill caches. What no row names is ignored.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from ...sandbox.snapshot import ABSENT, Change, Kind, Structure
 from .symbols import is_symbol
 from .writer import GraphWriter
 
-Attributes = frozenset[tuple[int, str]]  # id of the module, name
+Attributes = Collection[tuple[int, str]]  # id of the module, name
 
 _SCALARS = (int, float, bool, str)
 _DRAWS = "the model draws from a random number generator of its own"
@@ -41,11 +41,10 @@ class SideEffects:
     """
 
     def __init__(self, model: nn.Module, writer: GraphWriter, allowed: Attributes | None, settled: bool):
-        self.writer, self.settled = writer, settled
+        self.writer, self.settled, self._allowed = writer, settled, allowed
         self.paths = {id(m): path for path, m in model.named_modules()}
-        self.attributes: Attributes = frozenset()  # those that replays set
-        self.sets: frozenset[tuple[str, str]] = frozenset()  # all that the run set: path of the module, name
-        self._allowed = allowed
+        self.attributes: set[tuple[int, str]] = set()  # those that replays set
+        self.sets: set[tuple[str, str]] = set()  # all that the run set: path of the module, name
         self._before = Structure(ObjectGraph.of(model))
 
     def write(self, draws: Iterable[Change]) -> None:
@@ -60,60 +59,56 @@ class SideEffects:
             raise StatefulModelError(refused)
 
     def buffer(self, change: Change) -> str | None:
-        """Replaced by one of its shape: the old one is written to. Else registered, or put in its place."""
+        """One of the same shape is written into the old one; another is registered or set."""
         module, name, old, new = change.holder, change.name, change.old, change.new
-        is_new = old is ABSENT or old is None
-        if id(module) not in self.paths or (is_new and not self._is_computed(new)):
+        is_first = old is ABSENT or old is None
+        if id(module) not in self.paths or (is_first and not self._is_computed(new)):
             return None
-        if not is_new and isinstance(new, torch.Tensor) and new.shape == old.shape and new.dtype == old.dtype:
-            arguments = (self.writer.attribute(old), "data", self.writer.arguments(new))
-            self.writer.call(set_attribute, arguments)
+        if not is_first and isinstance(new, torch.Tensor) and new.shape == old.shape and new.dtype == old.dtype:
+            self.writer.call(set_attribute, (self.writer.attribute(old), "data", self.writer.arguments(new)))
             module._buffers[name] = old
-            return None
-        if is_new:
-            effect = functools.partial(keep_buffer, module, name, name not in module._non_persistent_buffers_set)
-        elif self._is_computed(new) and self.writer.node_of(old) is None:  # nobody has read the old one
-            effect = functools.partial(keep, module, name)
+        elif is_first:
+            persistent = name not in module._non_persistent_buffers_set
+            self._keep(module, name, functools.partial(keep_buffer, module, name, persistent), new)
+        elif self._is_computed(new) and not self._is_computed(old):  # nobody has read the old one
+            self._keep(module, name, functools.partial(keep, module, name), new)
         else:
             path = f"{self.paths[id(module)]}.{name}".lstrip(".")
             raise CaptureError([f"buffer '{path}' is replaced by one of another shape or type"])
-        self._keep(module, name, effect, new)
         return None
 
     def attribute(self, change: Change) -> str | None:
-        """Set by replays too, if its value comes from the run."""
-        holder, name, old, new = change.holder, change.name, change.old, change.new
-        key = (id(holder), name)
-        if isinstance(holder, nn.Module) and id(holder) in self.paths and new is not ABSENT:
-            self.sets |= {(self.paths[id(holder)], name)}
-            if (self._allowed is None or key in self._allowed) and self.writer.reaches(new):
-                self.attributes |= {key}
-                self._keep(holder, name, functools.partial(keep, holder, name), new)
-                return None
-        if not self.settled or not self._decides(old, new):
-            return None
+        """Replays set it too, if its value comes from the run."""
+        holder, name, key = change.holder, change.name, (id(change.holder), change.name)
         path = self.paths.get(id(holder))
+        if path is not None and change.new is not ABSENT:
+            self.sets.add((path, name))
+            if (self._allowed is None or key in self._allowed) and self.writer.reaches(change.new):
+                self.attributes.add(key)
+                self._keep(holder, name, functools.partial(keep, holder, name), change.new)
+                return None
+        if not self.settled or not self._decides(change.old, change.new):
+            return None
         owner = f"a {type(holder).__name__}" if path is None else f"'{path}'" if path else "the model"
         return f"'{name}' of {owner} changes with every call: state kept between calls"
 
     def container(self, change: Change) -> str | None:
         """Refused where it grows or shrinks, or where the run read an entry that is another one now."""
-        container, before = change.new, change.old
+        before, now = change.old, change.new
         if not self.settled:
             return None
-        if len(container) != len(before):
-            changed = f"has {len(container)} after a call"
-        elif any(self._decides(old, new) for old, new in _pairs(before, container)):
-            changed = "changes with every call"
-        else:
+        words = f"a {type(now).__name__} of {len(before)} things in the model"
+        if len(now) != len(before):
+            return f"{words} has {len(now)} after a call: state kept between calls"
+        keys = before if isinstance(now, dict) else range(0 if isinstance(now, set) else len(now))
+        if not any(self._decides(before[key], now[key]) for key in keys if not isinstance(now, dict) or key in now):
             return None
-        words = f"a {type(container).__name__} of {len(before)} things in the model"
-        return f"{words} {changed}: state kept between calls"
+        return f"{words} changes with every call: state kept between calls"
 
     def tensor(self, change: Change) -> str | None:
         """Refused where the first call made it: the graph holds it as a constant."""
         tensor = change.holder
-        if not self.settled or id(tensor) in self.writer.names or self.writer.node_of(tensor) is None:
+        if not self.settled or id(tensor) in self.writer.names or not self._is_computed(tensor):
             return None
         shape = tuple(tensor.shape)
         return f"a tensor of shape {shape} that the model made in its first call is written in every call"
@@ -123,12 +118,13 @@ class SideEffects:
         return _DRAWS
 
     def _keep(self, module: nn.Module, name: str, effect: "functools.partial[None]", value: Any) -> None:
-        self.sets |= {(self.paths[id(module)], name)}
+        self.sets.add((self.paths[id(module)], name))
         effect.__name__ = f"keep_{name}"  # type: ignore[attr-defined]  # the name of the node
         self.writer.write(effect, (value,), {}, opaque=True)
 
     def _is_computed(self, value: Any) -> bool:
-        return value is not None and self.writer.node_of(value) is not None
+        """Whether the run computed or read a tensor."""
+        return isinstance(value, torch.Tensor) and self.writer.node_of(value) is not None
 
     def _decides(self, old: Any, new: Any) -> bool:
         """Whether another value here changes what the next call does: a plain number, or a tensor that was read."""
@@ -136,7 +132,7 @@ class SideEffects:
             return False
         if isinstance(old, _SCALARS):
             return type(new) in _SCALARS and new != old
-        return isinstance(old, torch.Tensor) and self.writer.node_of(old) is not None
+        return self._is_computed(old)
 
 
 POLICY: dict[Kind, Callable[[SideEffects, Change], str | None]] = {
@@ -194,9 +190,3 @@ def written_inputs(before: list[Any], after: list[Any]) -> tuple[int, ...]:
     """Which of the tensors among the inputs hold other numbers after the run."""
     pairs = [(x, y) for x, y in zip(before, after, strict=True) if isinstance(x, torch.Tensor)]
     return tuple(i for i, (x, y) in enumerate(pairs) if not equal(x, y))
-
-
-def _pairs(before: Any, container: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(before, dict):
-        return ((old, container[key]) for key, old in before.items() if key in container)
-    return iter(()) if isinstance(container, set) else zip(before, container, strict=True)

@@ -1,5 +1,6 @@
 """Calls of torch functions: each is run, and written by the rule that RULES has for its name."""
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -74,27 +75,19 @@ class TorchCall(NamedTuple):
 
 
 def _computes(calls: TorchCalls, call: TorchCall) -> Any:
-    """Every other function: a node, if a tensor comes out or may have been written to."""
+    """Any other function: a node, if a tensor comes out or may have been written to."""
     if _has_tensor(call.out) or (call.out is None and _has_tensor((call.args, call.kwargs))):
-        _write(calls.writer, call)
+        return _acts(calls, call)
     return call.out
 
 
-def _effect(calls: TorchCalls, call: TorchCall) -> Any:
-    """Recorded for what it does, whatever it returns."""
-    _write(calls.writer, call)
-    return call.out
-
-
-def _pieces(calls: TorchCalls, call: TorchCall) -> Any:
-    """Python sees how many pieces come."""
-    _write(calls.writer, call, len, len(call.out))
-    return call.out
-
-
-def _rank(calls: TorchCalls, call: TorchCall) -> Any:
-    """Python sees how many dimensions are left."""
-    _write(calls.writer, call, torch.Tensor.dim, call.out.dim())
+def _acts(calls: TorchCalls, call: TorchCall, look: Any = None) -> Any:
+    """A node, whatever comes out. `look`: a function that Python applies to it, so that its value is guarded."""
+    node, writer = calls.writer.write(*call.spelling), calls.writer
+    if look is not None:  # before the items are written: another number of them must meet the guard first
+        writer.guard(writer.call(look, (node,)), look(call.out))
+    if call.out is not None:
+        writer.bind(call.out, node)
     return call.out
 
 
@@ -171,11 +164,6 @@ def _format(calls: TorchCalls, call: TorchCall) -> Any:
     return call.out
 
 
-def _print(calls: TorchCalls, call: TorchCall) -> Any:
-    """`repr(x)` decides nothing: a graph does without it."""
-    return call.out
-
-
 def _test(calls: TorchCalls, call: TorchCall) -> Any:
     """Python gets a bare value, and a guard says so."""
     if calls.writer.known(call.args[0]) is not None or _has_tensor(call.args[1:]):
@@ -185,31 +173,25 @@ def _test(calls: TorchCalls, call: TorchCall) -> Any:
 
 _SIZES = ("size", "shape", "numel", "nelement", "stride", "storage_offset")
 
+_PIECES = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
+
 RULES: dict[str, Callable[[TorchCalls, TorchCall], Any]] = {
     **dict.fromkeys(_SIZES, _size),
     "item": _item,
     "tolist": _list,
     **dict.fromkeys(("numpy", "__array__"), _array),
     "__format__": _format,
-    **dict.fromkeys(("__repr__", "__str__"), _print),
+    **dict.fromkeys(("__repr__", "__str__"), lambda _, call: call.out),  # decides nothing: a graph does without it
     **dict.fromkeys(("__bool__", "__int__", "__float__", "__index__", "__complex__", "__len__", "__contains__"), _test),
     **dict.fromkeys(("is_nonzero", "equal", "allclose", "is_contiguous", "is_same_size"), _test),
     "__get__": _read_attribute,
     "__set__": _set_attribute,
     "__setitem__": _set_item,
-    **dict.fromkeys(("register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad"), _effect),
-    **dict.fromkeys(("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"), _pieces),
-    **dict.fromkeys(("squeeze", "squeeze_", "squeeze_copy"), _rank),
+    **dict.fromkeys(("register_hook", "register_post_accumulate_grad_hook", "backward", "retain_grad"), _acts),
+    # Python sees how many pieces come, and how many dimensions are left.
+    **dict.fromkeys(_PIECES, functools.partial(_acts, look=len)),
+    **dict.fromkeys(("squeeze", "squeeze_", "squeeze_copy"), functools.partial(_acts, look=torch.Tensor.dim)),
 }
-
-
-def _write(writer: GraphWriter, call: TorchCall, look: Any = None, seen: Any = None) -> None:
-    """Write a call, and a guard on what Python sees of its result: `look(result) == seen`."""
-    node = writer.write(*call.spelling)
-    if look is not None:  # before its items are written: another number of them must meet the guard first
-        writer.guard(writer.call(look, (node,)), seen)
-    if call.out is not None:
-        writer.bind(call.out, node)
 
 
 def _has_tensor(value: Any) -> bool:

@@ -82,17 +82,13 @@ class Tracer:
         self.side_effects.write(before.draws())
         self.writer.graph.output(tuple(nodes))
 
-        names = self.writer.names | {id(tensor): name for name, tensor in self.writer.constants.items()}
-        buffers = {id(b) for b in self.model.buffers()}
-        return CapturedGraph(
-            self.writer.graph,
-            "record",
-            Tree(structure, tuple(HOLE if is_live(v) else v for v in values)),
-            self.writer.constants,
-            self.side_effects.sets,
-            tuple(names[id(t)] for t in before.written() if id(t) in names and id(t) not in buffers),
-            written_inputs(leaves, inputs),
-        )
+        constants, sets = self.writer.constants, frozenset(self.side_effects.sets)
+        names = self.writer.names | {id(tensor): name for name, tensor in constants.items()}
+        for b in self.model.buffers():
+            names.pop(id(b), None)
+        writes = tuple([names[id(t)] for t in before.written() if id(t) in names])
+        tree = Tree(structure, tuple([HOLE if is_live(v) else v for v in values]))
+        return CapturedGraph(self.writer.graph, "record", tree, constants, sets, writes, written_inputs(leaves, inputs))
 
     def release(self) -> None:
         """Free what the run made."""
@@ -113,11 +109,8 @@ class Tracer:
             finally:
                 self.writer.close()
 
-    def _call(self, original: Callable[..., Any]) -> Any:
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self._module_calls.module(original, module, args, kwargs)
-
-        return call
+    def _call(self, original: Any) -> Any:
+        return lambda module, *args, **kwargs: self._module_calls.module(original, module, args, kwargs)
 
     def _apply(self, original: Any) -> Any:
         def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
@@ -126,11 +119,10 @@ class Tracer:
 
         return classmethod(apply)
 
-    def _len(self, original: Callable[..., int]) -> Any:
-        def length(value: Any) -> int:
-            if self.writer.listening and isinstance(value, torch.Tensor) and value.dim():
-                return value.size(0)
-            return original(value)
+    def _len(self, original: Any) -> Any:
+        def length(value: Any) -> Any:
+            on_tensor = self.writer.listening and isinstance(value, torch.Tensor) and value.dim()
+            return value.size(0) if on_tensor else original(value)
 
         return length
 
