@@ -25,7 +25,7 @@ class SettingsWarning(UserWarning):
     """A plain value on the model changed, and the model is captured again."""
 
 
-class Settings:
+class AttributeGuards:
     """The plain values and functions on the modules of a model, on their configurations, in their dicts and lists.
 
     torch's own layers are called as they are, so that theirs need no look, unless a captured graph looks into one.

@@ -11,7 +11,7 @@ from torch import nn
 from ..passes.graph.captured_graph import CapturedGraph
 from ..passes.graph.nodes import Mode
 from ..passes.graph.pytrees import flatten
-from .attribute_guards import Settings, looked_into, warn_changed
+from .attribute_guards import AttributeGuards, looked_into, warn_changed
 from .module import canonical
 from .specialization import Specialization, assemble
 
@@ -43,7 +43,7 @@ class Cache:
         self.shown: dict[bool, Specialization] = {}  # by mode: the first one, which the model's plan and parts show
         self._signature = inspect.signature(model.forward)
         self._entries: dict[tuple[Any, ...], Entry] = {}
-        self._attributes = Settings(model)
+        self._attributes = AttributeGuards(model)
 
     def __iter__(self) -> Iterator[Specialization]:
         return (specialization for entry in self._entries.values() for specialization in entry.specializations)
