@@ -55,13 +55,15 @@ class Annotator(fx.Interpreter):
         """Run one node and compare what there is before and after."""
         owned = self._note_owned(n)  # before it runs, which may make buffers
         tensors = tensors_in(list(map(self.env.__getitem__, n.all_input_nodes)))
-        versions = [t._version for t in tensors]
+        versions = list(map(attrgetter("_version"), tensors))
         random, flops, draws = self.random, self.counter.flops, self.counter.draws
 
         out = super().run_node(n)
 
         self.random = self.random_state()
-        written = tensors[1:3] if _moves_statistics(n) else []
+        # BatchNorm changes its second and third argument without telling the version counter.
+        name = str(getattr(n.target, "__name__", n.target))
+        written = tensors[1:3] if n.op == "call_function" and name in ("batch_norm", "instance_norm") else []
         for tensor, version in zip(tensors, versions, strict=True):
             if tensor._version != version:
                 written.append(tensor)
@@ -71,7 +73,9 @@ class Annotator(fx.Interpreter):
         n.meta["random"] = drew and n.op not in ("placeholder", "get_attr", "output")
         if isinstance(out, torch.Tensor):
             n.meta.update(tensor_meta(out, self.batch))
-            n.meta["channels_first"] = out.dim() == 3 and channels_first(n, _makes_maps(n, owned))
+            calls_map = name.removeprefix("_").removeprefix("native_").startswith(MAP_FUNCTIONS)
+            makes_map = isinstance(owned, MAP_LAYERS) or (n.op in ("call_function", "call_method") and calls_map)
+            n.meta["channels_first"] = out.dim() == 3 and channels_first(n, makes_map)
             if (storage := storage_of(out)) is not None:
                 n.meta["storage"] = storage
         elif isinstance(out, tuple | list | dict) and (items := tensors_in(out)):
@@ -131,18 +135,6 @@ def channels_first(node: fx.Node, beside_maps: bool) -> bool:
     )
 
 
-def _makes_maps(node: fx.Node, owned: Any) -> bool:
-    if node.op == "call_module":
-        return isinstance(owned, MAP_LAYERS)
-    name = str(getattr(node.target, "__name__", node.target)).removeprefix("_").removeprefix("native_")
-    return node.op in ("call_function", "call_method") and name.startswith(MAP_FUNCTIONS)
-
-
-def _moves_statistics(node: fx.Node) -> bool:
-    """BatchNorm changes its second and third argument without telling the version counter."""
-    return getattr(node.target, "__name__", "") in ("batch_norm", "instance_norm")
-
-
 def batch_length(inputs: Iterable[Any]) -> int:
     """How long the first tensor is in dimension 0."""
     for value in inputs:
@@ -153,7 +145,7 @@ def batch_length(inputs: Iterable[Any]) -> int:
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """The tensors in a nested value."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return list(filter(torch.is_tensor, pytree.tree_leaves(value)))
 
 
 def storage_of(tensor: torch.Tensor) -> int | None:

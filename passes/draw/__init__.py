@@ -4,8 +4,6 @@ plan ─items─► what is shown ─rows─► boxes in rows ─wires─► lin
                     └─text─► Graphviz, Mermaid, JSON
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

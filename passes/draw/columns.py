@@ -3,8 +3,6 @@
 A long chain is folded into columns, wherever only one line goes on.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

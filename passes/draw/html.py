@@ -1,7 +1,5 @@
 """The drawing and the tables as one page that needs nothing from the network."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..plan.plan import CROSSING_COLUMNS, PART_COLUMNS, Plan, crossing_rows, headline, part_rows

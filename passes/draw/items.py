@@ -6,8 +6,6 @@
 A crossing is a node of its own, because one value may reach several parts; what stands on it is written there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -54,16 +52,21 @@ def net(plan: Plan) -> Net:
     key_of = {part.name: f"p{index}" for index, part in enumerate(plan.parts)}
     total = sum(part.parameters for part in plan.parts)
     for part in plan.parts:
-        _add(graph, _part(key_of[part.name], part, total))
+        graph.add_node(key_of[part.name], item=_part(key_of[part.name], part, total))
     for index, crossing in enumerate(plan.crossings):
-        key = _add(graph, _crossing(f"c{index}", crossing))
+        key = f"c{index}"
+        graph.add_node(key, item=_crossing(key, crossing))
         graph.add_edge(key_of[crossing.producer], key)
         graph.add_edges_from((key, key_of[name]) for name in crossing.consumers)
     for index, name in enumerate(plan.inputs):
-        key = _add(graph, _end(f"i{index}", "input", name))
+        key = f"i{index}"
+        graph.add_node(key, item=_end(key, "input", name))
         graph.add_edges_from((key, key_of[part.name]) for part in plan.parts if name in part.inputs)
-    for index, (part, name) in enumerate(_outputs(plan)):
-        key = _add(graph, _end(f"o{index}", "output", name))
+    crossing_nodes = {(c.producer, c.node) for c in plan.crossings}
+    outputs = [(part, name) for part in plan.parts for name in part.outputs if (part.name, name) not in crossing_nodes]
+    for index, (part, name) in enumerate(outputs):
+        key = f"o{index}"
+        graph.add_node(key, item=_end(key, "output", name))
         graph.add_edge(key_of[part.name], key)
     _set_layers(graph)
     return graph
@@ -86,14 +89,6 @@ def _misfits(plan: Plan) -> Iterator[str]:
         yield f"parts wait for each other: {' → '.join([*circle, circle[0]])}"
 
 
-def _outputs(plan: Plan) -> Iterator[tuple[Part, str]]:
-    crossing = {(c.producer, c.node) for c in plan.crossings}
-    for part in plan.parts:
-        for name in part.outputs:
-            if (part.name, name) not in crossing:
-                yield part, name
-
-
 def _set_layers(graph: Net) -> None:
     """Give each node the length of the longest path to it; an input comes down to just above its first reader."""
     rooted = graph.copy()
@@ -106,11 +101,6 @@ def _set_layers(graph: Net) -> None:
         readers = [rooted.nodes[reader]["layer"] - 1 for reader in graph.successors(item.key)]
         layer = min(readers, default=0) if item.kind == "input" else rooted.nodes[item.key]["layer"]
         graph.nodes[item.key]["layer"] = layer
-
-
-def _add(graph: Net, item: Item) -> str:
-    graph.add_node(item.key, item=item)
-    return item.key
 
 
 def _part(key: str, part: Part, total: int) -> Item:

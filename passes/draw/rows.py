@@ -3,8 +3,6 @@
 Rows are ordered and aligned by the mean of their neighbours: Sugiyama, Tagawa, Toda (1981).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +41,7 @@ class Box:
     def bottom(self) -> float:
         return self.top + self.height
 
-    def moved(self, right: float, down: float = 0.0) -> Box:
+    def moved(self, right: float, down: float = 0.0) -> "Box":
         return replace(self, left=round(self.left + right, 1), top=round(self.top + down, 1))
 
 
@@ -60,16 +58,16 @@ class Rows:
         return int(self.graph.nodes[key]["layer"])
 
     def item(self, key: str) -> Item:
-        found: Item = self.graph.nodes[key]["item"]
-        return found
+        item: Item = self.graph.nodes[key]["item"]
+        return item
 
     def half(self, key: str) -> float:
         return self.size[key][0] / 2
 
     def near(self, key: str, step: int) -> list[str]:
         """The neighbours in the row above (-1) or below (1)."""
-        found = self.graph.successors(key) if step > 0 else self.graph.predecessors(key)
-        return [other for other in found if self.layer(other) == self.layer(key) + step]
+        neighbours = self.graph.successors(key) if step > 0 else self.graph.predecessors(key)
+        return [other for other in neighbours if self.layer(other) == self.layer(key) + step]
 
     def far(self, key: str) -> list[str]:
         """The readers beyond the row below."""

@@ -1,7 +1,5 @@
 """Places to SVG: plain shapes and words that any browser, editor or paper takes."""
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -53,7 +51,8 @@ def svg(picture: Picture) -> str:
     height = HEADER + picture.height + MARGIN + 24.0 * len(rows) + MARGIN / 2
     name_of = {box.item.key: box.item.name for box in picture.boxes}
     body = [
-        *_header(picture),
+        _text(MARGIN, 34, picture.title, "title"),
+        _text(MARGIN, 53, picture.subtitle, "line"),
         f'<g transform="translate({across:.1f} {HEADER:g})">',
         *(_wire(wire, name_of) for wire in sorted(picture.wires, key=lambda wire: not wire.back)),
         *(_box(box) for box in picture.boxes),
@@ -86,11 +85,6 @@ def escaped(words: str) -> str:
     return escape(re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\N{WHITE SQUARE}", words))
 
 
-def _header(picture: Picture) -> Iterator[str]:
-    yield _text(MARGIN, 34, picture.title, "title")
-    yield _text(MARGIN, 53, picture.subtitle, "line")
-
-
 def _text(x: float, y: float, words: str, look: str, middle: bool = False) -> str:
     anchor = ' text-anchor="middle"' if middle else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{look}"{anchor}>{escaped(words)}</text>'
@@ -100,52 +94,39 @@ def _text(x: float, y: float, words: str, look: str, middle: bool = False) -> st
 
 
 def _box(box: Box) -> str:
-    return "\n".join(["<g>", f"<title>{escaped(box.item.tip)}</title>", _frame(box), *_words(box), *_bar(box), "</g>"])
-
-
-def _frame(box: Box) -> str:
-    face, edge = colours(box.item)
-    radius = {"part": 6.0, "crossing": 12.0}.get(box.item.kind, box.height / 2)
-    dashes = "" if box.item.asked else ' stroke-dasharray="6 4"'
+    """The frame, the words, and for a part a bar: how much of the model's parameters it holds."""
+    item = box.item
+    face, edge = colours(item)
+    radius = {"part": 6.0, "crossing": 12.0}.get(item.kind, box.height / 2)
+    dashes = "" if item.asked else ' stroke-dasharray="6 4"'
     size = f'x="{box.left:.1f}" y="{box.top:.1f}" width="{box.width:.1f}" height="{box.height:.1f}" rx="{radius:.1f}"'
-    return f'<rect {size} fill="{face}" stroke="{edge}" stroke-width="1.4"{dashes}/>'
-
-
-def _words(box: Box) -> Iterator[str]:
-    yield _text(box.middle, box.top + 18, short(box.item.name), "name", middle=True)
-    for index, line in enumerate(box.item.lines):
-        yield _text(box.middle, box.top + 34 + 16 * index, line, "line", middle=True)
-
-
-def _bar(box: Box) -> Iterator[str]:
-    """How much of the model's parameters a part holds."""
-    if box.item.share is None:
-        return
-    x, y, width = box.left + PAD, box.bottom - 10, box.width - 2 * PAD
-    for long, face in ((width, "#e2e8f0"), (width * box.item.share, "#38bdf8")):
-        yield f'<rect x="{x:.1f}" y="{y:.1f}" width="{long:.1f}" height="4" rx="2" fill="{face}"/>'
+    frame = f'<rect {size} fill="{face}" stroke="{edge}" stroke-width="1.4"{dashes}/>'
+    lines = ["<g>", f"<title>{escaped(item.tip)}</title>", frame]
+    lines.append(_text(box.middle, box.top + 18, short(item.name), "name", middle=True))
+    for index, line in enumerate(item.lines):
+        lines.append(_text(box.middle, box.top + 34 + 16 * index, line, "line", middle=True))
+    if item.share is not None:
+        x, y, width = box.left + PAD, box.bottom - 10, box.width - 2 * PAD
+        for long, fill in ((width, "#e2e8f0"), (width * item.share, "#38bdf8")):
+            lines.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{long:.1f}" height="4" rx="2" fill="{fill}"/>')
+    return "\n".join([*lines, "</g>"])
 
 
 # ------------------------------------------------------------------------------------------------ lines
 
 
 def _wire(wire: Wire, name_of: dict[str, str]) -> str:
-    what = "gradient: " if wire.back else ""
-    tip = f"{what}{name_of[wire.source]} → {name_of[wire.target]}"
-    return f"<g><title>{escaped(tip)}</title>{_path(wire.points, wire.style, wire.curved, wire.back)}</g>"
-
-
-def _path(points: Sequence[Point], style: str, curved: bool, back: bool) -> str:
     """A line with its arrow head; it ends going straight down, or up where it is a gradient."""
-    colour = _line_colour(style, back)
-    dashes = ' stroke-dasharray="2 3"' if back else ' stroke-dasharray="6 4"' if style == "as it is" else ""
-    way = -1 if back else 1
-    (x, y), rest = points[-1], points[:-1]
-    stop = (x, y - way * 6)
-    run = _curve((*rest, stop)) if curved else _corners((*rest, stop))
+    tip = f"{'gradient: ' if wire.back else ''}{name_of[wire.source]} → {name_of[wire.target]}"
+    colour = _line_colour(wire.style, wire.back)
+    dashes = ' stroke-dasharray="2 3"' if wire.back else ' stroke-dasharray="6 4"' if wire.style == "as it is" else ""
+    way = -1 if wire.back else 1
+    (x, y), points = wire.points[-1], wire.points[:-1]
+    points = (*points, (x, y - way * 6))
+    run = _curve(points) if wire.curved else _corners(points)
     head = f"M{x - 4:.1f} {y - way * 8:.1f}L{x:.1f} {y - way * 1:.1f}L{x + 4:.1f} {y - way * 8:.1f}Z"
-    line = f'<path class="wire" d="{run}" stroke="{colour}"{dashes}/>'
-    return f'{line}<path d="{head}" fill="{colour}"/>'
+    line = f'<path class="wire" d="{run}" stroke="{colour}"{dashes}/><path d="{head}" fill="{colour}"/>'
+    return f"<g><title>{escaped(tip)}</title>{line}</g>"
 
 
 def _line_colour(style: str, back: bool) -> str:
@@ -187,26 +168,22 @@ Entry = tuple[str, str]  # a sample as SVG in a field of 34 x 16, and its words
 
 def _legend(picture: Picture) -> Iterator[Entry]:
     """What each look means: only those that the picture has."""
-    found = [box.item for box in picture.boxes]
-    if any(item.kind in ("input", "output") for item in found):
+    items = [box.item for box in picture.boxes]
+    if any(item.kind in ("input", "output") for item in items):
         yield _sample(_ENDS, 8), "input or output of the model"
-    if any(item.kind == "part" for item in found):
+    if any(item.kind == "part" for item in items):
         bar = '<rect x="5" y="9" width="24" height="3" rx="1.5" fill="#e2e8f0"/>'
         bar += '<rect x="5" y="9" width="10" height="3" rx="1.5" fill="#38bdf8"/>'
         yield _sample(_PART, 3) + bar, "part, and its share of parameters"
-    for style, item in {item.style: item for item in found if item.kind == "crossing"}.items():
+    for style, item in {item.style: item for item in items if item.kind == "crossing"}.items():
         yield _sample(colours(item), 6), _meaning(style)
-    if not all(item.asked for item in found):
+    if not all(item.asked for item in items):
         yield _sample(("#ffffff", SOFT), 6, ' stroke-dasharray="5 3"'), "goes around the cuts, cut too"
-    yield from _legend_of_lines(picture.wires)
-
-
-def _legend_of_lines(wires: Sequence[Wire]) -> Iterator[Entry]:
-    if any(wire.style not in ("plain", "as it is") for wire in wires):
+    if any(wire.style not in ("plain", "as it is") for wire in picture.wires):
         yield _stroke(LINE_INK, ""), "value"
-    if any(wire.style == "as it is" for wire in wires):
+    if any(wire.style == "as it is" for wire in picture.wires):
         yield _stroke("#94a3b8", "6 4"), "value without a gradient"
-    if backs := [wire for wire in wires if wire.back]:
+    if backs := [wire for wire in picture.wires if wire.back]:
         yield _stroke(_line_colour(backs[0].style, True), "2 3"), "gradient handed back"
 
 

@@ -1,14 +1,10 @@
 """The drawing as text that other tools read: Graphviz, Mermaid, JSON."""
 
-from __future__ import annotations
-
 import json
-from typing import Any
 
 from ..plan.plan import Plan
 from .columns import Picture
-from .items import Item, Net, items
-from .rows import Box
+from .items import Net, items
 from .svg import colours
 
 _SHAPES = {"part": "box", "crossing": "box", "input": "oval", "output": "oval"}
@@ -56,26 +52,15 @@ def json_text(plan: Plan, picture: Picture) -> str:
 
     `plan` is what `Plan.from_json` reads; `nodes` and `edges` are what `networkx.node_link_graph` reads.
     """
-    nodes = [{"id": box.item.key, **_facts(box.item), **_spot(box)} for box in picture.boxes]
+    nodes = []
+    for box in picture.boxes:
+        item, place = box.item, {"x": box.left, "y": box.top, "width": box.width, "height": box.height}
+        words = {"kind": item.kind, "style": item.style, "name": item.name, "lines": list(item.lines)}
+        nodes.append({"id": item.key, **words, **place})
     edges = [{"source": wire.source, "target": wire.target} for wire in picture.wires if not wire.back]
     size = {"width": picture.width, "height": picture.height}
-    data = {
-        "plan": plan.to_json(),
-        "directed": True,
-        "multigraph": False,
-        "graph": size,
-        "nodes": nodes,
-        "edges": edges,
-    }
-    return json.dumps(data, indent=1) + "\n"
-
-
-def _facts(item: Item) -> dict[str, Any]:
-    return {"kind": item.kind, "style": item.style, "name": item.name, "lines": list(item.lines)}
-
-
-def _spot(box: Box) -> dict[str, float]:
-    return {"x": box.left, "y": box.top, "width": box.width, "height": box.height}
+    links = {"directed": True, "multigraph": False, "graph": size, "nodes": nodes, "edges": edges}
+    return json.dumps({"plan": plan.to_json(), **links}, indent=1) + "\n"
 
 
 def _quoted(words: str) -> str:

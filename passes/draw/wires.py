@@ -13,8 +13,6 @@
 A line runs only in gaps and lanes, where no box ever is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -40,10 +38,10 @@ class Wire:
     curved: bool = False
     back: bool = False  # the gradient that a boundary hands to the producer
 
-    def moved(self, right: float, down: float = 0.0) -> Wire:
+    def moved(self, right: float, down: float = 0.0) -> "Wire":
         return replace(self, points=tuple((x + right, y + down) for x, y in self.points))
 
-    def rounded(self) -> Wire:
+    def rounded(self) -> "Wire":
         return replace(self, points=tuple((round(x, 1), round(y, 1)) for x, y in self.points))
 
 
@@ -56,7 +54,7 @@ class Column:
     boxes: list[Box]
     wires: list[Wire]
 
-    def moved(self, right: float) -> Column:
+    def moved(self, right: float) -> "Column":
         boxes, wires = [box.moved(right) for box in self.boxes], [wire.moved(right) for wire in self.wires]
         return Column(self.left + right, self.right + right, boxes, wires)
 
@@ -73,7 +71,7 @@ class Track:
     lane: int  # 0 is next to the boxes
     x: float
 
-    def overlaps(self, other: Track) -> bool:
+    def overlaps(self, other: "Track") -> bool:
         return self.side == other.side and self.first <= other.last and other.first <= self.last
 
 
