@@ -81,19 +81,88 @@ def routed(rows: Rows, top: float) -> Column:
     Guarantees:
         No line runs through a box; the lines in lanes and gaps never run on top of each other.
     """
-    tracks = laid(rows)
-    ports = {(key, step): _ports(rows, tracks, key, step) for key in rows.x for step in (-1, 1)}
-    tops, heights, runs = _stacked(rows, tracks, ports, top)
-    boxes = {}
-    for layer, row in rows.rows.items():
-        for key in row:
-            width, height = rows.size[key]
-            down = tops[layer] + (heights[layer] - height) / 2
-            boxes[key] = Box(rows.item(key), rows.x[key] - width / 2, down, width, height)
-    feet = {layer: tops[layer] + heights[layer] for layer in rows.rows}
-    wires = [*_straight(rows, ports, boxes, tops, feet), *_skipping(rows, tracks, ports, boxes, runs)]
-    sides = [rows.x[key] + sign * rows.half(key) for key in rows.x for sign in (-1, 1)] + [t.x for t in tracks]
-    return Column(min(sides), max(sides), list(boxes.values()), wires)
+    router = _Router(rows, top)
+    sides = [rows.x[key] + sign * rows.half(key) for key in rows.x for sign in (-1, 1)]
+    sides += [track.x for track in router.tracks]
+    wires = [*router.straight(), *router.skipping()]
+    return Column(min(sides), max(sides), list(router.boxes.values()), wires)
+
+
+class _Router:
+    """Gives rows their height and lines their way, in this order: lanes, ports, gaps, boxes, lines."""
+
+    def __init__(self, rows: Rows, top: float):
+        self.rows = rows
+        self.tracks = laid(rows)
+        # (a box, its lower (1) or upper (-1) edge) -> x of its lines, by the item at the other end
+        self.ports = {(key, step): self._ports(key, step) for key in rows.x for step in (-1, 1)}
+        self.tops: dict[int, float] = {}  # of each row
+        self.feet: dict[int, float] = {}
+        self.runs: dict[tuple[str, int], float] = {}  # (a track's source, the layer above a gap) -> y of its run there
+        self.boxes: dict[str, Box] = {}
+        for layer, row in rows.rows.items():
+            self.tops[layer] = top
+            tallest = max(rows.size[key][1] for key in row)
+            self.feet[layer] = top + tallest
+            for key in row:
+                width, height = rows.size[key]
+                down = top + (tallest - height) / 2
+                self.boxes[key] = Box(rows.item(key), rows.x[key] - width / 2, down, width, height)
+            top = self.feet[layer] + self._gap(layer, row)
+
+    def _ports(self, key: str, step: int) -> dict[str, float]:
+        """A line that skips rows leaves through one port, under its own key."""
+        rows = self.rows
+        middle, half = rows.x[key], rows.half(key) - INSET
+        ends = [(rows.x[other], _aim(rows, key, other), other) for other in rows.near(key, step)]
+        tracks = [t for t in self.tracks if (t.source == key if step > 0 else key in t.readers)]
+        ends += [(track.x, track.x, track.source) for track in tracks]
+        ends.sort(key=lambda end: end[0])
+        wants = [min(max(aim, middle - half), middle + half) for _, aim, _ in ends]
+        weights = [100.0 if abs(want - middle) < 2 else 1.0 for want in wants]  # an upright line stays upright
+        apart = [min(PORT, half / max(1, len(ends)))] * (len(ends) - 1)
+        places = spread(wants, apart, weights, middle - half, middle + half)
+        return dict(zip((other for *_, other in ends), places, strict=True))
+
+    def _gap(self, layer: int, row: list[str]) -> float:
+        """The height of the gap under a row, with a run for each line in it, so that they cross each other least.
+
+        First those that leave, the outer ones above; then those that come back, the inner ones above.
+        """
+        rows, ports = self.rows, self.ports
+        leave = [t for t in sorted(self.tracks, key=lambda t: -t.lane) if t.first == layer]
+        arrive = [t for t in sorted(self.tracks, key=lambda t: t.lane) if layer + 1 in map(rows.layer, t.readers)]
+        for index, track in enumerate(leave + arrive):
+            self.runs[track.source, layer] = self.feet[layer] + GAP / 2 + RUN * index
+        count = len(leave + arrive)
+        aside = max((abs(ports[a, 1][b] - ports[b, -1][a]) for a in row for b in rows.near(a, 1)), default=0.0)
+        return GAP + max(RUN * max(0, count - 1) + (6.0 if count else 0.0), min(ROOM, 0.3 * aside))
+
+    def straight(self) -> Iterator[Wire]:
+        """The lines from each row to the row below, and beside them the gradients that come back."""
+        for key, source in self.boxes.items():
+            for other in self.rows.near(key, 1):
+                target = self.boxes[other]
+                x, to = self.ports[key, 1][other], self.ports[other, -1][key]
+                foot, head = self.feet[self.rows.layer(key)], self.tops[self.rows.layer(other)]
+                points = ((x, source.bottom), (x, foot), (to, head), (to, target.top))
+                wire = Wire(key, other, points, style_of(source, target), curved=True)
+                yield wire
+                if target.item.kind == "crossing" and target.item.style != "as it is":
+                    back = wire.moved(BACK)
+                    yield replace(back, source=other, target=key, points=back.points[::-1], back=True)
+
+    def skipping(self) -> Iterator[Wire]:
+        """The lines that skip rows."""
+        for track in self.tracks:
+            key, source = track.source, self.boxes[track.source]
+            x, leave = self.ports[key, 1][key], self.runs[key, track.first]
+            for reader in track.readers:
+                target, to = self.boxes[reader], self.ports[reader, -1][key]
+                arrive = self.runs[key, self.rows.layer(reader) - 1]
+                down = ((x, source.bottom), (x, leave), (track.x, leave))
+                up = ((track.x, arrive), (to, arrive), (to, target.top))
+                yield Wire(key, reader, down + up, style_of(source, target))
 
 
 def laid(rows: Rows) -> list[Track]:
@@ -113,100 +182,11 @@ def laid(rows: Rows) -> list[Track]:
     return tracks
 
 
-Runs = dict[tuple[str, int], float]  # (a track's source, the layer above the gap) -> y of its run in that gap
-Ports = dict[tuple[str, int], dict[str, float]]  # (a box, its lower or upper edge) -> x of its lines
-
-
-def _stacked(
-    rows: Rows, tracks: list[Track], ports: Ports, top: float
-) -> tuple[dict[int, float], dict[int, float], Runs]:
-    """The top and height of each row, and the height at which each skipping line runs in each gap."""
-    tops, heights, runs = {}, {}, {}
-    for layer, row in rows.rows.items():
-        tops[layer] = top
-        heights[layer] = max(rows.size[key][1] for key in row)
-        foot = top + heights[layer]
-        gap = list(_in_gap(rows, tracks, layer))
-        for index, source in enumerate(gap):
-            runs[source, layer] = foot + GAP / 2 + RUN * index
-        aside = max((abs(ports[a, 1][b] - ports[b, -1][a]) for a in row for b in rows.near(a, 1)), default=0.0)
-        top = foot + GAP + max(RUN * max(0, len(gap) - 1) + (6.0 if gap else 0.0), min(ROOM, 0.3 * aside))
-    return tops, heights, runs
-
-
-def _in_gap(rows: Rows, tracks: list[Track], layer: int) -> Iterator[str]:
-    """The lines that run in the gap under a layer, from top to bottom, so that they cross each other least.
-
-    First those that leave, the outer ones above; then those that come back, the inner ones above.
-    """
-    for track in sorted(tracks, key=lambda track: -track.lane):
-        if track.first == layer:
-            yield track.source
-    for track in sorted(tracks, key=lambda track: track.lane):
-        if layer + 1 in map(rows.layer, track.readers):
-            yield track.source
-
-
-def _ports(rows: Rows, tracks: list[Track], key: str, step: int) -> dict[str, float]:
-    """Where each line meets the lower (1) or upper (-1) edge of a box, by the item at its other end.
-
-    A line that skips rows leaves through one port, under its own key.
-    """
-    middle, half = rows.x[key], rows.half(key) - INSET
-    ends = [(rows.x[other], _aim(rows, key, other), other) for other in rows.near(key, step)]
-    if step > 0:
-        ends += [(track.x, track.x, key) for track in tracks if track.source == key]
-    else:
-        ends += [(track.x, track.x, track.source) for track in tracks if key in track.readers]
-    ends.sort(key=lambda end: end[0])
-    wants = [min(max(aim, middle - half), middle + half) for _, aim, _ in ends]
-    weights = [100.0 if abs(want - middle) < 2 else 1.0 for want in wants]
-    apart = [min(PORT, half / max(1, len(ends)))] * (len(ends) - 1)
-    return dict(
-        zip((other for *_, other in ends), spread(wants, apart, weights, middle - half, middle + half), strict=True)
-    )
-
-
 def _aim(rows: Rows, key: str, other: str) -> float:
     """Where a line from `key` to `other` wants to be: upright where one box stands over the other."""
     low = max(rows.x[end] - rows.half(end) + INSET for end in (key, other))
     high = min(rows.x[end] + rows.half(end) - INSET for end in (key, other))
     return (low + high) / 2 if low <= high else rows.x[other]
-
-
-def _straight(
-    rows: Rows, ports: Ports, boxes: dict[str, Box], tops: dict[int, float], feet: dict[int, float]
-) -> Iterator[Wire]:
-    """The lines from each row to the row below, and beside them the gradients that come back."""
-    for key, source in boxes.items():
-        for other in rows.near(key, 1):
-            target = boxes[other]
-            x, to = ports[key, 1][other], ports[other, -1][key]
-            foot, head = feet[rows.layer(key)], tops[rows.layer(other)]
-            points = ((x, source.bottom), (x, foot), (to, head), (to, target.top))
-            wire = Wire(key, other, points, style_of(source, target), curved=True)
-            yield wire
-            if target.item.kind == "crossing" and target.item.style != "as it is":
-                back = wire.moved(BACK)
-                yield replace(back, source=other, target=key, points=back.points[::-1], back=True)
-
-
-def _skipping(rows: Rows, tracks: list[Track], ports: Ports, boxes: dict[str, Box], runs: Runs) -> Iterator[Wire]:
-    for track in tracks:
-        source = boxes[track.source]
-        x = ports[track.source, 1][track.source]
-        leave = runs[track.source, track.first]
-        for reader in track.readers:
-            target = boxes[reader]
-            to = ports[reader, -1][track.source]
-            arrive = runs[track.source, rows.layer(reader) - 1]
-            down = ((x, source.bottom), (x, leave), (track.x, leave))
-            yield Wire(
-                track.source,
-                reader,
-                (*down, (track.x, arrive), (to, arrive), (to, target.top)),
-                style_of(source, target),
-            )
 
 
 def style_of(source: Box, target: Box) -> str:
