@@ -143,7 +143,8 @@ def _by_the_first_rung_that_does(
                     _add(dm, captured, args, kwargs, climb.reasons)
                 choices.check_names(dm.plan.crossings)
                 if check:
-                    _capture_for_eval_mode(dm, args, kwargs)
+                    with in_mode(dm, training=False):  # capture eval mode, too, so that the check compares both modes
+                        dm.prepare(*args, **kwargs)
                     _check(dm, args, kwargs, last=rung is climb.rungs[-1])
                 return dm
     raise CaptureError(climb.reasons)
@@ -158,12 +159,6 @@ def _add(dm: CapturedModule, captured: CapturedGraph, args: Any, kwargs: Any, re
     except Exception as error:  # the model itself has run, so the graph is at fault: another rung may do
         line = str(error).partition("\n")[0]
         raise CaptureError([f"the graph cannot be run node by node: {type(error).__name__}: {line}"]) from error
-
-
-def _capture_for_eval_mode(dm: DecoupledModule, args: Any, kwargs: Any) -> None:
-    """The example's graph in eval mode, too. Where none can stand for the model, it runs the original there."""
-    with in_mode(dm, training=False):
-        dm.prepare(*args, **kwargs)
 
 
 def _check(dm: DecoupledModule, args: Any, kwargs: Any, last: bool) -> None:

@@ -26,20 +26,24 @@ class BoundarySet:
     @property
     def by_name(self) -> dict[str, Boundary]:
         """All boundaries, by the names of their crossings."""
-        return {b.spec.name: b for b in self.modules._modules.values() if isinstance(b, Boundary)}
+        boundaries = {}
+        for boundary in self.modules._modules.values():
+            if isinstance(boundary, Boundary):
+                boundaries[boundary.spec.name] = boundary
+        return boundaries
 
     def add(self, crossings: Iterable[tuple[Crossing, Mapping[str, Any]]], training: bool) -> list[Boundary]:
         """Make a boundary for each crossing, given with its node's meta, that has none yet; return the new ones.
 
         Heads start at random. The random state is put back, so that no other number of the program changes.
         """
-        known = self.by_name
+        known, new = self.by_name, dict[str, Boundary]()
         with torch.random.fork_rng(devices=[]):
-            new = [
-                (c, self.make(c, meta, self.context).train(training)) for c, meta in crossings if c.name not in known
-            ]
-        self.modules._modules.update((boundary_key(crossing), boundary) for crossing, boundary in new)
-        return [boundary for _, boundary in new]
+            for crossing, meta in crossings:
+                if crossing.name not in known:
+                    new[boundary_key(crossing)] = self.make(crossing, meta, self.context).train(training)
+        self.modules._modules.update(new)  # none of them where one cannot be made
+        return list(new.values())
 
     def describe(self, plan: Plan) -> Plan:
         """The plan with the boundary and the head of each crossing."""

@@ -55,15 +55,14 @@ class Choices:
         Raises:
             DniGraphError: with the nearest names.
         """
-        names = [c.name for c in crossings if c.gradient]
+        names = [crossing.name for crossing in crossings if crossing.gradient]
         for what, choice in (("head", self.head), ("boundary", self.boundary)):
             if isinstance(choice, Mapping):
                 strange = [key for key in choice if not any(fnmatchcase(name, key) for name in names)]
                 if strange:
                     listed = ", ".join(f"{key!r}{nearest(key, names)}" for key in strange)
-                    raise DniGraphError(
-                        f"{what}=: no crossing is called {listed}; there are {', '.join(names) or 'none'}"
-                    )
+                    known = ", ".join(names) or "none"
+                    raise DniGraphError(f"{what}=: no crossing is called {listed}; there are {known}")
 
 
 def _chosen(choice: Any, name: str, default: str) -> Any:

@@ -17,23 +17,26 @@ from .boundary import Boundary, BoundaryError, CrossingSpec, Visit
 from .replay import Replay
 from .scale import RunningScale
 
-MEASURED = 8  # visits from one measurement of the estimate to the next: it costs two passes over it
-NOTHING = 1e15  # values beyond it stand for nothing at all: masked scores. Their squares would not be finite
+MEASURED = 8  # visits from one measurement of the estimate to the next: each costs two passes over the estimate
+NOTHING = 1e15  # larger values are masked scores, not numbers to learn from: their squares would not be finite
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `dni(...)` can be told."""
+    """The options of `dni(...)`."""
 
     warm_up: int = 0  # visits in which the producer waits for the true gradient while the head learns
     refresh: int = 0  # every so many visits the producer gets the true gradient; 0: never
-    blend: float = 0.0  # share of what comes from above, the rest is the estimate: BP(lambda)
+    blend: float = 0.0  # share of the consumers' gradient, the rest is the estimate: BP(lambda)
     replay: int = 0  # earlier batches from which the head learns again in every step
     decay: float = 0.99  # of the running scale
 
     def __post_init__(self) -> None:
-        counts = {name: getattr(self, name) for name in ("warm_up", "refresh", "replay")}
-        misfits = [f"{k}={v!r} (a whole number from 0 on)" for k, v in counts.items() if not _is_count(v)]
+        misfits = []
+        for name in ("warm_up", "refresh", "replay"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                misfits.append(f"{name}={count!r} (a whole number from 0 on)")
         if not 0 <= self.blend <= 1:
             misfits.append(f"blend={self.blend!r} (from 0, the estimate, to 1, backprop)")
         if not 0 <= self.decay < 1:
@@ -43,11 +46,11 @@ class Options:
 
 
 class Dni(Boundary):
-    """Gives the producer its head's prediction at once, and the head the true gradient when it comes.
+    """Gives the producer its head's prediction at once; the head learns from the true gradient when that comes.
 
         estimate        M(value, label)                              once per step, in units of GAIN times the scale
         producer gets   estimate * GAIN * scale / batch              before the target is known
-        head learns     mean((estimate - target * batch / (GAIN * scale'))^2)    when it is, and scale' knows it
+        head learns     mean((estimate - target * batch / (GAIN * scale'))^2)    after that; scale' includes it
 
     A head sees gradients per sample (the mean over the batch undone) and in units of their running size, so one
     learning rate serves all batch sizes, widths and depths. `GAIN` makes it learn faster than the model: see `Head`.
@@ -69,26 +72,26 @@ class Dni(Boundary):
         self.replay = Replay(self.options.replay) if self.options.replay else None
         self.register_buffer("visits", torch.zeros((), dtype=torch.long))
         self.visits: Tensor
-        self._count: int | None = 0  # of `visits`, so that no device is waited for; None: look it up
+        self._count: int | None = 0  # `visits` without waiting for its device; None: not read yet
         self._seen: Comparison | None = None
-        self._masks = False  # whether values beyond `NOTHING` were met
-        self._sample = list(self.head.parameters())[:1]  # in a list: it is the head's, and speaks of its precision
+        self._masks = False  # whether there was a value beyond `NOTHING`
+        self._sample = list(self.head.parameters())[:1]  # for the head's dtype; in a list, so that it stays the head's
 
     def visit(self, value: Tensor) -> Visit:
         return self._visit(value, self._next_share)
 
     def again(self, value: Tensor) -> Visit:
-        """The head's regression alone, with the weights that it has now."""
+        """The head's regression alone, with its present weights."""
         return self._visit(value, lambda: 0.0)
 
     @property
     def waits(self) -> bool:
-        """Whether some visits are true."""
+        """Whether the producer gets the true gradient in some visits."""
         return bool(self.options.warm_up or self.options.refresh or self.options.blend)
 
     @property
     def needs_label(self) -> bool:
-        """Whether its head looks at one."""
+        """Whether its head looks at the label."""
         return self.head.condition is not None
 
     def settings(self) -> dict[str, Any]:
@@ -100,7 +103,7 @@ class Dni(Boundary):
         if not isinstance(self.head, Foreign):
             self.expect_width(value)
         batch = len(value) if value.ndim else 1
-        label = self._label(value)
+        label = None if self.head.condition is None else self.label_beside(value, self.head.condition)
         share = next_share()
         estimate = self._estimate(value.detach(), label)
         given = (estimate.detach() * (self.scale() * (GAIN / batch))).to(value.dtype)
@@ -113,8 +116,11 @@ class Dni(Boundary):
                 error = self._compare(estimate.detach(), target, batch)
                 if self.replay is not None and value.ndim:
                     self.replay.remember(value.detach(), label, estimate.detach() - error)
-                blended = None if share == 0 else _blend(target, given, share)
-            return blended, error.mul_(2 / error.numel()), *_ones(again)
+                mixed: Tensor | None = None
+                if share:
+                    mixed = target if share == 1 else torch.lerp(given, target.to(given.dtype), share)
+            ones = () if again is None else (torch.ones_like(again),)
+            return mixed, error.mul_(2 / error.numel()), *ones
 
         roots = (value, estimate) if again is None else (value, estimate, again)
         now = None if share else (given, *[None] * (len(roots) - 1))
@@ -128,17 +134,14 @@ class Dni(Boundary):
         return {} if self._seen is None else dict(self._seen.metrics)
 
     def _next_share(self) -> float:
-        """How much of the true gradient the producer gets in this visit: 0 none, so it need not wait; 1 all of it."""
+        """The share of the true gradient that the producer gets in this visit. At 0 it need not wait."""
         self._count = (int(self.visits) if self._count is None else self._count) + 1
         self.visits += 1
         refreshes = self.options.refresh > 0 and self._count % self.options.refresh == 0
         return 1.0 if refreshes or self._count <= self.options.warm_up else self.options.blend
 
-    def _label(self, value: Tensor) -> Tensor | None:
-        return None if self.head.condition is None else self.label_beside(value, self.head.condition)
-
     def _estimate(self, value: Tensor, label: Tensor | None) -> Tensor:
-        """The head's prediction, in the head's own precision, whatever autocast does to the model around it."""
+        """The head's prediction, in the head's own precision also where the model runs under autocast."""
         value = self._unmasked(value.to(self._sample[0].dtype) if self._sample else value)
         if not torch.is_autocast_enabled(value.device.type):
             return self.head(value, label)  # type: ignore[no-any-return]
@@ -146,13 +149,13 @@ class Dni(Boundary):
             return self.head(value, label)  # type: ignore[no-any-return]
 
     def _unmasked(self, value: Tensor) -> Tensor:
-        """The value with 0 for what stands for nothing. Looked for in the first visit, and then now and again."""
+        """The value with 0 in place of masked scores, which are looked for in every `MEASURED`-th visit."""
         if not self._masks and (self._count or 0) % MEASURED == 1 and value.numel():
             self._masks = bool(value.abs().amax() > NOTHING)
         return value.masked_fill(value.abs() > NOTHING, 0) if self._masks else value
 
     def _compare(self, estimate: Tensor, target: Tensor, batch: int) -> Tensor:
-        """How far the estimate is from the target, in units of the running scale; 0 where the target is not finite."""
+        """Estimate minus target, in units of the running scale; 0 where the target is not finite."""
         target = target.to(estimate.dtype)
         size = torch.linalg.vector_norm(target)
         inverse = self.scale.update((size * (batch / target.numel() ** 0.5)).square())
@@ -174,7 +177,7 @@ class Dni(Boundary):
 
 @dataclass(frozen=True)
 class Comparison:
-    """The sizes (2-norms) of one estimate, its target and the error between them, left on their device till asked."""
+    """The sizes (2-norms) of one estimate, its target and their difference, on their device until they are read."""
 
     target: Tensor
     estimate: Tensor  # in units of GAIN times the scale, as the error
@@ -197,15 +200,3 @@ class Comparison:
             "error": (error / target) ** 2,
             "target_rms": target * self.batch / self.numel**0.5,
         }
-
-
-def _blend(target: Tensor, given: Tensor, share: float) -> Tensor:
-    return target if share == 1 else torch.lerp(given, target.to(given.dtype), share)
-
-
-def _ones(again: Tensor | None) -> tuple[Tensor, ...]:
-    return () if again is None else (torch.ones_like(again),)
-
-
-def _is_count(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 0

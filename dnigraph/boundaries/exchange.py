@@ -1,4 +1,4 @@
-"""The one place where a gradient is exchanged for another."""
+"""The one autograd function of this library: it gives a value another gradient than its consumers sent."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class Visit:
-    """One crossing in one step: what leaves the boundary at once, and what waits for the target.
+    """One crossing in one step: the gradients that are known at once, and those that wait for the target.
 
     Attributes:
         roots: roots[0] is the crossing's value, attached to its producer; then tensors whose graphs lead to the
@@ -18,7 +18,7 @@ class Visit:
         now: the gradients of the roots that are known before the target, None for a root whose gradient is not; None
             in place of the tuple: the producer must wait for the target.
         settle: given the target (the consumers' gradients, summed by `sum_in_order`; None: none of them sent any), the
-            gradients of the roots that `now` did not give, None for the others.
+            gradients of the roots that `now` does not have, None for the others.
     """
 
     roots: tuple[Tensor, ...]
@@ -62,9 +62,9 @@ class Exchange(torch.autograd.Function):
 
 
 def _laid_out(gradient: Tensor | None, size: torch.Size, stride: tuple[int, ...]) -> Tensor | None:
-    """The gradient in the memory order of its value, as autograd keeps it in `.grad`.
+    """The gradient in the memory layout of its value, as autograd keeps it in `.grad`.
 
-    Kernels choose their way by memory order, so without this a runner that reads `.grad` gets other last bits.
+    Kernels are chosen by memory layout, so without this a runner that reads `.grad` would get other last bits.
     """
     if gradient is None or gradient.stride() == stride:
         return gradient

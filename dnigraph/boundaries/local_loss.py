@@ -1,4 +1,4 @@
-"""A local loss in place of a predicted gradient: each part learns to make the label easy to read from its output."""
+"""A local loss in place of a predicted gradient: a small classifier on the crossing trains the part below it."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -38,7 +38,7 @@ class LocalLoss(Boundary):
         self._seen: Tensor | None = None
 
     def visit(self, value: Tensor) -> Visit:
-        """The loss is a root beside the value: it leads through the value to the producer, and its gradient is one."""
+        """The loss is a root beside the value. Its gradient is one, and its graph leads to the producer."""
         self.expect_width(value)
         label = self.label_beside(value, self.condition)
         loss = self._loss(value, label)
@@ -47,7 +47,7 @@ class LocalLoss(Boundary):
 
     @property
     def waits(self) -> bool:
-        """Never: its loss is here."""
+        """Never: the loss is known at once."""
         return False
 
     @property
@@ -107,7 +107,7 @@ class Classifier(nn.Module):
 
 
 class _Label(Condition):
-    """A label that is only looked up and compared, not encoded."""
+    """A label for the loss. It is checked, and not encoded."""
 
     def encode(self, label: Tensor) -> Tensor:
         return label

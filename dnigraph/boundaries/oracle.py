@@ -1,4 +1,4 @@
-"""The boundary that changes nothing: the proof that the machinery is right."""
+"""The boundary that hands down the true gradient. With it, a decoupled model must equal backprop."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from .boundary import Boundary, Visit
 
 
 class Oracle(Boundary):
-    """Hands back the true target, bitwise: backprop through the same machinery."""
+    """Hands back the consumers' gradient, bitwise: backprop through the same code path as every other boundary."""
 
     kind = "oracle"
     heeds = True

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class Replay(nn.Module):
     """The last `size` batches of one crossing: value, label and target in units of the scale, oldest first.
 
-    They are buffers (`value_0`, `label_0`, `target_0`, ...), so a checkpoint holds them, and resuming equals never
-    stopping. A batch of another shape (longer sequences, larger pictures) makes it forget the others.
+    They are buffers (`value_0`, `label_0`, `target_0`, ...), so a checkpoint holds them and a resumed run equals one
+    that never stopped. A batch of another shape (longer sequences, larger pictures) drops the others.
     """
 
     def __init__(self, size: int) -> None:
@@ -20,10 +20,10 @@ class Replay(nn.Module):
         self.size = size
 
     def loss(self, estimate: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor | None:
-        """The regression over all remembered batches, each with the weight of one; None where there are none yet.
+        """The sum of the regression losses of the remembered batches; None where there are none yet.
 
-        One pass over all of them: then each parameter gets one further summand, and the order of sums cannot differ
-        between runners.
+        All of them go through the head in one pass. So each parameter's gradient gets one further summand, and the
+        order of summation is the same in all runners.
         """
         count = len(self)
         if count == 0:
@@ -33,7 +33,7 @@ class Replay(nn.Module):
         return F.mse_loss(estimate(value, label), target) * count
 
     def remember(self, value: Tensor, label: Tensor | None, target: Tensor) -> None:
-        """Keep a batch, and let go of the oldest where there are `size` already."""
+        """Keep a batch; the oldest one goes where there are `size` already."""
         batch = {"value": value.clone(), "label": label, "target": target}
         if len(self) and not self._matches(batch):
             self._buffers.clear()

@@ -9,7 +9,7 @@ from .boundary import Boundary, BoundaryFactory, CrossingSpec, Visit
 
 
 class Silent(Boundary):
-    """Hands down no gradient at all, save the true one in a warm-up or every so many steps.
+    """Hands down no gradient, except the true one in a warm-up or every so many steps.
 
     The producer's parameters then have no gradient (not a zero one), so that an optimiser leaves them alone.
     """
@@ -30,7 +30,7 @@ class Silent(Boundary):
 
     @property
     def waits(self) -> bool:
-        """Whether some visits are true."""
+        """Whether the producer gets the true gradient in some visits."""
         return bool(self.warm_up or self.refresh)
 
     def settings(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Silent(Boundary):
         return {"head": None, "warm_up": self.warm_up, "refresh": self.refresh}
 
     def get_extra_state(self) -> int:
-        """How many steps there were, for a checkpoint."""
+        """The number of steps so far, for a checkpoint."""
         return self._visits
 
     def set_extra_state(self, state: int) -> None:

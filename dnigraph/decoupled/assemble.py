@@ -1,4 +1,4 @@
-"""Graphs become modules: the one place where parts are made, on the user's own layers."""
+"""From graphs to modules: parts are made here, on the user's own layers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from ..passes.sandbox.object_graph import ObjectGraph
 
 
 class View(nn.Module):
-    """Shows some tensors of another module under the same names, so that a part owns just what it uses.
+    """Has some tensors of another module, its owner, under the same names, so that a part owns only what it uses.
 
-    Parameters and submodules are the same objects. Buffers are replaced when a module moves to another device:
+    Parameters and submodules are the owner's own objects. Buffers are replaced when a module moves to another device:
     `refresh` fetches them again.
     """
 
@@ -22,11 +22,11 @@ class View(nn.Module):
 
     def __init__(self, owner: nn.Module):
         super().__init__()
-        self.__dict__["_owner"] = owner  # past nn.Module, which would adopt it
+        self.__dict__["_owner"] = owner  # not by nn.Module's __setattr__, which would register it as a child
         self.__dict__["_shown"] = []
 
     def show(self, name: str) -> None:
-        """Show one tensor of the owner."""
+        """Have one more tensor of the owner."""
         self._shown.append(name)
         self._fetch(name)
 
@@ -36,12 +36,12 @@ class View(nn.Module):
             self._fetch(name)
 
     def follow(self) -> bool:
-        """Show what the owner holds now. False where that is of another kind, so that a graph may not hold."""
+        """Have the owner's present tensors. False: one is of another kind now, so that graphs may not hold."""
         for name in self._shown:
             for table in ("_parameters", "_buffers"):
-                if (held := getattr(self, table).get(name)) is not None:
+                if (before := getattr(self, table).get(name)) is not None:
                     now = getattr(self._owner, table).get(name)
-                    if now is not held and not _alike(now, held):
+                    if now is not before and not _alike(now, before):
                         return False
                     getattr(self, table)[name] = now
                     break
@@ -66,7 +66,7 @@ def _alike(one: torch.Tensor | None, other: torch.Tensor) -> bool:
 
 
 class Constants(nn.Module):
-    """Tensors that were made while the model was captured. They move with the model and are in no state dict."""
+    """Tensors that the model made while it was captured. They move with it and are in no state dict."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]):
         super().__init__()
@@ -80,31 +80,41 @@ class Assembly:
     def __init__(self, model: nn.Module, constants: Mapping[str, torch.Tensor]):
         self.model, self.constants = model, Constants(constants)
         self._views: list[View] = []
-        self._places = list(ObjectGraph.of(model).places(constants.values()))  # plain tensors may be replaced by others
+        self._places = list(ObjectGraph.of(model).places(constants.values()))  # the user may replace them
 
     def module(self, graph: fx.Graph, name: str) -> fx.GraphModule:
-        """The graph as a module whose submodules are the model's own and whose tensors are views of the model's."""
+        """The graph as a module. Its submodules are the model's own; its tensors are the model's, shown by views."""
         graph = sheltered(graph)
-        made = fx.GraphModule(nn.Module(), fx.Graph(), class_name=name)
-        made.graph = graph  # first: it would have the code of a user's own graph modules written again
+        module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=name)
+        module.graph = graph  # before the submodules are attached: it recompiles all graph modules among them
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
-                self._attach(made, str(node.target), node.op == "call_module")
-        made.training = self.model.training
-        return made
+                self._attach(module, str(node.target), node.op == "call_module")
+        module.training = self.model.training
+        return module
 
     def refresh(self) -> None:
-        """Show the tensors that the model holds now."""
+        """Show the model's present tensors, of whatever kind."""
         for view in self._views:
             view.refresh()
 
     def follow(self) -> bool:
-        """Show the tensors that the model holds now; False where one of them is of another kind than before."""
-        return all(view.follow() for view in self._views) and all(_still_holds(*place) for place in self._places)
+        """Show the model's present tensors. False: one is of another kind now, so that the graphs may not hold."""
+        for view in self._views:
+            if not view.follow():
+                return False
+        for table, key, value in self._places:
+            try:
+                if table[key] is not value:
+                    return False
+            except (KeyError, IndexError):
+                return False
+        return True
 
-    def _attach(self, made: nn.Module, path: str, whole: bool) -> None:
+    def _attach(self, module: nn.Module, path: str, whole: bool) -> None:
+        """Give a module what a path of the model leads to: a whole submodule, or a tensor."""
         *parents, last = path.split(".")
-        at: nn.Module = made
+        at: nn.Module = module
         owner: Any = self.constants if path in self.constants._buffers else self.model
         for name in parents:
             owner = owner if name == SHELTER else getattr(owner, name)
@@ -112,7 +122,7 @@ class Assembly:
                 at._modules[name] = self._view(owner)
             at = at._modules[name]  # type: ignore[assignment]  # never None here
             if at is owner:
-                return  # the user's own module stands here already: the rest of the path is in it
+                return  # the user's own module is attached here already, with the rest of the path in it
         if whole:
             at._modules[last] = getattr(owner, last)
         elif isinstance(at, View):
@@ -124,17 +134,10 @@ class Assembly:
         self._views.append(View(owner))
         return self._views[-1]
 
-    def _show_at_root(self, made: nn.Module, owner: nn.Module, name: str) -> None:
-        """A tensor of the model itself, or a constant: a view whose tables are the part's own."""
+    def _show_at_root(self, module: nn.Module, owner: nn.Module, name: str) -> None:
+        """A tensor of the model itself, or a constant: by a view whose tables are those of the part's root."""
         view = self._view(owner)
-        view.__dict__["_parameters"], view.__dict__["_buffers"] = made._parameters, made._buffers
+        view.__dict__["_parameters"], view.__dict__["_buffers"] = module._parameters, module._buffers
         view.show(name)
         if name in view.__dict__:
-            made.__dict__[name] = view.__dict__[name]
-
-
-def _still_holds(table: Any, key: Any, value: Any) -> bool:
-    try:
-        return table[key] is value
-    except (KeyError, IndexError):
-        return False
+            module.__dict__[name] = view.__dict__[name]

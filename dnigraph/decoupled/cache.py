@@ -46,7 +46,8 @@ class Cache:
         self._attributes = AttributeGuards(model)
 
     def __iter__(self) -> Iterator[Specialization]:
-        return (specialization for entry in self._entries.values() for specialization in entry.specializations)
+        for entry in self._entries.values():
+            yield from entry.specializations
 
     def is_outdated(self) -> bool:
         """Whether modules of the model were replaced, or hooks came or went. Then everything is forgotten."""
@@ -67,7 +68,7 @@ class Cache:
             key, inputs = (state,), list(bound.arguments.values())
         else:
             args, kwargs = canonical(self.model, self._signature, args, kwargs)
-            if not kwargs and all(type(arg) is torch.Tensor for arg in args):  # most calls: no tree to take apart
+            if not kwargs and {*map(type, args)} == {torch.Tensor}:  # most calls: no tree to take apart
                 key, inputs = (state, None, tuple(map(_kind, args))), list(args)
             else:
                 leaves, spec = flatten((args, kwargs))
@@ -76,10 +77,10 @@ class Cache:
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = Entry(key)
-        holding = [s for s in entry.specializations if s.assembly.follow()]
-        if len(holding) < len(entry.specializations):  # a tensor of the model is of another kind now
-            entry.specializations = holding
-            self._show_what_is_left()
+        for specialization in tuple(entry.specializations):
+            if not specialization.assembly.follow():  # a tensor of the model is of another kind now
+                entry.specializations = [s for s in entry.specializations if s is not specialization]
+                self._show_what_is_left()
         return entry, inputs
 
     def make_room(self, entry: Entry) -> None:
@@ -88,16 +89,16 @@ class Cache:
         Warns that a plain attribute of the model has changed, if there are such.
         """
         state, *call = entry.key
-        alike = [
-            key
-            for key, other in self._entries.items()
-            if other.specializations and list(key[1:]) == call and key[0][:-1] == state[:-1]
-        ]
+        alike = []
+        for key, other in self._entries.items():
+            if other.specializations and list(key[1:]) == call and key[0][:-1] == state[:-1]:
+                alike.append(key)
         if alike:
             warn_changed()
-        for key in alike[: len(alike) - PATHS + 1]:
-            del self._entries[key]
-        self._show_what_is_left()
+        if len(alike) >= PATHS:
+            for key in alike[: len(alike) - PATHS + 1]:
+                del self._entries[key]
+            self._show_what_is_left()
 
     def learn(self, captured: CapturedGraph) -> bool:
         """Learn from a graph which plain attributes of the model count. True: the keys are others now."""

@@ -56,10 +56,7 @@ class DecoupledModule(fx.GraphModule):
         self.training = model.training
         self._signature = inspect.signature(model.forward)
         type(self).forward = _forward_like(self._signature)  # fx makes a class for each instance
-        self._share_children(model)
-
-    def _share_children(self, model: nn.Module) -> None:
-        """Own what the model owns, under the same names, and the boundaries beside."""
+        # Own what the model owns, under the same names, and the boundaries under `prefix`.
         prefix = "dni"
         while prefix in model._modules:
             prefix += "_"

@@ -88,16 +88,18 @@ class CapturedModule(DecoupledModule):
     @contextmanager
     def standing_in(self, make: Callable[[str], Boundary]) -> Iterator[None]:
         """Replace the boundaries inside the block by those that `make` makes of their keys."""
-        holders = [specialization.top.get_submodule("dni") for specialization in self._cache]
-        own = [holder._modules for holder in holders]
-        keys = dict.fromkeys(key for modules in own for key in modules)
-        stand_ins = {key: make(key).train(self.training) for key in keys}
+        own: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []  # what calls boundaries, and those
+        stand_ins: dict[str, nn.Module | None] = {}
         try:
-            for holder, modules in zip(holders, own, strict=True):
-                holder._modules = {key: stand_ins[key] for key in modules}
+            for specialization in self._cache:
+                holder = specialization.top.get_submodule("dni")
+                own.append((holder, holder._modules))
+                for key in holder._modules:
+                    stand_ins[key] = stand_ins.get(key) or make(key).train(self.training)
+                holder._modules = {key: stand_ins[key] for key in holder._modules}
             yield
         finally:
-            for holder, modules in zip(holders, own, strict=True):
+            for holder, modules in own:
                 holder._modules = modules
 
     def _show(self) -> None:

@@ -1,7 +1,7 @@
-"""The label and how a head looks at it: what makes a DNI a conditioned DNI (cDNI).
+"""The label, and how it is encoded for a head: what makes a DNI a conditioned DNI (cDNI).
 
 Without the label the best estimate of a gradient is only the miscalibration of the layers above; with it, one cut is
-within noise of backprop. So the label is one word: `condition=one_hot(10)`.
+within noise of backprop. So it takes one argument: `condition=one_hot(10)`.
 
 Source: Jaderberg et al. 2017, arXiv 1608.05343, section 3.1 (cDNI).
 """
@@ -21,7 +21,7 @@ from .spec import CrossingSpec
 
 
 class ConditionError(DniGraphError, ValueError):
-    """The label and what a boundary wants to know about it do not fit."""
+    """The label does not fit the condition of a boundary."""
 
 
 class Context:
@@ -36,12 +36,12 @@ class Context:
 
     @property
     def label(self) -> Any:
-        """The label given to the innermost `conditioned` of this thread; None outside of it."""
+        """The label of the innermost `conditioned` block of this thread; None outside."""
         return getattr(self._of_this_thread, "label", None)
 
     @contextmanager
     def conditioned(self, label: Any) -> Iterator[None]:
-        """Every boundary of the model sees `label` inside the block. Blocks nest, and end with an exception, too."""
+        """Every boundary of the model sees `label` inside the block. Blocks nest; an exception ends them, too."""
         before = self.label
         self._of_this_thread.label = label
         try:
@@ -54,7 +54,7 @@ class Context:
 
 
 class Condition(nn.Module, ABC):
-    """Turns a label into numbers that a head can look at, `width` of them for each entry of the label.
+    """Encodes a label for heads: `width` numbers for each entry of the label.
 
     A condition with weights gives every head its own copy (`own`), so that heads stay independent of each other.
     """
@@ -64,7 +64,7 @@ class Condition(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, label: Tensor) -> Tensor:
-        """The numbers of a label that `check` let through. Shapes: [*label] -> [*label, width]."""
+        """The code of a label that `check` accepted. Shapes: [*label] -> [*label, width]."""
 
     def forward(self, label: Tensor) -> Tensor:
         return self.encode(label)
@@ -104,11 +104,12 @@ class _Numbered(Condition):
         self._seen_in_range = False
 
     def check(self, label: Any, batch: int | None, name: str) -> Tensor:
-        given = super().check(label, batch, name)
-        if given.is_floating_point() or given.is_complex():
-            raise ConditionError(f"boundary '{name}': {self._expected()}, not {_kind(given)}")
-        self._check_range(given, name)
-        return given
+        tensor = super().check(label, batch, name)
+        if tensor.is_floating_point() or tensor.is_complex():
+            kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"
+            raise ConditionError(f"boundary '{name}': {self._expected()}, not {kind}")
+        self._check_range(tensor, name)
+        return tensor
 
     def index(self, label: Tensor) -> Tensor:
         """The row of a table of `labels` + 1 rows that belongs to each entry; the last row is for ignored ones."""
@@ -116,7 +117,7 @@ class _Numbered(Condition):
         return label.where(label != self.ignore, self.labels)
 
     def _check_range(self, label: Tensor, name: str) -> None:
-        """On an accelerator only the first label is looked at: each look makes the host wait for the device."""
+        """On an accelerator only the first label is checked: each check makes the host wait for the device."""
         if label.numel() == 0 or (label.device.type != "cpu" and self._seen_in_range):
             return
         low, high = _range(label)
@@ -253,10 +254,6 @@ def _range(label: Tensor) -> tuple[int, int]:
         return 0, int(label.any())
     low, high = label.aminmax()
     return int(low), int(high)
-
-
-def _kind(label: Tensor) -> str:
-    return f"{str(label.dtype).removeprefix('torch.')} of shape {list(label.shape)}"
 
 
 def _positive(what: str, number: object) -> int:

@@ -25,7 +25,7 @@ class Dense(Head):
         condition = condition_for(spec)
         super().__init__(name, condition)
         self.width = width
-        self.hidden = nn.ModuleList(Hidden(nn.Linear(a, b, bias=False)) for a, b in pairwise((width, *hidden)))
+        self.hidden = nn.ModuleList([Hidden(nn.Linear(a, b, bias=False)) for a, b in pairwise((width, *hidden))])
         self.output = silent(nn.Linear((width, *hidden)[-1], width))
         self.shift = None
         if condition is not None:

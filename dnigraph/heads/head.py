@@ -1,4 +1,4 @@
-"""What every head is: a network that looks at a crossing's value, and perhaps at the label, and predicts a gradient."""
+"""What every head is: a network that predicts a gradient from a crossing's value, and perhaps from the label."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -12,23 +12,22 @@ from .spec import CrossingSpec
 
 
 class HeadError(DniGraphError, ValueError):
-    """A head cannot stand on this crossing."""
+    """A head does not fit its crossing."""
 
 
 class Head(nn.Module, ABC):
     """Predicts the gradient of one crossing, per sample and in units of its running size.
 
-    Heads of this library start silent: what they say first is exactly zero, because weight and bias of the last layer
-    are. They learn `GAIN` times as fast as the model under the same Adam, for they follow a moving target. The factor
-    is built in, so that one optimiser over all parameters is all that a training loop needs: the boundary counts an
-    estimate in units of `GAIN` times the running size, and a layer in front of a normalisation, which hides its size,
-    starts smaller by `GAIN`. In a short run (Fashion-MNIST, every layer cut, 1500 steps) the train loss was .347
-    without it and .326 with 3; twice as much was no better.
+    Heads of this library predict exactly zero at first, because weight and bias of the last layer are zero. They learn
+    `GAIN` times as fast as the model under the same Adam, because their target moves. The factor is built in, so that
+    one optimiser over all parameters is enough: the boundary multiplies estimates by `GAIN` times the running size,
+    and a layer in front of a normalisation, which undoes its scale, starts smaller by `GAIN`. In a short run
+    (Fashion-MNIST, every layer cut, 1500 steps) the train loss was .347 without it and .326 with 3; 6 was no better.
 
     Source: Jaderberg et al. 2017, arXiv 1608.05343, supplement, "Common details" (zero start).
     """
 
-    condition: Condition | None  # what it wants to know of the label; None: it does not look at it
+    condition: Condition | None  # encodes the label for it; None: it does not look at the label
 
     def __init__(self, name: str, condition: Condition | None) -> None:
         super().__init__()
@@ -42,8 +41,8 @@ class Head(nn.Module, ABC):
 class Foreign(Head):
     """A user's module as a head: called with (value, encoded label) where it takes two arguments, else with (value).
 
-    An optional second argument counts when it is called `condition`: many modules of torch have one that is a mask or
-    a state.
+    An optional second argument counts only if it is called `condition`: in many modules of torch it is a mask or a
+    state.
     """
 
     def __init__(self, spec: CrossingSpec, module: nn.Module) -> None:
@@ -65,7 +64,7 @@ class Foreign(Head):
         return self._checked(value, self.module(value))
 
     def _try_on(self, spec: CrossingSpec) -> None:
-        """One silent run on zeros, so that a misfit is found when the head is made and not hours later."""
+        """One run on zeros in eval mode, so that a misfit is found when the head is made and not hours later."""
         modes = {module: module.training for module in self.module.modules()}
         self.module.eval()
         try:

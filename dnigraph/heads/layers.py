@@ -1,4 +1,4 @@
-"""The layers that heads are made of beside linear maps and convolutions."""
+"""The layers of heads, beside linear maps and convolutions."""
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,9 @@ GAIN = 3.0  # how many times faster than the model a head learns; see `Head`
 
 
 class Normalise(nn.Module):
-    """Batch normalisation that also stands a single value per channel.
+    """Batch normalisation that also takes a single value per channel.
 
-    Where there is only one, running statistics take the place of the batch's: a batch of one sample cannot normalise
-    itself.
+    It then uses the running statistics, because one value has no variance of its own.
 
     Shapes: [batch, channels, *positions] -> the same.
     """
@@ -36,8 +35,8 @@ class Hidden(nn.Module):
 
         value ─► layer ─► + shift ─► Normalise ─► ReLU
 
-    The normalisation then balances what the value and what the label say. Added after it, the label was as good in
-    short runs and worse in long ones (Fashion-MNIST, every layer cut, 3000 steps: train loss .255 against .215).
+    The normalisation balances value and label. With the shift added after it, the label helped as much in short runs
+    and less in long ones (Fashion-MNIST, every layer cut, 3000 steps: train loss .255 against .215).
 
     Shapes: value [batch, width, *positions], shift [batch, units] -> [batch, units, *positions].
     """
@@ -46,7 +45,7 @@ class Hidden(nn.Module):
         super().__init__()
         self.layer, self.norm = layer, Normalise(layer.weight.shape[0])
         with torch.no_grad():
-            layer.weight /= GAIN  # the normalisation hides it: the layer only learns so much faster
+            layer.weight /= GAIN  # the normalisation undoes the scale, but each step changes more of the weight
 
     def forward(self, value: Tensor, shift: Tensor | None = None) -> Tensor:
         units: Tensor = self.layer(value)
@@ -56,7 +55,7 @@ class Hidden(nn.Module):
 
 
 class LabelShift(nn.Module):
-    """What the label adds to each unit, learned. The condition stays the head's, which checks labels with it.
+    """A learned shift of each unit for each label. The condition stays with the head, which checks labels with it.
 
     Shapes: label [batch, *positions] -> [batch, *positions, units].
     """
@@ -65,7 +64,7 @@ class LabelShift(nn.Module):
         super().__init__()
         rows = condition.width + 1 if isinstance(condition, OneHot) else condition.width
         self.table = nn.Parameter(torch.randn(rows, units) * spread)
-        if isinstance(condition, OneHot):  # the last row is of entries that have no label
+        if isinstance(condition, OneHot):  # the last row is for entries without a label
             self.table.data[-1].zero_()
 
     def forward(self, condition: Condition, label: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ class LabelShift(nn.Module):
 
 
 def beside(shift: Tensor, positions: torch.Size) -> Tensor:
-    """`shift` so that it can be added at `positions` ([batch, ...]): averaged where the label has other positions.
+    """`shift` in a shape that can be added at `positions` ([batch, ...]): averaged where the label has other positions.
 
     Shapes: [batch, *label positions, units] -> [*positions, units].
     """
@@ -91,7 +90,7 @@ def beside(shift: Tensor, positions: torch.Size) -> Tensor:
 
 
 def silent(layer: nn.Module) -> nn.Module:
-    """The layer with weight and bias zero, so that a head says nothing before it has learned something."""
+    """The layer with weight and bias zero, so that a head predicts zero before it has learned something."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -14,7 +14,7 @@ from .spec import CrossingSpec
 HeadFactory: TypeAlias = Callable[[CrossingSpec], nn.Module]
 HeadChoice: TypeAlias = "str | HeadFactory"
 
-WIDE = 1024  # from here on a hidden layer of half the width costs more than it brings
+WIDE = 1024  # from this width on a hidden layer of half the width is not worth its cost
 
 
 def make_head(choice: HeadChoice, spec: CrossingSpec) -> Head:
@@ -39,16 +39,20 @@ def make_head(choice: HeadChoice, spec: CrossingSpec) -> Head:
 
 
 def auto() -> HeadFactory:
-    """What suits the crossing's shape: `mlp` for features, `conv` for maps, `tokens` for tokens, `low_rank` if wide."""
+    """By the crossing's shape: `mlp` for features, `conv` for maps, `tokens` for tokens, `low_rank` if it is wide."""
 
     def make(spec: CrossingSpec) -> nn.Module:
-        return _suitable(spec)(spec)
+        if spec.kind == "maps":
+            return conv()(spec)
+        if spec.width >= WIDE:
+            return low_rank()(spec)
+        return mlp()(spec) if spec.kind == "features" else tokens()(spec)
 
     return make
 
 
 def linear() -> HeadFactory:
-    """One linear map of features or tokens, with a bias per label. Cheap; with the label, good only late."""
+    """One linear map of features or tokens, with a bias for each label. Cheap, and slow to become good."""
 
     def make(spec: CrossingSpec) -> Dense:
         _fits(spec, "linear", "features", "tokens")
@@ -107,7 +111,7 @@ def conv(channels: int | None = None, layers: int = 2, kernel: int = 3, coarse: 
 
 
 def tokens(hidden: int | None = None) -> HeadFactory:
-    """An mlp that runs over every token alike; a label may be one per token or one per sample."""
+    """The same mlp at every token; there may be one label for each token or one for each sample."""
     _sizes("tokens", hidden=hidden)
 
     def make(spec: CrossingSpec) -> Dense:
@@ -151,14 +155,6 @@ def _factory(choice: HeadChoice, spec: CrossingSpec) -> HeadFactory:
     return choice
 
 
-def _suitable(spec: CrossingSpec) -> HeadFactory:
-    if spec.kind == "maps":
-        return conv()
-    if spec.width >= WIDE:
-        return low_rank()
-    return mlp() if spec.kind == "features" else tokens()
-
-
 def _fits(spec: CrossingSpec, name: str, *kinds: str) -> None:
     if spec.kind not in kinds:
         instead = {"features": "mlp, low-rank or linear", "maps": "conv", "tokens": "tokens, mlp, low-rank or linear"}
@@ -169,17 +165,16 @@ def _fits(spec: CrossingSpec, name: str, *kinds: str) -> None:
 
 
 def _sizes(where: str, **sizes: int | None) -> None:
-    misfits = [f"{name}={size!r}" for name, size in sizes.items() if size is not None and not _positive(size)]
+    misfits = []
+    for name, size in sizes.items():
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            misfits.append(f"{name}={size!r}")
     if misfits:
         raise HeadError(f"{where}: sizes are positive whole numbers, not {', '.join(misfits)}")
 
 
-def _positive(size: object) -> bool:
-    return isinstance(size, int) and not isinstance(size, bool) and size > 0
-
-
 def _coarse(spec: CrossingSpec) -> int:
-    """How much coarser than the map a head may be and still have a few cells along each axis."""
+    """How much coarser than the map a head's grid may be, so that a few cells are left along each axis."""
     least = min(spec.shape[2:])
     return 4 if least >= 16 else 2 if least >= 8 else 1
 

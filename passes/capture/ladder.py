@@ -69,7 +69,7 @@ class Climb:
             raise CaptureError(
                 [f"there is no capture {how!r}; there are auto, {', '.join(RUNGS)}{nearest(how, RUNGS)}"]
             )
-        self.rungs = tuple(RUNGS[name] for name in (LADDER if how == "auto" else (how,)))
+        self.rungs = [*map(RUNGS.__getitem__, LADDER)] if how == "auto" else [RUNGS[how]]
         self.reasons: list[str] = []  # one line each, with the rung's name
         self._left = list(self.rungs)
         self._misfit: CutError | None = None
