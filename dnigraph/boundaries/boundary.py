@@ -146,7 +146,7 @@ class Boundary(nn.Module, ABC):
     @property
     def head_parameters(self) -> int:
         """Scalars in the boundary's own trainable parameters."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        return sum(map(Tensor.numel, self.parameters()))
 
     def metrics(self) -> dict[str, float]:
         """How good the last settled estimate was; empty where there is none."""

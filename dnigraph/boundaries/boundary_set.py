@@ -13,7 +13,8 @@ from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.plan.plan import Crossing, Plan
 from .boundary import Boundary
 
-MakeBoundary = Callable[[Crossing, Mapping[str, Any], Context], Boundary]  # of a crossing and its node's meta
+Meta = Mapping[str, Any]
+MakeBoundary = Callable[[Crossing, Meta, Context], Boundary]  # of a crossing and its node's meta
 
 
 class BoundarySet:
@@ -32,16 +33,20 @@ class BoundarySet:
                 boundaries[boundary.spec.name] = boundary
         return boundaries
 
-    def add(self, crossings: Iterable[tuple[Crossing, Mapping[str, Any]]], training: bool) -> list[Boundary]:
-        """Make a boundary for each crossing, given with its node's meta, that has none yet; return the new ones.
+    def add(self, crossings: Iterable[Crossing], metas: Mapping[str, Meta], training: bool) -> list[Boundary]:
+        """Make a boundary for each crossing that carries a gradient and has none yet. Returns the new ones.
+
+        Args:
+            metas: the meta of the crossings' nodes, by the nodes' names.
 
         Heads start at random. The random state is put back, so that no other number of the program changes.
         """
         known, new = self.by_name, dict[str, Boundary]()
         with torch.random.fork_rng(devices=[]):
-            for crossing, meta in crossings:
-                if crossing.name not in known:
-                    new[boundary_key(crossing)] = self.make(crossing, meta, self.context).train(training)
+            for crossing in crossings:
+                if crossing.gradient and crossing.name not in known:
+                    boundary = self.make(crossing, metas[crossing.node], self.context)
+                    new[boundary_key(crossing)] = boundary.train(training)
         self.modules._modules.update(new)  # none of them where one cannot be made
         return list(new.values())
 

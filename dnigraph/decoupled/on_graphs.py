@@ -72,11 +72,16 @@ class CapturedModule(DecoupledModule):
 
     def parameters_below(self) -> set[str]:
         """The parameters of parts whose values reach the results through boundaries only."""
-        results = {value.name for value in self.specialization.split.outputs if isinstance(value, Value)}
-        crossing = {c.node for c in self.plan.crossings if c.gradient}
-        above = [p.name for p in self.plan.parts if results & set(p.outputs) or not set(p.outputs) & crossing]
-        others = {id(q) for name in above for q in self.parts[name].parameters()}
-        return {name for name, q in self.original.named_parameters() if id(q) not in others}
+        specialization, crossing = self.specialization, set[str]()
+        results = {value.name for value in specialization.split.outputs if isinstance(value, Value)}
+        for one in specialization.plan.crossings:
+            if one.gradient:
+                crossing.add(one.node)
+        above = set[nn.Parameter]()  # of parts that hand a result on, or nothing through a boundary
+        for part in specialization.plan.parts:
+            if not results.isdisjoint(part.outputs) or crossing.isdisjoint(part.outputs):
+                above.update(specialization.parts[part.name].parameters())
+        return {name for name, parameter in self.original.named_parameters() if parameter not in above}
 
     def standing(self) -> dict[str, nn.Module]:
         """The modules that are called on the crossings at present, stand-ins included, by the crossings' names."""
@@ -245,8 +250,7 @@ class CapturedModule(DecoupledModule):
         shown = self._cache.shown
         if self.training:
             metas = {node.name: node.meta for node in captured.graph.nodes}
-            crossings = [(c, metas[c.node]) for c in cut.plan.crossings if c.gradient]
-            new = self.boundary_set.add(crossings, self.training)
+            new = self.boundary_set.add(cut.plan.crossings, metas, self.training)
             if shown:
                 warn_late(new)
         cut.plan = self.boundary_set.describe(replace(cut.plan, notes=(*notes, *cut.plan.notes)))

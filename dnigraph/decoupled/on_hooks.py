@@ -90,7 +90,7 @@ class HookedModule(DecoupledModule):
         self._sites: dict[Site, str] = {}  # to the names of crossings
         cut = [c for c in plan.crossings if c.gradient]
         self._sites |= {nodes[c.node].meta["site"]: c.name for c in cut}
-        self.boundary_set.add([(c, nodes[c.node].meta) for c in cut], self.training)
+        self.boundary_set.add(cut, {node.name: node.meta for node in graph.nodes}, self.training)
         self._plan = self.boundary_set.describe(plan)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         self._below = trained - parameters(heard(_results(graph), {nodes[c.node] for c in cut}))
@@ -152,7 +152,7 @@ class HookedModule(DecoupledModule):
         if name not in self.boundaries:
             crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
             meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), batch)}
-            warn_late(self.boundary_set.add([(crossing, meta)], self.training))
+            warn_late(self.boundary_set.add([crossing], {name: meta}, self.training))
         return name
 
     def standing(self) -> dict[str, nn.Module]:

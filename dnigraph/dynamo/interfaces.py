@@ -121,10 +121,10 @@ class Interfaces:
     def stand(self, spot: Spot, plan: Plan, nodes: Mapping[str, fx.Node]) -> tuple[Plan, nn.ModuleDict]:
         """The plan with the names that its crossings keep, and the boundaries, made where there were none."""
         crossings = tuple(self._named(spot, c, nodes[c.node]) if c.gradient else c for c in plan.crossings)
-        metas = [(c, nodes[c.node].meta) for c in crossings if c.gradient]
-        new = self._set.add(metas, self._set.modules.training)
-        for crossing, meta in metas:
-            self._set.modules[boundary_key(crossing)].to(meta["device"])
+        new = self._set.add(crossings, {name: node.meta for name, node in nodes.items()}, self._set.modules.training)
+        for crossing in crossings:
+            if crossing.gradient:
+                self._set.modules[boundary_key(crossing)].to(nodes[crossing.node].meta["device"])
         self._plans[spot] = replace(plan, crossings=crossings)
         self._warn_of_new(new)
         return self._plans[spot], self._set.modules
