@@ -51,5 +51,5 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $@
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt setuptools
-	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[demo,test,dev]'
+	$(RUN) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[demo,test,dev,bench]'
 	@touch $@

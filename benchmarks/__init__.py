@@ -1,0 +1,1 @@
+"""One file for each question; its docstring is the question, its rows lie in `results/`."""

@@ -3,18 +3,15 @@
 MNIST (Fashion-MNIST where it cannot be had), a 4-layer fully connected net of width 256 with BatchNorm, every layer
 cut (3 cuts), batch 256, Adam 1e-3 without decay, `TICKS` batches for every arm. Each layer learns in a tick with
 probability p, independently of the others. In the arm "backprop" a layer that does not learn stops the gradient for
-those below, so that the lowest hears with p^4; the other arms are the library's defaults and the controls. "Forward
-unlocked": every layer runs on a prediction of its input, too. Errors are means of four evaluations of the real net in
-eval mode, at 85, 90, 95 and 100% of the ticks. Nothing was tuned on these seeds.
-
-Rows are kept as they come, and a run in the middle at every tenth: what is stopped goes on where it was.
+those below, so that the lowest gets one with probability p^4; the other arms are the library's defaults and the
+controls. "Forward unlocked": every layer runs on a prediction of its input, too. Errors are means of four evaluations
+of the real net in eval mode, at 85, 90, 95 and 100% of the ticks. Nothing was tuned on these seeds.
 
     python -m benchmarks.asynchrony                  until it is done
     python -m benchmarks.asynchrony --minutes 20     so long, and the next time further
 """
 
-import json
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +20,15 @@ import torch
 import torch.nn.functional as F
 
 import dnigraph as dg
-from dnigraph.demo import images as data
+from dnigraph.demo.images import Images
 
-from .every_layer_cut import batches, evaluate, net
-from .timing import RESULTS, report
+from . import classifier, rows, tables
+from .classifier import BATCH
+from .jobs import Job, Training, take_turns
+from .rows import Row
 
-TICKS, BATCH, MARKS = 3000, 256, (0.85, 0.9, 0.95, 1.0)
-KEPT = Path(__file__).parent.parent / "out" / "asynchrony"
-FILE = RESULTS / "asynchrony.json"
+TICKS = 3000
+RATES = (1.0, 0.5, 0.2, 0.05)  # the p of the table
 LABEL = dg.one_hot(10)
 FROZEN = "no backprop"  # only the last layer learns; a layer that nothing ever reaches would be refused
 ARMS: dict[str, dict[str, Any]] = {
@@ -47,8 +45,8 @@ ARMS: dict[str, dict[str, Any]] = {
 SEEDS = (101, 102, 103)
 
 
-def jobs() -> list[tuple[str, float, int]]:
-    """Arm, p and seed, in the order in which they are run: what matters most first."""
+def settings() -> list[tuple[str, float, int]]:
+    """Arm, p and seed of every job, in the order in which they are run: what matters most first."""
     first = [("cDNI", p) for p in (1.0, 0.2, 0.05)] + [("cDNI, forward unlocked", 1.0)]
     first += [("backprop", p) for p in (1.0, 0.2, 0.05)] + [(arm, 0.5) for arm in ("cDNI", "backprop")]
     rest = [(arm, 1.0) for arm in ARMS if arm not in dict(first)] + [("cDNI, forward unlocked", 0.2)]
@@ -56,86 +54,56 @@ def jobs() -> list[tuple[str, float, int]]:
     return [(arm, p, seed) for group in (first, rest) for seed in SEEDS for arm, p in group]
 
 
-class Job:
-    """One arm with one seed, which can be left and taken up again."""
+class Layers(Training):
+    """The layers of the net as agents."""
 
-    def __init__(self, arm: str, p: float, seed: int, images: data.Images, ticks: int) -> None:
-        self.arm, self.p, self.seed, self.ticks, self.images = arm, p, seed, ticks, images
-        self.x, self.test = (v.flatten(1) for v in (images.train_images, images.test_images))
-        self.file = KEPT / f"{images.name}_{arm}_{p}_{seed}_{ticks}.pt".replace(" ", "-").replace(",", "")
-        self.done, self.seconds, self.curve = 0, 0.0, list[Any]()
+    def __init__(self, arm: str, p: float, seed: int, images: Images, ticks: int) -> None:
+        self.images, self.ticks = images, ticks
+        x = images.train_images.flatten(1)
+        self.example = x[:BATCH]
+        torch.manual_seed(seed)
+        self.model = classifier.net()
+        dm = dg.decouple(self.model, ["0", "1", "2"], (self.example,), check=False, **ARMS[arm])
+        if arm == FROZEN:
+            self.model[:-1].requires_grad_(False)
+        self.network = dm.network(loss=F.cross_entropy, p_update=p, seed=seed)
+        self.network.validate(self.example)
+        self.batches = classifier.batches(x, images.train_labels, ticks, seed)
 
-    def run(self, until: float) -> dict[str, Any] | None:
-        """Go on until the end, and return the row; None: the time was up before."""
-        torch.manual_seed(self.seed)
-        model = net()
-        dm = dg.decouple(model, ["0", "1", "2"], (self.x[:BATCH],), check=False, **ARMS[self.arm])
-        if self.arm == FROZEN:
-            model[:-1].requires_grad_(False)
-        agents = dm.network(loss=F.cross_entropy, p_update=self.p, seed=self.seed)
-        if self.file.exists():
-            agents.load(self.file, self.x[:BATCH])
-            kept = json.loads(self.file.with_suffix(".json").read_text())
-            self.done, self.seconds, self.curve = agents.ticks, kept["seconds"], kept["curve"]
-        else:
-            agents.validate(self.x[:BATCH])
-        marks = {int(self.ticks * mark) for mark in MARKS} | set(range(250, self.ticks, 250))
-        started = time.process_time() - self.seconds
-        for i, (x, y) in enumerate(batches(self.x, self.images.train_labels, self.ticks, self.seed), 1):
-            if i <= self.done:
-                continue
-            agents.tick(x, y)
-            if i in marks:
-                self._look(model, i, time.process_time() - started)
-            if i % (self.ticks // 10) == 0:
-                self._keep(agents, time.process_time() - started)
-                if time.monotonic() > until and i < self.ticks:
-                    return None
-        return self._row()
+    def step(self) -> None:
+        self.network.tick(*next(self.batches))
 
-    def _look(self, model: torch.nn.Module, tick: int, seconds: float) -> None:
-        error = evaluate(model, self.test, self.images.test_labels)[0]
-        loss = evaluate(model, self.x[:10000], self.images.train_labels[:10000])[1]
-        self.curve.append([tick, round(seconds, 1), error, loss])
+    def point(self, steps: int) -> list[float] | None:
+        """Test error and train loss."""
+        seen = steps % 250 == 0 or steps in classifier.marks(self.ticks)
+        return list(classifier.error_and_loss(self.model, self.images)) if seen else None
 
-    def _keep(self, agents: dg.Network, seconds: float) -> None:
-        KEPT.mkdir(parents=True, exist_ok=True)
-        agents.save(self.file)
-        self.file.with_suffix(".json").write_text(json.dumps({"seconds": seconds, "curve": self.curve}))
-        self.seconds = seconds
+    def scores(self, curve: list[list[float]]) -> Row | None:
+        means = classifier.means(curve, self.ticks)
+        return None if means is None else {"test error %": means[0], "train loss": means[1]}
 
-    def _row(self) -> dict[str, Any]:
-        last = {int(self.ticks * mark) for mark in MARKS}
-        points = [point for point in self.curve if point[0] in last]
-        error, loss = (sum(point[i] for point in points) / len(points) for i in (2, 3))
-        row = {"arm": self.arm, "p": self.p, "seed": self.seed, "test error %": error, "train loss": loss}
-        return {**row, "ticks": self.ticks, "seconds": round(self.seconds, 1), "data": self.images.name}
+    def save(self, file: Path) -> Row:
+        self.network.save(file)
+        return {}
+
+    def load(self, file: Path, data: Row, steps: int) -> None:
+        self.network.load(file)
+        for _ in range(steps):
+            next(self.batches)
 
 
-def load() -> data.Images:
-    """MNIST, or what there is."""
-    try:
-        return data.load("mnist")
-    except data.DataError:
-        return data.load("fashion-mnist")
+def table(results: list[Row]) -> str:
+    """Test errors by arm and p; below, what the arms reach on the data they learn from."""
+    data, rates = ", ".join(dict.fromkeys(row["data"] for row in results)), [f"p = {p:g}" for p in RATES]
+    by_arm, by_cell = tables.groups(results, "arm"), tables.groups(results, "arm", "p")
 
+    def lines(score: str, form: str) -> list[list[str]]:
+        cells = {arm: [by_cell.get((arm, p), []) for p in RATES] for (arm,) in by_arm}
+        return [[arm, *(tables.over_seeds(rows, score, form) for rows in own)] for arm, own in cells.items()]
 
-def run(minutes: float = 1e9, ticks: int = TICKS) -> None:
-    """Run what is not there yet, and write the results after every row."""
-    torch.set_num_threads(1)
-    images, until = load(), time.monotonic() + 60 * minutes
-    rows = json.loads(FILE.read_text())["rows"] if FILE.exists() else []
-    for arm, p, seed in jobs():
-        if (arm, p, seed, ticks, images.name) in {(r["arm"], r["p"], r["seed"], r["ticks"], r["data"]) for r in rows}:
-            continue
-        row = Job(arm, p, seed, images, ticks).run(until)
-        if row is None or time.monotonic() > until:
-            if row is not None:
-                rows.append(row)
-                report("4 layers, every layer cut", rows, "asynchrony")
-            return
-        rows.append(row)
-        report("4 layers, every layer cut", rows, "asynchrony")
+    heads = (f"4 layers, every layer cut, {data}: test error %, mean (least-most), seeds", *rates)
+    errors = tables.markdown(heads, lines("test error %", ".2f"))
+    return f"{errors}\n{tables.markdown(('the same runs: train loss', *rates), lines('train loss', '.3f'))}"
 
 
 @click.command()
@@ -143,7 +111,16 @@ def run(minutes: float = 1e9, ticks: int = TICKS) -> None:
 @click.option("--ticks", default=TICKS, help="Batches for each arm.")
 def main(minutes: float, ticks: int) -> None:
     """Run the arms, or go on with them."""
-    run(minutes, ticks)
+    images = classifier.digits()
+    names = ("arm", "p", "seed", "ticks", "data")
+    done = set(tables.groups(rows.read(rows.results("asynchrony")), *names))
+    groups = []
+    for arm, p, seed in settings():
+        key = dict(zip(names, (arm, p, seed, ticks, images.name), strict=True))
+        if tuple(key.values()) not in done:
+            begin = partial(Layers, arm, p, seed, images, ticks)
+            groups.append([Job(key, begin, ticks, max(1, ticks // 10))])
+    take_turns("asynchrony", groups, minutes)
 
 
 if __name__ == "__main__":

@@ -1,63 +1,108 @@
-"""Learning curves as an SVG picture: against data seen, and against time."""
+"""Learning curves: kept apart from the rows, and drawn as pictures by `python -m benchmarks curves`.
 
+A curve is a list of points, each of which begins with updates and seconds. They lie in `results/curves/`, a file for
+each benchmark, a line for each row: {"key": what makes it that row, "points": [...]}, compressed.
+"""
+
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT, MARGIN = 460, 300, 48
+import click
+
+from . import rows
+from .rows import Row
+
+Point = list[float]
+Curve = tuple[Row, list[Point]]  # the key of a row, and its points
+DIGITS = 4  # significant ones: a curve is looked at, tables are made from rows
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888")
-SHOWN = {"copy": (2, "symbols solved"), "repeat": (2, "symbols solved"), "recall": (3, "bits of error per bit"),
-         "characters": (4, "bits per character, unseen text"), "rows": (4, "test error, %")}  # fmt: skip
+DASHES = ("-", "--", ":")  # for arms beyond the colours
+# For each benchmark with curves: which number of a point is shown, and what it is.
+SHOWN = {
+    "recurrent_recall": (3, "bits of error per bit"),
+    "recurrent_copy": (2, "symbols solved"),
+    "recurrent_repeat": (2, "symbols solved"),
+    "recurrent_characters": (4, "bits per character, unseen text"),
+    "recurrent_rows": (4, "test error, %"),
+    "two_clocks": (3, "accuracy of B, %"),
+}
 
 
-def draw(suite: str, rows: list[dict[str, Any]], file: Path) -> None:
-    """Two panels, a line for every job, a colour for every arm; written to `file`."""
-    column, said = SHOWN[suite]
-    lines([(_arm(row), [point for point in row["curve"] if len(point) > column]) for row in rows], column, said, file)
+def curves(name: str) -> Path:
+    """The file of a benchmark's curves."""
+    return rows.RESULTS / "curves" / f"{name}.jsonl.gz"
 
 
-def lines(found: list[tuple[str, list[Any]]], column: int, said: str, file: Path) -> None:
-    """Two panels of curves, each with its arm's name: points begin with iterations and seconds."""
-    arms = list(dict.fromkeys(arm for arm, _ in found))
-    panels = [_panel(found, arms, at, column, i) for i, at in enumerate((0, 1))]
-    names = "".join(
-        f'<text x="{2 * WIDTH + 12}" y="{30 + 18 * i}" fill="{COLOURS[i % len(COLOURS)]}">{escape(arm)}</text>'
-        for i, arm in enumerate(arms)
-    )
-    size = f'width="{2 * WIDTH + 240}" height="{HEIGHT}"'
-    title = f'<text x="8" y="16">{escape(said)}</text>'
-    file.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="12">'
-        f'<rect {size} fill="white"/>{title}{"".join(panels)}{names}</svg>\n'
-    )
+def read(name: str) -> list[Curve]:
+    """All curves of a benchmark."""
+    file = curves(name)
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines() if file.exists() else []
+    return [(line["key"], line["points"]) for line in map(json.loads, lines)]
 
 
-def _arm(row: dict[str, Any]) -> str:
-    blanks = f", D={row['blanks']}" if "blanks" in row else ""
-    return f"{row['arm']}, T={row['horizon']}{blanks}"
+def put(name: str, key: Row, points: list[Point]) -> None:
+    """One curve, in place of the one with the same key, else as the last one."""
+    kept = read(name)
+    places = [i for i, (other, _) in enumerate(kept) if other == key]
+    place = places[0] if places else len(kept)
+    kept[place : place + 1] = [(key, rows.rounded(points, DIGITS))]
+    lines = "".join(json.dumps({"key": key, "points": points}) + "\n" for key, points in kept)
+    rows.save(curves(name), gzip.compress(lines.encode(), mtime=0))  # no time: the same curves are the same file
 
 
-def _panel(lines: list[tuple[str, list[Any]]], arms: list[str], at: int, column: int, place: int) -> str:
-    """One panel: its axes, the largest value on each, and the lines."""
-    points = [point for _, line in lines for point in line]
-    right = max((point[at] for point in points), default=1) or 1
-    top = max((point[column] for point in points), default=1) or 1
-    left, inner, tall = place * WIDTH + MARGIN, WIDTH - 1.5 * MARGIN, HEIGHT - 2 * MARGIN
+def draw(name: str, file: Path) -> None:
+    """Two panels, against updates and against seconds: a line for every row, a style for every arm.
 
-    def x(value: float) -> float:
-        return left + inner * value / right
+    Guarantees:
+        The same curves make the same file, byte by byte.
+    """
+    import matplotlib as mpl  # only pictures need it
+    from matplotlib.figure import Figure
 
-    def y(value: float) -> float:
-        return HEIGHT - MARGIN - tall * value / top
+    column, score = SHOWN[name]
+    styles: dict[str, dict[str, Any]] = {}  # by arm
+    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(11, 3.4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for arm, points in _lines(name, column):
+            label = None if arm in styles else arm  # an arm has a line for each seed, and stands in the legend once
+            turn, number = divmod(len(styles), len(COLOURS))
+            style = styles.setdefault(arm, {"color": COLOURS[number], "linestyle": DASHES[turn % len(DASHES)]})
+            for x, panel in enumerate(panels):
+                y = [point[column] for point in points]
+                panel.plot([point[x] for point in points], y, label=label, alpha=0.8, linewidth=1, **style)
+        for panel, unit in zip(panels, ("updates", "seconds"), strict=True):
+            panel.set_xlabel(unit)
+            panel.set_xlim(left=0)
+            panel.set_ylim(bottom=0)
+            panel.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel(score)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+        picture = io.StringIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None, "Creator": None})
+    file.write_text(_compact(picture.getvalue()))
 
-    drawn = [
-        f'<polyline fill="none" stroke="{COLOURS[arms.index(arm) % len(COLOURS)]}" stroke-opacity="0.8" points="'
-        + " ".join(f"{x(p[at]):.1f},{y(p[column]):.1f}" for p in line) + '"/>'
-        for arm, line in lines
-    ]  # fmt: skip
-    axes = f'<path d="M{left} {MARGIN}V{HEIGHT - MARGIN}H{left + inner}" fill="none" stroke="#333"/>'
-    unit = "iterations" if at == 0 else "seconds"
-    texts = [(left - 8, MARGIN, f"{top:.3g}", "end"), (left - 8, HEIGHT - MARGIN, "0", "end"),
-             (left + inner, HEIGHT - MARGIN + 16, f"{right:.6g} {unit}", "end")]  # fmt: skip
-    labels = "".join(f'<text x="{a}" y="{b}" text-anchor="{anchor}">{t}</text>' for a, b, t, anchor in texts)
-    return axes + labels + "".join(drawn)
+
+def _compact(picture: str) -> str:
+    """The picture in one line, its coordinates to a hundredth of a point: a third of the size."""
+    return " ".join(re.sub(r"(\.\d\d)\d+", r"\1", picture).split()) + "\n"
+
+
+def _lines(name: str, column: int) -> Iterator[tuple[str, list[Point]]]:
+    """The arm of each curve as the legend calls it, and the points that have the number that is shown."""
+    for key, points in read(name):
+        settings = [f"{sign}={key[setting]}" for setting, sign in (("horizon", "T"), ("blanks", "D")) if setting in key]
+        yield ", ".join((key["arm"], *settings)), [point for point in points if len(point) > column]
+
+
+@click.command()
+def main() -> None:
+    """Draw the curves of all benchmarks that have some, as SVG, beside them."""
+    for name in SHOWN:
+        if curves(name).exists():
+            draw(name, curves(name).with_name(f"{name}.svg"))

@@ -7,10 +7,10 @@ eval mode) is shown too. Both are means of four evaluations at 85, 90, 95 and 10
 come: a run that is stopped goes on where it was.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,23 +18,17 @@ from torch import Tensor, nn
 import dnigraph as dg
 from dnigraph.demo import images as data
 
-from .timing import RESULTS, report
+from . import classifier, rows, tables
+from .classifier import BATCH
+from .rows import Row
 
-WIDTH, BATCH, STEPS, SEEDS = 256, 256, 3000, (0, 1)
-MARKS = (0.85, 0.9, 0.95, 1.0)
+STEPS, SEEDS = 3000, (0, 1)
 ARMS: dict[str, Any] = {
     "backprop": None,
     "backprop for 500 steps, then freeze": dg.silent(warm_up=500),
     "cDNI": "dni",
     "local loss": "local-loss",
 }
-
-
-def net() -> nn.Sequential:
-    """Four layers; the modules "0", "1" and "2" are the places to cut."""
-    sizes = [(784, WIDTH), (WIDTH, WIDTH), (WIDTH, WIDTH)]
-    hidden = [nn.Sequential(nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU()) for i, o in sizes]
-    return nn.Sequential(*hidden, nn.Linear(WIDTH, 10))
 
 
 def stepper(arm: str, model: nn.Module, x: Tensor) -> Callable[[Tensor, Tensor], Any]:
@@ -49,55 +43,48 @@ def stepper(arm: str, model: nn.Module, x: Tensor) -> Callable[[Tensor, Tensor],
     return lambda x, y: run.step(x, target=y)
 
 
-def batches(x: Tensor, y: Tensor, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of whole epochs in random order, the same for every arm."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        if len(order) < BATCH:
-            order = torch.randperm(len(x), generator=generator)
-        picked, order = order[:BATCH], order[BATCH:]
-        yield x[picked], y[picked]
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Error in per cent and loss, in eval mode."""
-    model.eval()
-    out = torch.cat([model(chunk) for chunk in torch.split(x, 2000)])
-    model.train()
-    return 100 * float((out.argmax(1) != y).float().mean()), float(F.cross_entropy(out, y))
-
-
-def trained(arm: str, seed: int, images: data.Images, steps: int) -> dict[str, Any]:
+def trained(arm: str, seed: int, images: data.Images, steps: int) -> Row:
     """One row."""
-    x, test = (v.flatten(1) for v in (images.train_images, images.test_images))
+    x = images.train_images.flatten(1)
     torch.manual_seed(seed)
-    model = net()
+    model = classifier.net()
     step = stepper(arm, model, x[:BATCH])
-    errors, losses = [], []
-    marks = {int(steps * mark) for mark in MARKS}
-    for i, batch in enumerate(batches(x, images.train_labels, steps, seed), 1):
+    scores = []
+    for i, batch in enumerate(classifier.batches(x, images.train_labels, steps, seed), 1):
         step(*batch)
-        if i in marks:
-            errors.append(evaluate(model, test, images.test_labels)[0])
-            losses.append(evaluate(model, x[:10000], images.train_labels[:10000])[1])
-    mean = [sum(values) / len(values) for values in (errors, losses)]
-    return {"arm": arm, "seed": seed, "test error %": mean[0], "train loss": mean[1], "steps": steps}
+        if i in classifier.marks(steps):
+            scores.append(classifier.error_and_loss(model, images))
+    error, loss = (sum(values) / len(values) for values in zip(*scores, strict=True))
+    return {"arm": arm, "seed": seed, "steps": steps, "test error %": error, "train loss": loss}
 
 
-def main(steps: int = STEPS) -> None:
-    """Run what is not there yet, and write the results after every row."""
+def table(results: list[Row]) -> str:
+    """Test error and train loss by arm."""
+    seeds = len({row["seed"] for row in results})
+    heads = (f"Fashion-MNIST, every layer cut, {seeds} seeds: mean (least-most)", "test error %", "train loss")
+    return tables.markdown(
+        heads,
+        [
+            (arm, *(tables.spread(own, score, ".3g") for score in ("test error %", "train loss")))
+            for (arm,), own in tables.groups(results, "arm").items()
+        ],
+    )
+
+
+@click.command()
+@click.option("--steps", default=STEPS, help="Batches for each arm.")
+def main(steps: int) -> None:
+    """Run what is not there yet; rows are written as they come."""
     torch.set_num_threads(1)
     images = data.load("fashion-mnist")
-    file = RESULTS / "every_layer_cut.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    done = {(row["arm"], row["seed"], row["steps"]) for row in rows}
+    file = rows.results("every_layer_cut")
+    done = set(tables.groups(rows.read(file), "arm", "seed", "steps"))
     for seed in SEEDS:
         for arm in ARMS:
             if (arm, seed, steps) not in done:
-                rows.append(trained(arm, seed, images, steps))
-                report(f"Fashion-MNIST, every layer cut, {steps} steps", rows, "every_layer_cut")
+                row = trained(arm, seed, images, steps)
+                rows.put(file, row, ("arm", "seed", "steps"))
+                print(rows.rounded(row, 4), flush=True)
 
 
 if __name__ == "__main__":

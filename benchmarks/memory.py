@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,10 +16,12 @@ from torch.utils.checkpoint import checkpoint_sequential
 
 import dnigraph as dg
 
+from . import tables
+from .rows import Row
 from .timing import alternate, as_row, report
 
 LAYERS, CHANNELS, SIZE, BATCH, CLASSES = 16, 32, 16, 64, 10
-ROUNDS = 12
+ROUNDS, SEED = 12, 0
 
 
 class ConvNet(nn.Module):
@@ -47,7 +50,7 @@ def adam(parameters: Any) -> torch.optim.Adam:
 
 def backprop(x: Tensor, y: Tensor, segments: int = 0) -> tuple[Callable[[], Any], list[Tensor]]:
     """The plain step, or with checkpointing in so many segments."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     net = ConvNet()
     optimizer = adam(net.parameters())
 
@@ -65,7 +68,7 @@ def backprop(x: Tensor, y: Tensor, segments: int = 0) -> tuple[Callable[[], Any]
 
 def local(x: Tensor, y: Tensor, parts: int, **options: Any) -> tuple[Callable[[], Any], list[Tensor]]:
     """Ours, in so many parts."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     cuts = [f"layers.{LAYERS // parts * i - 1}" for i in range(1, parts)]
     dm = dg.decouple(ConvNet(), cuts, (x,), condition=dg.one_hot(CLASSES), check=False, **options)
     runner = dg.Local(dm, loss=F.cross_entropy, optimizer=adam, monitor=0)
@@ -81,21 +84,32 @@ def peak_mib(step: Callable[[], Any], parameters: list[Tensor]) -> float:
     return count.peak / 2**20
 
 
-def main(rounds: int = ROUNDS) -> None:
+def table(results: list[Row]) -> str:
+    """Memory and time by arm."""
+    heads = ("16-layer conv net, batch 64", "activations held, peak", "x backprop", "time x backprop")
+    return tables.markdown(
+        heads,
+        [(row["arm"], f"{row['MiB']:.1f} MiB", f"{row['MiB ratio']:.2f}", f"{row['ratio']:.2f}") for row in results],
+    )
+
+
+@click.command()
+@click.option("--rounds", default=ROUNDS, help="In each of which all arms take turns; at least 2.")
+def main(rounds: int) -> None:
     """Run all arms and write the results."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     x, y = torch.randn(BATCH, 3, SIZE, SIZE), torch.randint(CLASSES, (BATCH,))
-    made = {"backprop": backprop(x, y)}
+    arms = {"backprop": backprop(x, y)}
     for parts in (2, 4, 8):
-        made[f"checkpoint, {parts} segments"] = backprop(x, y, parts)
-        made[f"Local, {parts} parts, auto heads"] = local(x, y, parts)
-        made[f"Local, {parts} parts, local loss"] = local(x, y, parts, boundary="local-loss")
-    peaks = {name: peak_mib(*arm) for name, arm in made.items()}
-    timings = alternate({name: step for name, (step, _) in made.items()}, rounds)
+        arms[f"checkpoint, {parts} segments"] = backprop(x, y, parts)
+        arms[f"Local, {parts} parts, auto heads"] = local(x, y, parts)
+        arms[f"Local, {parts} parts, local loss"] = local(x, y, parts, boundary="local-loss")
+    peaks = {name: peak_mib(*arm) for name, arm in arms.items()}
+    timings = alternate({name: step for name, (step, _) in arms.items()}, rounds)
     base = peaks["backprop"]
     rows = [{**as_row(t), "MiB": peaks[t.arm], "MiB ratio": peaks[t.arm] / base} for t in timings]
-    report("16-layer conv net, batch 64, one thread; ratios to backprop", rows, "memory")
+    report("16-layer conv net, batch 64, one thread; ratios to backprop", "memory", rows, SEED)
 
 
 if __name__ == "__main__":

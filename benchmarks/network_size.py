@@ -13,19 +13,21 @@ medians over the rounds, in each of which all sizes take turns.
 import random
 import warnings
 from statistics import median
-from typing import Any
 
+import click
 import torch
 from torch import Tensor, nn
 
 import dnigraph as dg
 
+from . import tables
 from .compile_time import timed
+from .rows import Row
 from .timing import report
 
 WIDTH, BATCH = 4, 2
 SIZES = (100, 300, 1000, 3000)
-ROUNDS, TICKS = 5, 3
+ROUNDS, TICKS, SEED = 5, 3, 0
 Edges = list[tuple[int, list[int], str]]  # from, to, and the input that is fed
 
 
@@ -47,7 +49,7 @@ def chain(agents: int) -> Edges:
 
 
 def tangle(agents: int) -> Edges:
-    """Each hears of two, whoever they are."""
+    """Each hears of two that are drawn at random, itself among them."""
     chance = random.Random(0)
     return [(chance.randrange(agents), [i], port) for port in ("one", "other") for i in range(agents)]
 
@@ -70,42 +72,60 @@ def network(agents: int, edges: Edges) -> dg.Network:
 
 def case(edges: Edges, agents: int) -> dict[str, float]:
     """Seconds of one network's wiring, start and tick."""
-    made: list[dg.Network] = []
-    wiring = timed(lambda: made.append(network(agents, edges)))
-    net = made[0]
+    networks: list[dg.Network] = []
+    wiring = timed(lambda: networks.append(network(agents, edges)))
+    net = networks[0]
     free = {name: torch.ones(BATCH, WIDTH) for name in net.inputs}
     targets = {f"n{i}": torch.zeros(BATCH, WIDTH) for i in range(agents)}
     start = timed(lambda: net.validate(free))
-    net.tick(free, targets)  # the first one makes states of optimisers, and links with a delay are still empty
+    net.tick(free, targets)  # not timed: it makes the states of the optimisers, and links with a delay are still empty
     tick = timed(lambda: [net.tick(free, targets) for _ in range(TICKS)]) / TICKS
     return {"wiring": wiring, "start": start, "tick": tick}
 
 
-def rows(rounds: int = ROUNDS, sizes: tuple[int, ...] = SIZES) -> list[dict[str, Any]]:
+def rows(rounds: int, sizes: tuple[int, ...]) -> list[Row]:
     """A row for each shape and size."""
-    drawn: dict[tuple[str, int], Edges] = {(make.__name__, n): make(n) for make in (chain, tangle, star) for n in sizes}
-    found: dict[tuple[str, int], list[dict[str, float]]] = {key: [] for key in drawn}
+    shapes: dict[tuple[str, int], Edges] = {
+        (make.__name__, n): make(n) for make in (chain, tangle, star) for n in sizes
+    }
+    seconds: dict[tuple[str, int], list[dict[str, float]]] = {key: [] for key in shapes}
     for _ in range(rounds):
-        for key, edges in drawn.items():
-            found[key].append(case(edges, key[1]))
-    made: list[dict[str, Any]] = []
-    for (name, agents), seen in found.items():
-        links = sum(len(ends) for _, ends, _ in drawn[name, agents])
-        each = {what: median(1e6 * one[what] / links for one in seen) for what in seen[0]}
-        base = next((row for row in made if row["arm"] == name), {f"{what}, us/link": us for what, us in each.items()})
+        for key, edges in shapes.items():
+            seconds[key].append(case(edges, key[1]))
+    smallest: dict[str, dict[str, float]] = {}  # microseconds per link, by shape
+    measured: list[Row] = []
+    for (name, agents), times in seconds.items():
+        links = sum(len(ends) for _, ends, _ in shapes[name, agents])
+        each = {phase: median(1e6 * one[phase] / links for one in times) for phase in times[0]}
+        base = smallest.setdefault(name, each)
         row = {"arm": name, "agents": agents, "links": links, "tick, ms": each["tick"] * links / 1000}
-        row |= {f"{what}, us/link": us for what, us in each.items()}
-        made.append(row | {f"{what}, ratio": us / base[f"{what}, us/link"] for what, us in each.items()})
-    return made
+        row |= {f"{phase}, us/link": us for phase, us in each.items()}
+        measured.append(row | {f"{phase}, ratio": us / base[phase] for phase, us in each.items()})
+    return measured
 
 
-def main() -> None:
+def table(results: list[Row]) -> str:
+    """A tick's time, and the ratios per link."""
+    heads = ("small agents, one thread", "agents", "links", "a tick", "per link", "x 100 agents", "wiring", "start")
+    lines = []
+    for row in results:
+        ratios = [f"{row[f'{phase}, ratio']:.2f}" for phase in ("tick", "wiring", "start")]
+        sizes = (row["arm"], f"{row['agents']:,}", f"{row['links']:,}")
+        lines.append((*sizes, f"{row['tick, ms']:,.0f} ms", f"{row['tick, us/link']:.0f} us", *ratios))
+    return tables.markdown(heads, lines)
+
+
+@click.command()
+@click.option("--rounds", default=ROUNDS, help="In each of which all sizes take turns.")
+@click.option("--most", default=SIZES[-1], help="Agents of the largest network.")
+def main(rounds: int, most: int) -> None:
     """Run all cases and write the results."""
     warnings.simplefilter("ignore", dg.UnconditionedWarning)
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    case(chain(10), 10)  # what is imported on first use is no one's
-    report("networks of small agents, one thread; ratios per link to 100 agents", rows(), "network_size")
+    torch.manual_seed(SEED)
+    case(chain(10), 10)  # so that no case pays for imports on first use
+    measured = rows(rounds, tuple(size for size in SIZES if size <= most))
+    report("networks of small agents, one thread; ratios per link to 100 agents", "network_size", measured, SEED)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,23 @@ An MLP 784-256-256-10 with BatchNorm, batch 256, Adam, one thread, 1 and 2 cuts.
 (a linear one) as the two arms that are compared with it; the others show what other heads cost.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dnigraph as dg
 
+from . import tables
+from .rows import Row
 from .timing import alternate, as_row, report
 
 BATCH, WIDTH, CLASSES = 256, 256, 10
-LEARNING_RATE = 3e-4
+LEARNING_RATE, SEED = 3e-4, 0
 ROUNDS, REPEATS = 40, 10
 
 
@@ -29,7 +33,7 @@ def layers() -> list[nn.Module]:
 
 def model() -> nn.Sequential:
     """The MLP."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     return nn.Sequential(*layers())
 
 
@@ -112,13 +116,21 @@ def _decoupled(x: Tensor, cuts: int, **options: Any) -> dg.DecoupledModule:
     return dg.decouple(model(), ["0", "1"][:cuts], (x,), condition=condition, **options)
 
 
-def main(rounds: int = ROUNDS) -> None:
-    """Run all arms and write the results."""
-    import warnings
+def table(results: list[Row]) -> str:
+    """Ratios to backprop by arm and number of cuts."""
+    ratios = {(row["arm"], row["cuts"]): f"{row['ratio']:.2f} ({row['ratio quartiles']})" for row in results}
+    arms = dict.fromkeys(row["arm"] for row in results)
+    heads = ("training step, MLP 784-256-256-10, batch 256", "1 cut, x backprop (quartiles)", "2 cuts")
+    return tables.markdown(heads, [(arm, ratios[arm, 1], ratios[arm, 2]) for arm in arms])
 
+
+@click.command()
+@click.option("--rounds", default=ROUNDS, help="In each of which all arms take turns; at least 2.")
+def main(rounds: int) -> None:
+    """Run all arms and write the results."""
     warnings.simplefilter("ignore", dg.UnconditionedWarning)
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     x, y = torch.randn(BATCH, 784), torch.randint(CLASSES, (BATCH,))
     rows = []
     for cuts in (1, 2):
@@ -134,7 +146,8 @@ def main(rounds: int = ROUNDS) -> None:
             "Local, local loss": local(x, y, cuts, boundary="local-loss"),
         }
         rows += [{"cuts": cuts, **as_row(t)} for t in alternate(arms, rounds, REPEATS)]
-    report("one training step, MLP 784-256-256-10, batch 256, one thread; ratio to plain backprop", rows, "step_time")
+    title = "one training step, MLP 784-256-256-10, batch 256, one thread; ratio to plain backprop"
+    report(title, "step_time", rows, SEED)
 
 
 if __name__ == "__main__":

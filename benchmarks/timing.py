@@ -1,20 +1,15 @@
 """Arms that take turns: every round runs each arm once, so that whatever the machine does hits all of them alike."""
 
-import json
-import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import date
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.table import Table
 
-RESULTS = Path(__file__).parent / "results"
+from . import rows, tables
+from .rows import Row
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ def alternate(arms: Mapping[str, Callable[[], Any]], rounds: int, repeats: int =
                 arm()
             seconds[name].append((time.perf_counter() - started) / repeats)
     base = seconds[next(iter(arms))]
-    return [_timing(name, found, [s / b for s, b in zip(found, base, strict=True)]) for name, found in seconds.items()]
+    return [_timing(name, own, [s / b for s, b in zip(own, base, strict=True)]) for name, own in seconds.items()]
 
 
 def _timing(name: str, seconds: list[float], ratios: list[float]) -> Timing:
@@ -52,38 +47,21 @@ def _timing(name: str, seconds: list[float], ratios: list[float]) -> Timing:
     return Timing(name, median(seconds), low, high, median(ratios), ratio_low, ratio_high)
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
-    }
+def report(title: str, name: str, measured: list[Row], seed: int) -> None:
+    """Print the rows as a table, and write them as the results of a benchmark; `seed`: that of all of them."""
+    lines = [list(row.values()) for row in measured]
+    Console(width=120).print(tables.console(title, list(measured[0]), lines))
+    file = rows.results(name)
+    rows.replace(file, [{**row, "seed": seed} for row in measured])
+    print(f"-> {file}")
 
 
-def report(title: str, rows: list[dict[str, Any]], name: str) -> None:
-    """Print the rows as a table and keep them as JSON."""
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "arm" else "right")
-    for row in rows:
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
-    console = Console(width=120)
-    console.print(table)
-    console.print(", ".join(f"{k} {v}" for k, v in machine().items()))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-
-
-def as_row(timing: Timing) -> dict[str, Any]:
+def as_row(timing: Timing) -> Row:
     """The timing for a table: milliseconds and ratios, with quartiles."""
-    found = asdict(timing)
     return {
         "arm": timing.arm,
         "ms": 1000 * timing.seconds,
-        "ms quartiles": f"{1000 * found['seconds_low']:.2f}-{1000 * found['seconds_high']:.2f}",
+        "ms quartiles": f"{1000 * timing.seconds_low:.2f}-{1000 * timing.seconds_high:.2f}",
         "ratio": timing.ratio,
         "ratio quartiles": f"{timing.ratio_low:.2f}-{timing.ratio_high:.2f}",
     }

@@ -14,15 +14,15 @@ cDNI, unbounded     the same with a message without bounds, which can run away f
                     often as A does
 
 Accuracy on test digits, the mean of four evaluations at 85, 90, 95 and 100% of the rounds (of T*T ticks); curves
-against data and time in `two_clocks.svg`. Rows are kept as they come, and runs in the middle at every tenth.
+against data and time in `results/curves/`.
 
     python -m benchmarks.two_clocks                  until it is done
     python -m benchmarks.two_clocks --minutes 20     so long, and the next time further
 """
 
-import json
-import time
 from collections.abc import Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dnigraph as dg
-from dnigraph.demo import images as data
+from dnigraph.demo.images import Images
 
-from . import curves
-from .asynchrony import load
-from .timing import RESULTS, machine, report
+from . import classifier, tables
+from .jobs import Job, Training, take_turns
+from .rows import Row, read, results
 
 T, STREAMS, ROUNDS, WIDTH = 4, 64, 3000, 128
-MARKS = (0.85, 0.9, 0.95, 1.0)
-KEPT = Path(__file__).parent.parent / "out" / "two_clocks"
-FILE = RESULTS / "two_clocks.json"
 UNBOUNDED = "cDNI, unbounded message"
 ARMS: dict[str, dict[str, Any]] = {
     "cDNI": {"boundary": "dni", "condition": dg.one_hot(T + 1)},
@@ -104,7 +101,7 @@ def ticks(x: Tensor, y: Tensor) -> Iterator[tuple[Any, Any, Any]]:
         yield {"digits": x[t]}, targets, label
 
 
-def rounds(x: Tensor, y: Tensor, count: int, streams: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def random_rounds(x: Tensor, y: Tensor, count: int, streams: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Random digits, the same for every arm."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(count):
@@ -112,93 +109,74 @@ def rounds(x: Tensor, y: Tensor, count: int, streams: int, seed: int) -> Iterato
         yield x[picked], y[picked]
 
 
-class Job:
-    """One arm with one seed, which can be left and taken up again."""
+class Pair(Training):
+    """A and B on one stream."""
 
-    def __init__(self, arm: str, seed: int, images: data.Images, count: int) -> None:
-        self.arm, self.seed, self.count, self.images = arm, seed, count, images
-        self.x, self.test = (v.flatten(1) for v in (images.train_images, images.test_images))
-        self.file = KEPT / f"{images.name}_{arm.replace(' ', '-')}_{seed}_{count}.pt"
-        self.done, self.seconds, self.curve = 0, 0.0, list[Any]()
+    def __init__(self, arm: str, seed: int, images: Images, rounds: int) -> None:
+        self.images, self.count = images, rounds
+        self.network = network(arm, seed)
+        self.rounds = random_rounds(images.train_images.flatten(1), images.train_labels, rounds, STREAMS, seed)
 
-    def run(self, until: float) -> dict[str, Any] | None:
-        """Go on until the end, and return the row; None: the time was up before."""
-        net = network(self.arm, self.seed)
-        if self.file.exists():
-            net.load(self.file, {"digits": self.x[:STREAMS]})
-            kept = json.loads(self.file.with_suffix(".json").read_text())
-            self.done, self.seconds, self.curve = kept["done"], kept["seconds"], kept["curve"]
-        marks = {int(self.count * mark) for mark in MARKS} | set(range(0, self.count, max(1, self.count // 16)))
-        started = time.process_time() - self.seconds
-        for i, (x, y) in enumerate(rounds(self.x, self.images.train_labels, self.count, STREAMS, self.seed), 1):
-            if i <= self.done:
-                continue
-            net.run(ticks(x, y))
-            if i in marks:
-                self.curve.append([i, round(time.process_time() - started, 1), *self._accuracy(net)])
-            if i % (self.count // 10) == 0:
-                self._keep(net, i, time.process_time() - started)
-                if time.monotonic() > until and i < self.count:
-                    return None
-        return self._row()
+    def step(self) -> None:
+        self.network.run(ticks(*next(self.rounds)))
 
-    def _accuracy(self, net: dg.Network) -> list[float]:
-        """Of A and B, in per cent."""
+    def point(self, steps: int) -> list[float] | None:
+        """Accuracy of A and of B, in per cent."""
+        seen = steps % max(1, self.count // 16) == 0 or steps in classifier.marks(self.count)
+        return self._accuracy() if seen else None
+
+    def scores(self, curve: list[list[float]]) -> Row | None:
+        means = classifier.means(curve, self.count)
+        return None if means is None else {"A accuracy %": means[0], "B accuracy %": means[1]}
+
+    def save(self, file: Path) -> Row:
+        self.network.save(file)
+        return {}
+
+    def load(self, file: Path, data: Row, steps: int) -> None:
+        self.network.load(file, {"digits": self.images.train_images[:STREAMS].flatten(1)})
+        for _ in range(steps):
+            next(self.rounds)
+
+    def _accuracy(self) -> list[float]:
         right: dict[str, list[float]] = {"a": [], "b": []}
-        for x, y in rounds(self.test, self.images.test_labels, 4, 500, 0):
-            with net.aside():
-                given = list(ticks(x, y))
-                for (_, targets, _), found in zip(given, net.run(given), strict=True):
-                    outputs = {"a": "odd", "b": "output"}
+        answers = {"a": "odd", "b": "output"}
+        for x, y in random_rounds(self.images.test_images.flatten(1), self.images.test_labels, 4, 500, seed=0):
+            with self.network.aside():
+                round_ = list(ticks(x, y))
+                for (_, targets, _), result in zip(round_, self.network.run(round_), strict=True):
                     for name, target in targets.items():
-                        guess = found.outputs[name][outputs[name]].argmax(1)
+                        guess = result.outputs[name][answers[name]].argmax(1)
                         right[name].append(100 * float((guess == target).float().mean()))
         return [sum(values) / len(values) for values in right.values()]
 
-    def _keep(self, net: dg.Network, done: int, seconds: float) -> None:
-        KEPT.mkdir(parents=True, exist_ok=True)
-        net.save(self.file)
-        kept = {"done": done, "seconds": seconds, "curve": self.curve}
-        self.file.with_suffix(".json").write_text(json.dumps(kept))
-        self.seconds = seconds
 
-    def _row(self) -> dict[str, Any]:
-        last = {int(self.count * mark) for mark in MARKS}
-        points = [point for point in self.curve if point[0] in last]
-        a, b = (sum(point[i] for point in points) / len(points) for i in (2, 3))
-        row = {"arm": self.arm, "seed": self.seed, "A accuracy %": a, "B accuracy %": b, "rounds": self.count}
-        return {**row, "seconds": round(self.seconds, 1), "data": self.images.name, "curve": self.curve}
-
-
-def write(rows: list[dict[str, Any]]) -> None:
-    """The rows, for people without their curves, and the curves as a picture."""
-    report("two clocks", [{k: v for k, v in row.items() if k != "curve"} for row in rows], "two_clocks")
-    FILE.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    curves.lines([(row["arm"], row["curve"]) for row in rows], 3, "accuracy of B, %", RESULTS / "two_clocks.svg")
-
-
-def run(minutes: float = 1e9, count: int = ROUNDS) -> None:
-    """Run what is not there yet, and write the results after every row."""
-    torch.set_num_threads(1)
-    images, until = load(), time.monotonic() + 60 * minutes
-    rows = json.loads(FILE.read_text())["rows"] if FILE.exists() else []
-    done = {(row["arm"], row["seed"], row["rounds"], row["data"]) for row in rows}
-    for seed, arm in ((seed, arm) for seed in SEEDS for arm in ARMS):
-        if (arm, seed, count, images.name) in done:
-            continue
-        row = Job(arm, seed, images, count).run(until)
-        if row is not None:
-            write(rows := [*rows, row])
-        if row is None or time.monotonic() > until:
-            return
+def table(results: list[Row]) -> str:
+    """Accuracy of A and B by arm."""
+    heads = ("two clocks, accuracy %: mean (least-most), seeds", "A, odd of 4", "B, threes of 16")
+    return tables.markdown(
+        heads,
+        [
+            (arm, *(tables.over_seeds(own, f"{who} accuracy %", ".1f") for who in "AB"))
+            for (arm,), own in tables.groups(results, "arm").items()
+        ],
+    )
 
 
 @click.command()
 @click.option("--minutes", default=1e9, help="Stop after so many.")
-@click.option("--rounds", "count", default=ROUNDS, help="Of T*T ticks, for each arm.")
-def main(minutes: float, count: int) -> None:
+@click.option("--rounds", default=ROUNDS, help="Of T*T ticks, for each arm.")
+def main(minutes: float, rounds: int) -> None:
     """Run the arms, or go on with them."""
-    run(minutes, count)
+    images = classifier.digits()
+    names = ("arm", "seed", "rounds", "data")
+    done = set(tables.groups(read(results("two_clocks")), *names))
+    groups = []
+    for seed, arm in product(SEEDS, ARMS):
+        key = dict(zip(names, (arm, seed, rounds, images.name), strict=True))
+        if tuple(key.values()) not in done:
+            groups.append([Job(key, partial(Pair, arm, seed, images, rounds), rounds, max(1, rounds // 10))])
+    take_turns("two_clocks", groups, minutes)
 
 
 if __name__ == "__main__":

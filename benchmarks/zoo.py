@@ -1,6 +1,6 @@
 """How many models that no one here wrote does `decouple` take, on which rung, and is each of them still itself?
 
-    python -m benchmarks.zoo registry.py [--only 'hf/*'] [--limit 120] [--resume] [--out zoo.json]
+    python -m benchmarks.zoo registry.py [--only 'hf/*'] [--limit 120] [--resume] [--out zoo.jsonl]
 
 `registry.py` is any file that holds `REG`: a dict from names to dicts with "lib", "build" (a function that gives model,
 arguments and keyword arguments) and "batchable" (whether another batch size makes sense).
@@ -12,7 +12,6 @@ compared as well. A model that is not reproducible under fixed seeds cannot be s
 """
 
 import importlib.util
-import json
 import multiprocessing
 import sys
 import time
@@ -27,8 +26,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .timing import machine
-from .zoo_case import Case
+from . import rows, tables
+from .rows import Row
+from .zoo_case import SEED, Case
 
 
 def load(path: Path) -> ModuleType:
@@ -36,13 +36,13 @@ def load(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise click.BadParameter(f"{path} is no Python file")
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = found  # models that are built in it may look for it
+    registry = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = registry  # models that are built in it may look for it
     sys.path.insert(0, str(path.parent))
-    spec.loader.exec_module(found)
-    if not isinstance(getattr(found, "REG", None), dict):
+    spec.loader.exec_module(registry)
+    if not isinstance(getattr(registry, "REG", None), dict):
         raise click.BadParameter(f"{path} holds no dict called REG")
-    return found
+    return registry
 
 
 def scored(entry: dict[str, Any], limit: float) -> dict[str, Any]:
@@ -68,20 +68,36 @@ def _child(entry: dict[str, Any], to: Connection) -> None:
     to.close()
 
 
-def table(rows: dict[str, dict[str, Any]]) -> Table:
+def summary(results: list[Row]) -> Table:
     """By library: how many are right, on which rung, refused, and the rest."""
     kinds = ("right", "refused", "unscored", "time out", "crashed", "error", "wrong")
-    found = Table(title="decouple into three parts, check, and compare")
-    for column in ("library", "models", *kinds, "above the hooks", "median s"):
-        found.add_column(column, justify="left" if column == "library" else "right")
-    libraries = sorted({row["lib"] for row in rows.values()})
-    for library in (*libraries, "all"):
-        own = [row for row in rows.values() if library in (row["lib"], "all")]
+    lines = []
+    for library, own in _by_library(results):
+        counts = [sum(row["status"] == kind for row in own) for kind in kinds]
         above = sum(row["status"] == "right" and row.get("rung") != "hooks" for row in own)
         seconds = sorted(row["seconds"] for row in own)[len(own) // 2]
-        counts = [sum(row["status"] == kind for row in own) for kind in kinds]
-        found.add_row(library, *map(str, (len(own), *counts, above)), f"{seconds:.1f}")
-    return found
+        lines.append((library, len(own), *counts, above, f"{seconds:.1f}"))
+    heads = ("library", "models", *kinds, "above the hooks", "median s")
+    return tables.console("decouple into three parts, check, and compare", heads, lines)
+
+
+def table(results: list[Row]) -> str:
+    """By library, without the models that cannot be compared with themselves."""
+    heads = ("library", "models", "right", "of these on hooks", "refused", "out of time or memory", "silently wrong")
+    lines = []
+    for library, own in _by_library([row for row in results if row["status"] != "unscored"]):
+        right = [row for row in own if row["status"] == "right"]
+        hooks = sum(row["rung"] == "hooks" for row in right)
+        refused, wrong = (sum(row["status"] == status for row in own) for status in ("refused", "wrong"))
+        late = sum(row["status"] in ("time out", "crashed") for row in own)
+        lines.append((library, len(own), len(right), hooks, refused, late, wrong))
+    return tables.markdown(heads, lines)
+
+
+def _by_library(results: list[Row]) -> list[tuple[str, list[Row]]]:
+    """The rows of each library in the order of their names, and then all."""
+    libraries = [(name, own) for (name,), own in sorted(tables.groups(results, "lib").items())]
+    return [*libraries, ("all", results)]
 
 
 @click.command()
@@ -89,21 +105,22 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
 @click.option("--only", multiple=True, help="Globs of names.")
 @click.option("--limit", default=120.0, show_default=True, help="Seconds a model may take.")
 @click.option("--resume", is_flag=True, help="Keep the rows that the result file has.")
-@click.option("--out", default="zoo.json", show_default=True, type=click.Path(path_type=Path), help="The result file.")
+@click.option("--out", default="zoo.jsonl", show_default=True, type=click.Path(path_type=Path), help="The result file.")
 def main(registry: Path, only: tuple[str, ...], limit: float, resume: bool, out: Path) -> None:
     """Put every model of a registry to the test."""
     torch.set_num_threads(1)
     console = Console()
-    found = load(registry).REG
-    rows: dict[str, dict[str, Any]] = json.loads(out.read_text())["rows"] if resume and out.exists() else {}
-    for name, entry in found.items():
-        if name in rows or (only and not any(fnmatchcase(name, glob) for glob in only)):
+    if not resume:
+        rows.replace(out, [])
+    done = {row["model"] for row in rows.read(out)}
+    for name, entry in load(registry).REG.items():
+        if name in done or (only and not any(fnmatchcase(name, glob) for glob in only)):
             continue
-        rows[name] = {"lib": entry.get("lib", "-"), **scored(entry, limit)}
-        row = rows[name]
+        row = {"model": name, "lib": entry.get("lib", "-"), "seed": SEED, **scored(entry, limit)}
+        rows.put(out, row, ["model"])
         console.print(f"{name:44} {row['status']:9} {row.get('rung', ''):8} {row['seconds']:6.1f} s  {row['why']}")
-        out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    console.print(table(rows))
+    if measured := rows.read(out):
+        console.print(summary(measured))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Run a suite, or go on with it: `python -m benchmarks.recurrent recall`."""
+"""`python -m benchmarks.recurrent`."""
 
-from .training import main
+from .command import main
 
 main()

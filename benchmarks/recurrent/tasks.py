@@ -34,6 +34,7 @@ class Task(ABC):
 
     rate = RATE
     stream = False  # whether it goes on for ever; then a batch is one window
+    scored = False  # whether `score` says something
 
     @abstractmethod
     def net(self) -> dict[str, Any]:
@@ -147,7 +148,7 @@ class Reader(nn.Module):
 class Characters(Task):
     """The next character of a text, read by 32 readers who never stop; bits per character on a text they never read."""
 
-    rate, stream, width, judged = 2e-3, True, 128, 4000
+    rate, stream, scored, width, judged = 2e-3, True, True, 128, 4000
 
     def __init__(self, name: str) -> None:
         self.name, self.at = name, 0
@@ -179,6 +180,8 @@ class Characters(Task):
 
 class Rows(Task):
     """A digit of MNIST, one row of 28 pixels a step; asked for behind the last one."""
+
+    scored = True
 
     def __init__(self) -> None:
         self.seen = 0

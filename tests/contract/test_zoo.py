@@ -1,6 +1,5 @@
 """Models that no one here wrote, and the benchmark that judges such models."""
 
-import json
 import os
 import random
 import time
@@ -15,6 +14,7 @@ pytest.importorskip("benchmarks.zoo", reason="the benchmarks are only in a check
 
 from kit.library_models import REG
 
+from benchmarks import rows
 from benchmarks.zoo import main
 from benchmarks.zoo_case import STEPS, Case
 
@@ -101,22 +101,22 @@ def judged(tmp_path, monkeypatch):
     registry.write_text(
         f"import sys\nsys.path.insert(0, {str(HERE.parent)!r})\nfrom test_zoo import REG_OF_ILLS as REG\n"
     )
-    out = tmp_path / "out.json"
+    out = tmp_path / "out.jsonl"
 
     def judge(*more):
         threads = torch.get_num_threads()
         result = CliRunner().invoke(main, [str(registry), "--out", str(out), "--limit", "8", *more])
         torch.set_num_threads(threads)
         assert result.exit_code == 0, result.output
-        return json.loads(out.read_text())["rows"], result.output
+        return {row["model"]: row for row in rows.read(out)}, result.output
 
     return judge
 
 
 def test_every_ill_has_its_name(judged):
-    rows, said = judged("--only", "*")
+    judgements, said = judged("--only", "*")
 
-    assert {name: row["status"] for name, row in rows.items()} == {
+    assert {name: row["status"] for name, row in judgements.items()} == {
         "healthy": "right",
         "dies": "crashed",
         "hangs": "time out",
@@ -124,8 +124,8 @@ def test_every_ill_has_its_name(judged):
         "too_small": "refused",
         "cannot_be_built": "unscored",
     }
-    assert rows["dies"]["why"] == "exit code 3"
-    assert "no such weights" in rows["cannot_be_built"]["why"]
+    assert judgements["dies"]["why"] == "exit code 3"
+    assert "no such weights" in judgements["cannot_be_built"]["why"]
     assert "decouple into three parts" in said
 
 
