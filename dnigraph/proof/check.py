@@ -213,7 +213,7 @@ def _first_difference(dm: DecoupledModule, args: Any, kwargs: Any) -> str:
 
         handles = [m.register_forward_hook(note) for m in watched if not any(m.children())]
         try:
-            with untouched(dm.original), torch.no_grad():
+            with untouched(dm.original):  # with gradients, as before: without, other graphs would run
                 model_call(run, spec)(fresh_copies(leaves))
         finally:
             for handle in handles:

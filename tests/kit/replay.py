@@ -5,6 +5,7 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -183,3 +184,29 @@ class Doing(nn.Module):
 
     def forward(self, x, *args, **kwargs):
         return self.function(self, x, *args, **kwargs)
+
+
+class Net(nn.Module):
+    """Any layers, called one after the other."""
+
+    def __init__(self, *layers, then=lambda self, x: self.body(x)):
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+        self.__dict__["then"] = then
+
+    def forward(self, *args, **kwargs):
+        return self.then(self, *args, **kwargs)
+
+
+def modules_called(captured):
+    """The paths of the modules that a captured graph calls, in order."""
+    return [str(n.target) for n in captured.graph.nodes if n.op == "call_module"]
+
+
+def assert_refused(model, *args, why):
+    """No recording stands for the model; the reason names the rung and matches `why`, and nothing has changed."""
+    before = fingerprint(model)
+    with pytest.raises(CaptureError, match=why) as caught:
+        capture(model, args, {}, "record")
+    assert caught.value.reasons[0].startswith("record: ")
+    assert_untouched(before, model)

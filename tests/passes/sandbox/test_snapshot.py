@@ -1,13 +1,15 @@
 """A way that was not taken leaves no trace: on weights, buffers, plain tensors, attributes, inputs, in no rung."""
 
 import copy
+import random
 
 import pytest
 import torch
-from kit.replay import Doing, assert_untouched, fingerprint
+from kit.replay import Doing, Net, assert_untouched, fingerprint
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.passes.capture.ladder import capture
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -169,3 +171,39 @@ def test_hooks_that_a_forward_puts_on_weights_go_with_the_capture_that_ran_it():
 
     model.fc(torch.ones(1, 4)).sum().backward()
     assert model.fc.weight.grad.eq(1).all()
+
+
+def test_a_capture_leaves_gradients_flags_and_pending_graphs_alone():
+    model = Net(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
+    model(X).sum().backward()
+    pending = model(X)
+    model.body[2].eval()
+    before = fingerprint(model)
+
+    capture(model, (X,), {}, "record")
+
+    assert_untouched(before, model)
+    pending.sum().backward()
+
+
+def test_a_failed_capture_leaves_no_trace_either():
+    def spoils_everything(model, x):
+        model.seen = model.seen + 1
+        model.new = x
+        model.log.append(1)
+        model.inner.weight.data = model.inner.weight.data * 2
+        model.outer.weight.requires_grad_(False)
+        model.outer.eval()
+        model.register_forward_hook(lambda *_: None)
+        random.random()
+        torch.rand(1)
+        raise LookupError
+
+    model = Doing(spoils_everything)
+    model.log = []
+    before = fingerprint(model)
+
+    with pytest.raises(LookupError):
+        capture(model, (X,), {})
+
+    assert_untouched(before, model)

@@ -1,0 +1,125 @@
+"""A recording of one run: what goes in and comes out, and nothing that stays behind."""
+
+import dataclasses
+import random
+import threading
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from kit.replay import Doing, judge
+from torch import nn
+
+from dnigraph.passes.capture.ladder import capture
+from dnigraph.passes.errors import CaptureError, GuardMiss
+from dnigraph.passes.graph.pytrees import flatten
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+
+
+@dataclasses.dataclass
+class Result:
+    y: Any
+    count: int
+    nothing: Any = None
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+class Bag:
+    def __init__(self, y):
+        self.y, self.note = y, "plain"
+
+    def __eq__(self, other):
+        return torch.equal(self.y, other.y) and self.note == other.note
+
+    __hash__ = None
+
+
+class Names(dict):
+    pass
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda y, n: {"y": y, "deep": [y, (y, None)], "n": n, "text": "a"},
+        lambda y, n: Result(y, n),
+        lambda y, n: Pair(y, Pair(None, y)),
+        lambda y, n: Names(a=y, b=None),
+        lambda y, n: Bag(y),
+        lambda y, n: [Bag(y), Result(Bag(y), 1)],
+        lambda y, n: (y, n, 0.5, True, None),
+    ],
+    ids=["dict", "dataclass", "named tuple", "dict class", "object", "objects in objects", "tuple"],
+)
+def test_results_of_any_class_come_back_as_they_are(wrap):
+    model = Doing(lambda model, x: wrap(model.inner(x), x.shape[0]))
+    verdict = judge(model, X)
+    assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
+
+    recording = verdict.captured
+    found, expected = recording.outputs.build(recording.module(model)(X)), model(X)
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"a": X, "b": None}, Result(X, 3), Pair(X, X), Names(a=X), Bag(X), [X, [X]]],
+    ids=lambda v: type(v).__name__,
+)
+def test_arguments_of_any_class_go_in(given):
+    def reads(model, x):
+        held = flatten(x)[0]
+        return model.inner(next(v for v in held if isinstance(v, torch.Tensor)))
+
+    verdict = judge(Doing(reads), given)
+
+    assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
+
+
+def test_arguments_passed_by_name_are_inputs_with_that_name():
+    model = Doing(lambda model, x, mask=None, scale=1: model.inner(x) * mask * scale)
+    verdict = judge(model, X, mask=torch.ones(3, 1), scale=2)
+
+    assert (verdict.same, verdict.more) == ("right", "right")
+    assert [n.target for n in verdict.captured.graph.nodes if n.op == "placeholder"] == ["x", "mask"]
+
+
+def test_one_tensor_given_twice_must_be_given_twice_again():
+    model = Doing(lambda model, x, y: model.inner(x) * y)
+    graph = capture(model, (X, X), {}, "record").module(model)
+
+    other = X.clone()
+    assert torch.equal(graph(other, other)[0], model(other, other))
+    with pytest.raises(GuardMiss):
+        graph(X, other)
+
+
+def test_patches_are_gone_after_a_capture():
+    held = nn.Module.__call__, nn.Module.__setattr__, vars(torch.autograd.Function)["apply"], len
+
+    with pytest.raises(CaptureError):
+        capture(Doing(lambda model, x: model.inner(x) * random.random()), (X,), {}, "record")
+
+    assert (nn.Module.__call__, nn.Module.__setattr__, vars(torch.autograd.Function)["apply"], len) == held
+
+
+def test_other_threads_notice_nothing_of_a_recording():
+    inside, seen = threading.Event(), []
+    other = nn.Linear(4, 4)
+
+    def waits(model, x):
+        inside.set()
+        thread = threading.Thread(target=lambda: seen.append(other(torch.ones(len(X), 4)).shape))
+        thread.start()
+        thread.join()
+        return model.inner(x)
+
+    verdict = judge(Doing(waits), X)
+
+    assert verdict.same == "right" and seen
+    assert set(map(tuple, seen)) == {(3, 4)}
