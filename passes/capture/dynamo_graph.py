@@ -8,11 +8,11 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 from torch.utils import _pytree as pytree
 
@@ -22,7 +22,7 @@ from ..graph.mark import cut, traced_mark
 from ..graph.nodes import AUTOCAST_DEVICES, Mode, checkpointed
 from ..graph.pytrees import take_apart
 from .annotate import Annotator
-from .graph_rewriter import GraphRewriter
+from .graph_rewriter import GraphRewriter, Rules
 
 Paths = Callable[[str, str], str]  # from what Dynamo calls a module, its id and a Python expression, to its path
 _WHOLE_REGIONS = re.compile(r"inference_mode$|_saved_tensors_hooks_|_enter_autocast|_exit_autocast")
@@ -86,47 +86,33 @@ def annotate_without_data(captured: CapturedGraph, module: fx.GraphModule, args:
     Raises:
         CaptureError: a call of the graph cannot do without data.
     """
-    given = [n for n in captured.graph.nodes if "position" in n.meta]
+    inputs: dict[fx.Node, Any] = {}
+    weights: dict[str, Any] = {}
     try:
-        _run_without_data(captured, module, given, args)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            for node in (n for n in captured.graph.nodes if "position" in n.meta):
+                value = args[node.meta["position"]]
+                if isinstance(value, torch.Tensor):
+                    value = mode.from_tensor(value, static_shapes=True)
+                if node.op == "placeholder":
+                    inputs[node] = value
+                else:
+                    weights[str(node.target)] = value
+            Annotator(replace(captured, constants=weights), module, data=False).run(*inputs.values())
     except Exception as error:
-        said = str(error).strip().partition("\n")[0]
-        raise CaptureError([f"a run on tensors without data fails: {type(error).__name__}: {said}"]) from error
-    for node in (n for n in given if n.op == "placeholder" and n.meta.get("gradient")):
-        for user in (user for user in node.users if user.meta.get("gradient")):
-            user.meta["parameters"] = (*user.meta["parameters"], (node.name, 0, True))
-
-
-def _run_without_data(
-    captured: CapturedGraph, module: fx.GraphModule, given: Sequence[fx.Node], args: Sequence[Any]
-) -> None:
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = {n: _fake(mode, args[n.meta["position"]]) for n in given}
-        held = {str(n.target): fake for n, fake in fakes.items() if n.op == "get_attr"}
-        inputs = [fake for n, fake in fakes.items() if n.op == "placeholder"]
-        Annotator(replace(captured, constants=held), module, data=False).run(*inputs)
-
-
-def _fake(mode: FakeTensorMode, value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    fake: FakeTensor = mode.from_tensor(value, static_shapes=True)
-    return fake
+        reason = str(error).strip().partition("\n")[0]
+        raise CaptureError([f"a run on tensors without data fails: {type(error).__name__}: {reason}"]) from error
+    for node in inputs:
+        for user in node.users if node.meta.get("gradient") else ():
+            if user.meta.get("gradient"):
+                user.meta["parameters"] = (*user.meta["parameters"], (node.name, 0, True))
 
 
 class _DynamoRewriter(GraphRewriter):
     """Dynamo's graph with the names and paths of one instance of the model."""
 
     def __init__(self, module: fx.GraphModule, names: Mapping[int, str], paths: Paths):
-        rules = {
-            "placeholder": self._input,
-            traced_mark: self._mark,
-            torch.ops.higher_order.tag_activation_checkpoint: lambda node: self.copy(node, checkpointed),
-            torch._C._set_grad_enabled: self._set_grad,
-            _enter_autocast: self._enter_autocast,
-            _exit_autocast: self._exit_autocast,
-        }
-        super().__init__(module, rules)
+        super().__init__(module)
         self.names, self.paths = names, paths
         self.outside: list[Mode] = []  # the modes around the regions of autocast that the writing is in
         self.inputs = 0  # written so far
@@ -173,16 +159,25 @@ class _DynamoRewriter(GraphRewriter):
     def _set_grad(self, node: fx.Node) -> None:
         self.mode = replace(self.mode, grad=bool(node.args[0]))
 
-    def _enter_autocast(self, node: fx.Node) -> None:
+    def _enter(self, node: fx.Node) -> None:
         if node.args[0] not in AUTOCAST_DEVICES:
             _refuse(node)
         self.outside.append(self.mode)
         self.mode = self.autocast(*node.args)  # type: ignore[arg-type]  # literals
 
-    def _exit_autocast(self, node: fx.Node) -> None:
+    def _exit(self, node: fx.Node) -> None:
         if not self.outside:
             _refuse(node)
         self.mode = replace(self.outside.pop(), grad=self.mode.grad)
+
+    RULES: ClassVar[Rules] = {
+        "placeholder": _input,
+        traced_mark: _mark,
+        torch.ops.higher_order.tag_activation_checkpoint: lambda self, node: self.copy(node, checkpointed),
+        torch._C._set_grad_enabled: _set_grad,
+        _enter_autocast: _enter,
+        _exit_autocast: _exit,
+    }
 
 
 def _refuse(node: fx.Node) -> None:

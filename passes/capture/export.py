@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx, nn
@@ -18,7 +18,7 @@ from ..graph.pytrees import HOLE, Tree, flatten, unflatten
 from ..sandbox.example import input_names, one_more_row
 from ..sandbox.snapshot import fresh_copies, untouched
 from .export_proof import Trial
-from .graph_rewriter import GraphRewriter
+from .graph_rewriter import GraphRewriter, Rules
 
 _REGIONS: Any = torch.ops.higher_order
 _ALIAS = torch.ops.aten.alias.default
@@ -83,14 +83,7 @@ class _ExportRewriter(GraphRewriter):
     """An exported program as a graph whose parameters and buffers are the model's own."""
 
     def __init__(self, program: ExportedProgram, model: nn.Module, marks: list[str | None]):
-        rules = {
-            "get_attr": self._attribute,
-            _ALIAS: self._mark,
-            _REGIONS.wrap_with_set_grad_enabled: self._grad_region,
-            _REGIONS.wrap_with_autocast: self._autocast_region,
-            torch.ops.aten.copy_.default: self._write_back,
-        }
-        super().__init__(program.graph_module, rules)
+        super().__init__(program.graph_module)
         self.program = program
         aliases = program.graph.find_nodes(op="call_function", target=_ALIAS)
         self.marks = dict(zip(aliases, marks, strict=True)) if len(aliases) == len(marks) else {}
@@ -176,6 +169,14 @@ class _ExportRewriter(GraphRewriter):
         """Write a body that runs under another grad mode or autocast as one call."""
         call = Call(self.made[body].forward, mode, self.entry)
         self.stands_for(node, self.graph.call_function(call, self.mapped(tuple(args))))
+
+    RULES: ClassVar[Rules] = {
+        "get_attr": _attribute,
+        _ALIAS: _mark,
+        torch.ops.aten.copy_.default: _write_back,
+        _REGIONS.wrap_with_set_grad_enabled: _grad_region,
+        _REGIONS.wrap_with_autocast: _autocast_region,
+    }
 
     def _results(self) -> Tree:
         """Write the output and the new values of buffers; return how the model's result is built."""

@@ -4,7 +4,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -13,6 +13,8 @@ from ..errors import CaptureError
 from ..graph.nodes import Call, Mode
 from .torch_func import as_function, stretches
 
+Rules = Mapping[Any, Callable[[Any, fx.Node], None]]  # op or target -> (rewriter, node)
+
 
 class GraphRewriter(ABC):
     """A graph that is written after another one.
@@ -20,14 +22,17 @@ class GraphRewriter(ABC):
         theirs   x ─► set_grad(False) ─► linear ─► set_grad(True) ─► vmap begins ─► mul ─► vmap ends ─► ...
         ours     x ─► linear, without gradient ────────────────────► transform: vmap(mul) ────────────► ...
 
+    A subclass has a table of `RULES`, by `op` or target, for nodes that have no place here as they are. All others are
+    copied.
+
     Args:
         owner: the module that the other graph's targets belong to.
-        rules: what is done with nodes that have no place here as they are, by their `op` or their target. All others
-            are copied.
     """
 
-    def __init__(self, owner: Any, rules: Mapping[Any, Callable[[fx.Node], None]]):
-        self.owner, self.rules = owner, rules
+    RULES: ClassVar[Rules] = {}
+
+    def __init__(self, owner: Any):
+        self.owner = owner
         self.graph = fx.Graph()
         self.made: dict[fx.Node, Any] = {}  # what stands for each of their nodes
         self.entry = self.mode = Mode.now()  # the mode outside the graph, and the one where the writing is
@@ -47,8 +52,8 @@ class GraphRewriter(ABC):
                 self._transform(stretch)
             else:
                 node = stretch[0]
-                rule = self.rules.get(node.op) or self.rules.get(node.target) or self.copy
-                rule(node)
+                rule = self.RULES.get(node.op) or self.RULES.get(node.target) or type(self).copy
+                rule(self, node)
 
     def mapped(self, value: Any) -> Any:
         """Arguments with our nodes in the place of theirs."""

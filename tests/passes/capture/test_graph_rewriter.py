@@ -2,6 +2,7 @@
 
 import operator
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,14 +18,13 @@ X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 class Rewriter(GraphRewriter):
     """Knows modules by paths behind "self."."""
 
-    def __init__(self, owner):
-        super().__init__(owner, {torch._C._set_grad_enabled: self.set_grad})
-
     def locate(self, module, path, kind):
         return (path.removeprefix("self."), kind) if path.startswith("self.") else None
 
     def set_grad(self, node):
         self.mode = replace(self.mode, grad=node.args[0])
+
+    RULES: ClassVar = {torch._C._set_grad_enabled: set_grad}
 
 
 def rewritten(graph, owner=None):
