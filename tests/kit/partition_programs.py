@@ -1,6 +1,7 @@
 """What the tests of partition, split and insert share: small captures, parts that run, programs drawn at random."""
 
 import copy
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.cuts.resolve import resolve
 from dnigraph.passes.graph.captured_graph import Owner
+from dnigraph.passes.graph.mark import mark_name
 from dnigraph.passes.parts.split import Value, split
 from dnigraph.passes.plan.partition import partition
 
@@ -22,8 +24,29 @@ class Captured:
     constants: dict
     inputs: tuple
 
-    def node(self, name):
-        return next(node for node in self.graph.nodes if node.name == name)
+    def __post_init__(self):
+        """Labels that say what a node is, whatever name the graph gave it: "layer@2", a mark, an input, "add@3"."""
+        self.labels, seen = {}, {}
+        for node in self.graph.nodes:
+            label = self._label(node)
+            seen[label] = seen.get(label, 0) + 1
+            self.labels[node.name] = label if seen[label] == 1 else f"{label}@{seen[label]}"
+
+    def _label(self, node):
+        if node.op == "call_module":
+            return list(node.meta["nn_module_stack"])[-1]
+        if node.op == "call_function":
+            return mark_name(node) or getattr(node.target, "function", node.target).__name__
+        return node.target
+
+    def label(self, name):
+        return self.labels[name]
+
+    def labelled(self, edges):
+        return tuple((self.labels[a], self.labels[b]) for a, b in edges)
+
+    def node(self, label):
+        return next(node for node in self.graph.nodes if self.labels[node.name] == label)
 
     def edges(self, *pairs):
         return [(self.node(a), self.node(b)) for a, b in pairs]
@@ -41,23 +64,47 @@ def captured(model, *inputs, how="record", example=True):
 
 
 def parted(model, cuts, *inputs, **options):
-    """A captured model and its partition at cuts that a user would write."""
-    found = captured(model, *inputs, **options)
+    """A captured model and its plan at cuts that a user would write, or at labels of nodes."""
+    whole = captured(model, *inputs, **options)
     modules = [path for path, _ in model.named_modules() if path]
-    return found, partition(found.graph, resolve(found.graph, cuts, modules).edges)
+    if isinstance(cuts, list):
+        names = {whole.label(node.name): node.name for node in whole.graph.nodes if node.op != "call_module"}
+        cuts = [names.get(c, c) if isinstance(c, str) else tuple(names.get(end, end) for end in c) for c in cuts]
+    return whole, partition(whole.graph, resolve(whole.graph, cuts, modules).edges)
 
 
-def nodes_of(found):
-    return [set(part.nodes) for part in found.parts]
+def nodes_of(whole, plan):
+    """The labels of the nodes of each part."""
+    return [{whole.label(name) for name in part.nodes} for part in plan.parts]
 
 
-def where(plan):
+def where(whole, plan):
     """The numbers of the parts in which each node stands: several where it is made again rather than sent."""
     stands = {}
-    for number, part in enumerate(plan.parts):
-        for name in part.nodes:
-            stands[name] = (*stands.get(name, ()), number)
+    for number, nodes in enumerate(nodes_of(whole, plan)):
+        for label in nodes:
+            stands[label] = (*stands.get(label, ()), number)
     return stands
+
+
+def model_of(forward, **modules):
+    """A model from its layers and a function of (layers, *inputs)."""
+    made = type("Model", (nn.Module,), {"forward": forward})()
+    for name, module in modules.items():
+        setattr(made, name, module)
+    return made
+
+
+def chain(**layers):
+    """Layers one after the other, with names."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+def linear(width=4):
+    return nn.Linear(width, width)
+
+
+X = torch.ones(2, 4)
 
 
 def run_parts(parts, found, model, inputs):
