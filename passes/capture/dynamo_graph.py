@@ -130,15 +130,10 @@ class _DynamoRewriter(GraphRewriter):
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "value")
         return f"size_{name.strip('_')}" if node.target is not operator.getitem else "size"
 
-    def copy(self, node: fx.Node, function: Any = None) -> None:
-        """Copy a node.
-
-        Raises:
-            CaptureError: it begins or ends a region that a part could not keep whole.
-        """
-        if _WHOLE_REGIONS.search(getattr(node.target, "__name__", "")):
-            _refuse(node)
-        super().copy(node, function)
+    def refusal(self, node: fx.Node) -> str | None:
+        """It begins or ends a region that a part could not keep whole."""
+        whole = _WHOLE_REGIONS.search(getattr(node.target, "__name__", ""))
+        return f"'{node.name}' begins or ends a region that must stay whole" if whole else None
 
     def _input(self, node: fx.Node) -> None:
         position, self.inputs = self.inputs, self.inputs + 1
@@ -160,15 +155,17 @@ class _DynamoRewriter(GraphRewriter):
         self.mode = replace(self.mode, grad=bool(node.args[0]))
 
     def _enter(self, node: fx.Node) -> None:
-        if node.args[0] not in AUTOCAST_DEVICES:
-            _refuse(node)
-        self.outside.append(self.mode)
-        self.mode = self.autocast(*node.args)  # type: ignore[arg-type]  # literals
+        if node.args[0] in AUTOCAST_DEVICES:
+            self.outside.append(self.mode)
+            self.mode = self.autocast(*node.args)  # type: ignore[arg-type]  # literals
+        else:
+            self.copy(node)  # which refuses it
 
     def _exit(self, node: fx.Node) -> None:
-        if not self.outside:
-            _refuse(node)
-        self.mode = replace(self.outside.pop(), grad=self.mode.grad)
+        if self.outside:
+            self.mode = replace(self.outside.pop(), grad=self.mode.grad)
+        else:
+            self.copy(node)  # which refuses it
 
     RULES: ClassVar[Rules] = {
         "placeholder": _input,
@@ -178,7 +175,3 @@ class _DynamoRewriter(GraphRewriter):
         _enter_autocast: _enter,
         _exit_autocast: _exit,
     }
-
-
-def _refuse(node: fx.Node) -> None:
-    raise CaptureError([f"'{node.name}' begins or ends a region that must stay whole"])

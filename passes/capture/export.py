@@ -101,15 +101,10 @@ class _ExportRewriter(GraphRewriter):
         """By its path, which is the model's own."""
         return (path, self.classes[path]) if path in self.classes else None
 
-    def copy(self, node: fx.Node, function: Any = None) -> None:
-        """Copy a node.
-
-        Raises:
-            CaptureError: it has bodies of its own.
-        """
-        if str(node.target) in dir(_REGIONS):
-            raise CaptureError([f"torch.export: the graph needs {node.target}, which has bodies of its own"])
-        super().copy(node, function)
+    def refusal(self, node: fx.Node) -> str | None:
+        """It has bodies of its own."""
+        has_bodies = str(node.target) in dir(_REGIONS)
+        return f"torch.export: the graph needs {node.target}, which has bodies of its own" if has_bodies else None
 
     def _inputs(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> None:
         """Write placeholders for the tensors of a call, `get_attr` for those of the model, and a guard on sizes."""
@@ -124,18 +119,14 @@ class _ExportRewriter(GraphRewriter):
                 self.made[node] = next(arguments)
                 taken.append(self.made[node])
             else:
-                self.made[node] = self.graph.get_attr(self._own(str(described.target)))
+                target = str(described.target)
+                constant = self.program.constants.get(target)
+                if isinstance(constant, torch.Tensor) and target not in self.buffers:
+                    target = f"_constant_{len(self.constants)}"
+                    self.constants[target] = constant
+                self.made[node] = self.graph.get_attr(target)
         holds = self.graph.call_function(Call(_Sizes(self.program)), (taken,))
         self.graph.call_function(guard, (holds, None, "the sizes that torch.export took for granted"))
-
-    def _own(self, target: str) -> str:
-        """The path of a tensor of the model, or a name among the constants."""
-        constant = self.program.constants.get(target)
-        if not isinstance(constant, torch.Tensor) or target in self.buffers:
-            return target
-        name = f"_constant_{len(self.constants)}"
-        self.constants[name] = constant
-        return name
 
     def _attribute(self, node: fx.Node) -> None:
         target = str(node.target)

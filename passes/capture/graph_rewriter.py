@@ -41,6 +41,10 @@ class GraphRewriter(ABC):
     def locate(self, module: str, path: str, kind: type) -> tuple[str, type] | None:
         """The path and class in the model of what the other graph calls a module; `None`: it is no module of it."""
 
+    def refusal(self, node: fx.Node) -> str | None:
+        """Why a node cannot be copied, if so."""
+        return None
+
     def name_of(self, node: fx.Node) -> str | None:
         """What the copy of a node is called; `None`: whatever fx calls it."""
         return node.name
@@ -71,7 +75,13 @@ class GraphRewriter(ABC):
         self.made[old] = new
 
     def copy(self, node: fx.Node, function: Callable[..., Any] | None = None) -> None:
-        """Copy a node, or call `function` in its place. Where a mode is set it becomes a call under this mode."""
+        """Copy a node, or call `function` in its place. Where a mode is set it becomes a call under this mode.
+
+        Raises:
+            CaptureError: a captured graph has no way to say this.
+        """
+        if (reason := self.refusal(node)) is not None:
+            raise CaptureError([reason])
         target: Any = function or node.target
         args, kwargs = self.mapped(node.args), self.mapped(node.kwargs)
         if self.mode == self.entry or node.op in ("get_attr", "output"):
