@@ -1,4 +1,4 @@
-"""A decoupled model that runs whole: boundaries are hooked onto what its modules hand each other, call by call."""
+"""A decoupled model that runs whole: in each call, hooks put boundaries on the values between its modules."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -27,11 +27,11 @@ COST = (
 
 
 class HooksWarning(UserWarning):
-    """A gradient leaks around a cut: only a graph of the model would let it be cut there."""
+    """A true gradient leaks around a cut. Only a graph of the model could be cut there."""
 
 
 def hooked_plan(graph: fx.Graph, model: nn.Module, cuts: Cuts) -> Plan:
-    """The plan for the graph that `observe` made. What goes around the cuts keeps its true gradient; a note says so.
+    """The plan for a graph that `observe` made. Values that go around the cuts keep true gradients; a note tells which.
 
     Raises:
         CutError: cuts do not fit the model.
@@ -48,7 +48,7 @@ def hooked_plan(graph: fx.Graph, model: nn.Module, cuts: Cuts) -> Plan:
 
 
 def _named(graph: fx.Graph, crossing: Crossing) -> Crossing:
-    """The crossing, called after its site where that is no output of a module, which is called after the module."""
+    """The crossing; at a module's input under the name "<module>_in", else under that of the module that made it."""
     site = next((n.meta.get("site") for n in graph.nodes if n.name == crossing.node), None)
     return replace(crossing, name=_name(site)) if site is not None and site.side == "enter" else crossing
 
@@ -58,16 +58,16 @@ def _name(site: Site) -> str:
 
 
 def _can_be_cut(graph: fx.Graph, plan: Plan, crossing: Crossing) -> bool:
-    """Whether a boundary on the value itself does no harm: nobody reads it in the part that makes it."""
+    """Whether a boundary may replace the value for all its readers: none of them is in the part that makes it."""
     if crossing.asked:
         return crossing.gradient
-    here = next(set(part.nodes) for part in plan.parts if part.name == crossing.producer)
+    producer = next(set(part.nodes) for part in plan.parts if part.name == crossing.producer)
     node = next(n for n in graph.nodes if n.name == crossing.node)
-    return crossing.gradient and "site" in node.meta and not any(user.name in here for user in node.users)
+    return crossing.gradient and "site" in node.meta and not any(user.name in producer for user in node.users)
 
 
 def _leaks(graph: fx.Graph, plan: Plan, leaking: list[Crossing]) -> list[Note]:
-    """A line on the parameters that hear through these values, if any."""
+    """A note on the parameters below the cuts that get a gradient through these values, if there are any."""
     nodes = {node.name: node for node in graph.nodes}
     sites = {nodes[c.node] for c in plan.crossings if c.gradient}
     past = sorted(parameters(heard([nodes[c.node] for c in leaking], sites)))
@@ -80,21 +80,24 @@ def _leaks(graph: fx.Graph, plan: Plan, leaking: list[Crossing]) -> list[Note]:
 
 
 class HookedModule(DecoupledModule):
-    """A decoupled model whose original runs as it is, each time, with boundaries on the way between its modules."""
+    """A decoupled model whose original runs as it is in each call, with boundaries between its modules."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph, plan: Plan, make_boundary: MakeBoundary):
         super().__init__(model, make_boundary)
-        self._observed, self._plan, self._stand_ins = graph, plan, dict[str, Boundary]()
+        self._observed, self._stand_ins = graph, dict[str, Boundary]()
         nodes = {node.name: node for node in graph.nodes}
-        self._seen = {node.meta["site"] for node in events(graph)}
-        self._sites: dict[Site, str] = {}  # to the names of crossings
-        cut = [c for c in plan.crossings if c.gradient]
-        self._sites |= {nodes[c.node].meta["site"]: c.name for c in cut}
-        self.boundary_set.add(cut, {node.name: node.meta for node in graph.nodes}, self.training)
+        crossings = [crossing for crossing in plan.crossings if crossing.gradient]
+        self._seen = {node.meta["site"] for node in events(graph)}  # in the example
+        self._sites: dict[Site, str] = {nodes[c.node].meta["site"]: c.name for c in crossings}
+        self.boundary_set.add(crossings, {name: node.meta for name, node in nodes.items()}, self.training)
         self._plan = self.boundary_set.describe(plan)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        self._below = trained - parameters(heard(_results(graph), {nodes[c.node] for c in cut}))
-        self.graph = _whole(self._signature)
+        results = graph.output_node().all_input_nodes
+        self._below = trained - parameters(heard(results, {nodes[c.node] for c in crossings}))
+        shown = fx.Graph()  # for whoever prints it: the model is one node
+        inputs = tuple([shown.placeholder(name) for name in self._signature.parameters])
+        shown.output(shown.create_node("call_module", "original", inputs))
+        self.graph = shown
 
     # ---- to look at
 
@@ -118,13 +121,13 @@ class HookedModule(DecoupledModule):
         }
 
     def parameters_below(self) -> set[str]:
-        """The parameters that no gradient reached in the example call but through boundaries."""
+        """The parameters whose gradients in the example call came from boundaries only."""
         return self._below
 
     # ---- to run
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: no call needs anything new."""
+        """Nothing: all calls run the model itself."""
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         if not (self.training and torch.is_grad_enabled() and self._sites):
@@ -138,16 +141,17 @@ class HookedModule(DecoupledModule):
     def _passed(self, site: Site, value: Tensor, batch: int) -> Tensor:
         name = self._sites.get(site)
         if name is None and site in self._seen:
-            return value  # nobody cut here
+            return value  # not cut here
         name = name or self._further(site, value, batch)
         boundary = self._stand_ins.get(name) or self.boundaries[name]
-        # What a head saves for its backward pass is no part of what a checkpointed region makes again.
-        with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, _as_it_is):  # a result itself would hold its graph
+        # Hooks of our own keep the head's saved tensors out of activation checkpointing, which would recompute and
+        # compare them. Detached, since a saved result would keep its own graph alive.
+        with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
             passed: Tensor = boundary(value)
         return passed
 
     def _further(self, site: Site, value: Tensor, batch: int) -> str:
-        """A boundary for a call of a cut module, or a tensor of it, that the example did not have."""
+        """A boundary for a further call of a cut module, or a further tensor of it, which the example did not have."""
         name = self._sites[site] = _name(site)
         if name not in self.boundaries:
             crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
@@ -156,12 +160,12 @@ class HookedModule(DecoupledModule):
         return name
 
     def standing(self) -> dict[str, nn.Module]:
-        """What stands on the crossings at this moment, by their names."""
+        """The modules that are called on the crossings at present, stand-ins included, by the crossings' names."""
         return {name: self._stand_ins.get(name, boundary) for name, boundary in self.boundaries.items()}
 
     @contextmanager
     def standing_in(self, make: Callable[[str], Boundary]) -> Iterator[None]:
-        """Let other boundaries stand on the crossings inside the block; `make` is called with each one's key."""
+        """Replace the boundaries inside the block by those that `make` makes of their keys."""
         self._stand_ins = {name: make(name.replace(".", "_")).train(self.training) for name in self.boundaries}
         try:
             yield
@@ -179,24 +183,8 @@ class HookedModule(DecoupledModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "HookedModule":
         """A copy with weights, heads and label context of its own, on the same plan."""
         model = copy.deepcopy(self.original, memo)
-        made = memo[id(self)] = HookedModule(model, self._observed, self._plan, self.boundary_set.make)
-        made._copy_boundaries(self, memo)
-        made._sites = dict(self._sites)
-        made.train(self.training)
-        return made
-
-
-def _results(graph: fx.Graph) -> list[fx.Node]:
-    return list(next(node for node in graph.nodes if node.op == "output").all_input_nodes)
-
-
-def _as_it_is(value: Tensor) -> Tensor:
-    return value
-
-
-def _whole(signature: Any) -> fx.Graph:
-    """A graph for whoever prints it: the model is one node."""
-    graph = fx.Graph()
-    given = [graph.placeholder(name) for name in signature.parameters]
-    graph.output(graph.create_node("call_module", "original", tuple(given)))
-    return graph
+        result = memo[id(self)] = HookedModule(model, self._observed, self._plan, self.boundary_set.make)
+        result._copy_boundaries(self, memo)
+        result._sites = dict(self._sites)
+        result.train(self.training)
+        return result

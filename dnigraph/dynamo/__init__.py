@@ -1,4 +1,4 @@
-"""The backend of `torch.compile`: Dynamo captures, guards and recompiles; boundaries stand inside its graphs."""
+"""The backend of `torch.compile`: Dynamo captures, guards and recompiles; its graphs are cut and get boundaries."""
 
 from .backend import Backend, backend_of, dnigraph
 from .interfaces import Interfaces, UnmatchedWarning

@@ -38,12 +38,12 @@ class Backend:
             loss = loss_fn(compiled(x), y)
         loss.backward()
 
-    Guards, recompilation, modes and dynamic shapes are Dynamo's. Heads belong to the model: recompilations keep them,
-    and another model has others. A graph break hands on the true gradient; a cut must lie inside one graph.
+    Dynamo does guards, recompilation, modes and dynamic shapes. Heads belong to the model: recompilation keeps them,
+    and another model has others. A graph break passes the true gradient on; a cut must lie inside one graph.
 
     Args:
-        cuts, head, condition, boundary: as in `decouple`. A number of parts speaks of each captured graph by itself; a
-            cost in time counts as flops, for nothing is timed here.
+        cuts, head, condition, boundary: as in `decouple`. A number of parts counts for each captured graph by itself; a
+            cost in time counts as flops, because nothing is timed here.
         compiler: what compiles each part by itself: "eager" (nothing), "inductor", another backend, or a callable.
         model: whose module paths the cuts are; needed only where a function is compiled that calls the model.
 
@@ -118,14 +118,14 @@ class Backend:
         return (p for interfaces in self._interfaces.values() for p in interfaces.parameters())
 
     def of(self, model: nn.Module) -> Interfaces:
-        """What stands in a model, compiled or plain.
+        """The boundaries of a model, compiled or plain.
 
         Raises:
             DniGraphError: the model did not run yet with this backend.
         """
-        if (found := self._interfaces.get(plain(model))) is None:
+        if (interfaces := self._interfaces.get(plain(model))) is None:
             raise DniGraphError(_TOO_EARLY)
-        return found
+        return interfaces
 
     @property
     def boundaries(self) -> dict[str, Boundary]:
@@ -200,8 +200,8 @@ def dnigraph(module: fx.GraphModule, examples: list[Any], options: Mapping[str, 
     """
     if id(options) not in _of_options:
         if strange := [name for name in options or () if name not in _OPTIONS]:
-            said = ", ".join(f"{name!r}{nearest(name, _OPTIONS)}" for name in strange)
-            raise DniGraphError(f"there is no option {said}; there are {', '.join(_OPTIONS)}")
+            listed = ", ".join(f"{name!r}{nearest(name, _OPTIONS)}" for name in strange)
+            raise DniGraphError(f"there is no option {listed}; there are {', '.join(_OPTIONS)}")
         _of_options[id(options)] = (options, Backend(**options or {}))
     return _of_options[id(options)][1](module, examples)
 
@@ -212,6 +212,6 @@ def backend_of(compiled: nn.Module) -> Backend:
     Raises:
         DniGraphError: the model did not run yet.
     """
-    if (found := _serving.get(plain(compiled))) is None:
+    if (backend := _serving.get(plain(compiled))) is None:
         raise DniGraphError("no graph of this model has been captured yet: call the compiled model once with gradient")
-    return found
+    return backend

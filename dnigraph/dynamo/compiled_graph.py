@@ -55,10 +55,10 @@ class Captured:
         """Cut the graph for the instance whose tensors are among `args`."""
         self._runs = {key: run for key, run in self._runs.items() if run.lives()}
         witness = next((args[i] for i in self._naming.held), None)
-        found = self._find({id(args[i]) for i in self._naming.held})
-        if found is None:
+        owner = self._find({id(args[i]) for i in self._naming.held})
+        if owner is None:
             return Run(self.module.forward, range(len(args)), None, witness)
-        model, interfaces = found
+        model, interfaces = owner
         where = place()
         try:
             return self._cut(model, interfaces, where, args, witness)
@@ -75,34 +75,27 @@ class Captured:
         plan, resolved = cut_graph(graph, interfaces.cuts(spot), model, captured.rung, strict=False)
         interfaces.learn(spot, resolved)
         plan, boundaries = interfaces.stand(spot, plan, {node.name: node for node in graph.nodes})
-        found = split(graph, plan)
-        graphs, top = lift(found.graphs, insert_boundaries(found.top, plan))
-        made = {name: self._part(part, name) for name, part in graphs.items()}
+        pieces = split(graph, plan)
+        graphs, top = lift(pieces.graphs, insert_boundaries(pieces.top, plan))
+        whole = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Cut")
+        whole.graph = top  # before the parts are attached: it recompiles all graph modules among the submodules
+        whole._modules["dni"] = boundaries
+        for name, part in graphs.items():
+            whole._modules[name] = module = fx.GraphModule(self.module, part, class_name=name)
+            if self._compiler != "eager":
+                module.compile(backend=self._compiler)
         order = [node.meta["position"] for node in top.nodes if node.op == "placeholder"]
-        return Run(_runner(top, made, boundaries), order, interfaces, witness)
-
-    def _part(self, graph: fx.Graph, name: str) -> nn.Module:
-        made = fx.GraphModule(self.module, graph, class_name=name)
-        if self._compiler != "eager":
-            made.compile(backend=self._compiler)
-        return made
-
-
-def _runner(top: fx.Graph, parts: dict[str, nn.Module], boundaries: nn.ModuleDict) -> Callable[..., Any]:
-    """The function that runs the parts and the boundaries between them."""
-    made = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Cut")
-    made.graph = top  # first: it would have the code of all modules below written again
-    made._modules |= {**parts, "dni": boundaries}
-    return made.forward
+        return Run(whole.forward, order, interfaces, witness)
 
 
 class Run:
     """A graph, ready to run for one instance.
 
     Args:
-        order: which of the arguments `function` takes, in order.
-        interfaces: of the model; None: the graph runs uncut.
-        witness: a tensor of the instance. It tells whether the ids by which this run is found still mean the instance.
+        order: the positions of the arguments that `function` takes.
+        interfaces: those of the model; None: the graph runs uncut.
+        witness: a tensor of the instance. Runs are found by the ids of tensors, and an id may be used again: the
+            witness tells whether they still belong to the instance.
     """
 
     def __init__(self, function: Callable[..., Any], order: Sequence[int], interfaces: Interfaces | None, witness: Any):
@@ -123,7 +116,7 @@ class Run:
         return self._id is None or self._witness() is not None
 
     def is_for(self, args: Sequence[Any]) -> bool:
-        """Whether `args`, which have the ids of the instance's tensors, are these tensors."""
+        """Whether `args` are the tensors of the instance, whose ids they have."""
         if self._id is None:
             return True
         witness = self._witness()

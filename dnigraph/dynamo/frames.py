@@ -1,4 +1,4 @@
-"""What the Python stack knows and Dynamo does not tell its backends: whose graph runs, and where it was captured."""
+"""Read off the Python stack what Dynamo does not tell its backends: whose graph runs, and where it was captured."""
 
 import sys
 from collections.abc import Collection, Iterator
@@ -21,9 +21,10 @@ def place() -> str:
 def compiled_model(tensors: Collection[int]) -> nn.Module | None:
     """The model that was compiled and runs now: the innermost one that has one of these tensors, by their ids.
 
-    Where none has one (they stand in for its own), the innermost. None: `torch.compile` was called on a function.
+    If none has one of them (other tensors are used in place of its own), the innermost. None: `torch.compile` was
+    called on a function.
     """
-    # Only these frames, for in others a look at the locals would keep them alive as long as the function runs.
+    # Reading the locals of a frame keeps them alive as long as the frame runs, so only frames of module calls are read.
     calls = (frame for frame in _frames() if frame.f_code is _CALL)
     models: list[nn.Module] = [plain(m) for frame in calls if _is_compiled(m := frame.f_locals.get("self"))]
     return next((model for model in models if owns(model, tensors)), models[0] if models else None)
@@ -39,10 +40,10 @@ def plain(model: Any) -> Any:
     return model._orig_mod if isinstance(model, nn.Module) and "_orig_mod" in model._modules else model
 
 
-def _is_compiled(found: Any) -> bool:
-    """Made by `torch.compile(model)`, or compiled in place by `model.compile()`."""
-    return isinstance(found, nn.Module) and (
-        "_orig_mod" in vars(found).get("_modules", ()) or getattr(found, "_compiled_call_impl", None) is not None
+def _is_compiled(module: Any) -> bool:
+    """Whether it was made by `torch.compile(model)`, or compiled in place by `model.compile()`."""
+    return isinstance(module, nn.Module) and (
+        "_orig_mod" in vars(module).get("_modules", ()) or getattr(module, "_compiled_call_impl", None) is not None
     )
 
 

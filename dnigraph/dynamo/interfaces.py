@@ -17,6 +17,7 @@ from ..passes.cuts.resolve import Resolved
 from ..passes.cuts.specs import Cuts
 from ..passes.errors import CutError
 from ..passes.parts.boundary_nodes import boundary_key
+from ..passes.plan.crossings import unique_name
 from ..passes.plan.plan import Crossing, Note, Plan
 
 TELLING = (UNKNOWN, UNKNOWN_NEAR, IDLE, None, NEAR)  # kinds of misfits, the most telling last
@@ -25,22 +26,22 @@ Key = tuple[Any, ...]
 
 
 class UnmatchedWarning(UserWarning):
-    """A cut stands in no graph, a graph stays whole, or nobody asked for the heads' parameters."""
+    """A cut fits no graph, a graph is not cut at all, or nobody asked for the heads' parameters."""
 
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a graph was captured, and for which instance of its module: the same in each recompilation."""
+    """Where a graph was captured, and for which instance of its module. Recompilation does not change it."""
 
     place: str
     instance: str
 
 
 class Interfaces:
-    """The boundaries of one compiled model. They outlive recompilations: what is called the same is the same.
+    """The boundaries of one compiled model. A recompiled graph gets the boundaries that its crossings had before.
 
     Args:
-        rests: whether boundaries only pass on for now, as in eval mode.
+        rests: whether boundaries only pass values on at present, as in eval mode.
     """
 
     def __init__(self, model: nn.Module, cuts: Cuts, choices: Choices, context: Context, rests: Callable[[], bool]):
@@ -83,11 +84,11 @@ class Interfaces:
         return self._set.modules.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Any:
-        """Put back what `state_dict` gave. The boundaries must stand: `prepare` first."""
+        """Load what `state_dict` returned. The boundaries must exist: call `prepare` first."""
         return self._set.modules.load_state_dict(state, strict=strict)
 
     def confirm(self) -> None:
-        """Refuse cuts that stand in no graph, and choices for crossings that there are not.
+        """Refuse cuts that fit no graph, and choices for crossings that do not exist.
 
         Raises:
             CutError: with each of them.
@@ -101,11 +102,11 @@ class Interfaces:
     # ---- while graphs are captured and run
 
     def cuts(self, spot: Spot) -> Cuts:
-        """The cuts for a graph. What was balanced at this spot before stays where it is."""
+        """The cuts for a graph. A balanced cut keeps the places that were chosen for the spot's first graph."""
         return self._again.get(spot, self._cuts)
 
     def learn(self, spot: Spot, resolved: Resolved) -> None:
-        """Take notice of which cuts a graph has."""
+        """Note which cuts fit a graph, and why the others do not."""
         again = resolved.again or ()
         missed = dict(resolved.missed)
         self._again[spot] = resolved.again
@@ -114,12 +115,12 @@ class Interfaces:
             self._missed[cut] = max(self._missed.get(cut, why), why, key=_tells)
 
     def stay_whole(self, place: str, why: str) -> None:
-        """A graph cannot be cut: it runs as it is, with true gradients."""
+        """Note, with a warning, that a graph cannot be cut: it runs as it is, with true gradients."""
         self._whole[place] = f"the graph captured at {place} stays whole, with true gradients: {why}"
         warnings.warn(self._whole[place], UnmatchedWarning, stacklevel=2)
 
     def stand(self, spot: Spot, plan: Plan, nodes: Mapping[str, fx.Node]) -> tuple[Plan, nn.ModuleDict]:
-        """The plan with the names that its crossings keep, and the boundaries, made where there were none."""
+        """The plan with the names that its crossings had before, and the boundaries, made where there were none."""
         crossings = tuple(self._named(spot, c, nodes[c.node]) if c.gradient else c for c in plan.crossings)
         new = self._set.add(crossings, {name: node.meta for name, node in nodes.items()}, self._set.modules.training)
         for crossing in crossings:
@@ -130,14 +131,14 @@ class Interfaces:
         return self._plans[spot], self._set.modules
 
     def follow(self) -> None:
-        """Be in the mode that the model is in."""
+        """Set the boundaries to the mode of the model."""
         model = self._model()
         mode = model is not None and model.training and not self._rests()
         if mode != self._set.modules.training:
             self._set.modules.train(mode)
 
     def look_back(self) -> None:
-        """After a few steps: warn of cuts that stand nowhere and of heads that no optimiser can have."""
+        """After a few steps: warn of cuts that fit no graph, and of heads that no optimiser can have."""
         if self._warned:
             return
         self._warned = True
@@ -153,15 +154,11 @@ class Interfaces:
             )
 
     def _named(self, spot: Spot, crossing: Crossing, node: fx.Node) -> Crossing:
-        """The crossing under the name that it has in all recompilations, and that no other value has."""
+        """The crossing under its own name: the same in all recompilations, and no other value's."""
         spec = self._choices.spec(crossing, node.meta)
         key = (spot, crossing.name, spec.kind, spec.width, spec.batch_dim)
         if key not in self._names:
-            taken, name, count = {n.replace(".", "_") for n in self._names.values()}, crossing.name, 1
-            while name.replace(".", "_") in taken:
-                count += 1
-                name = f"{crossing.name}@{count}"
-            self._names[key] = name
+            self._names[key] = unique_name(crossing.name, {name.replace(".", "_") for name in self._names.values()})
         return replace(crossing, name=self._names[key])
 
     def _warn_of_new(self, new: list[Boundary]) -> None:
@@ -178,5 +175,5 @@ class Interfaces:
 
 
 def _tells(why: str) -> int:
-    """How much a reason says of why a cut does not fit: that a module is not in this graph says little."""
+    """The rank of a reason: an unknown module explains least, because another graph may have it."""
     return TELLING.index(why.kind if isinstance(why, Note) else None)

@@ -1,4 +1,4 @@
-"""What the modules and tensors of one captured graph are called, for each instance of the module that it runs for."""
+"""The names of a captured graph's modules and tensors, for each instance of the module that it runs for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Naming:
     """Names for the modules and tensors of a graph.
 
     Dynamo captures the forward of a class once and runs the graph for all instances whose guards hold: the blocks of a
-    net, two models of one class. Only the parameters that come in tell which instance it is.
+    net, two models of one class. Only the parameters among the arguments tell which instance it is.
 
         captured for   "blocks.0.fc.weight"    in module "blocks.0.fc"
         now with       "blocks.3.fc.weight"    so it is  "blocks.3.fc"
@@ -34,15 +34,15 @@ class Naming:
         self._first: tuple[dict[int, str], dict[str, str]] | None = None  # of the instance that was captured
 
     def instance(self, model: nn.Module, args: Sequence[Any]) -> Instance:
-        """The names of the instance of `model` whose tensors are `args`. The first one asked for was captured."""
+        """The names of the instance of `model` whose tensors are `args`. The first call is for the captured one."""
         owned = tensor_names(model)
         names = {i: owned[id(arg)] for i, arg in enumerate(args) if id(arg) in owned}
         if self._first is None:
             modules = {str(id(module)): path for path, module in model.named_modules()}
-            paths = {key: modules.get(key, spelled_path(said)) for key, said in self._stated.items()}
+            paths = {key: modules.get(key, spelled_path(source)) for key, source in self._stated.items()}
             self._first = {i: f"foreign_{i}" for i in self.held} | names, paths
         tensors, paths = self._first
-        names = {i: names.get(i, name) for i, name in tensors.items()} | names  # a tensor that stands in for another's
+        names = {i: names.get(i, name) for i, name in tensors.items()} | names  # foreign tensors keep their names
         moved = sorted({_moved(tensors[i], names[i]) for i in tensors}, key=lambda change: -len(change[0]))
 
         def path(module: str, expression: str) -> str:
@@ -52,7 +52,7 @@ class Naming:
 
 
 def _moved(name: str, now: str) -> tuple[str, str]:
-    """What of a name has changed: both names without the end that they share."""
+    """Both names without the end that they share: the path of the captured instance and that of this one."""
     old, new = name.split("."), now.split(".")
     while old and new and old[-1] == new[-1]:
         old, new = old[:-1], new[:-1]

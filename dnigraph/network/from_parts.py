@@ -33,8 +33,8 @@ class PartModule(nn.Module):
         self.module, self.part = module, part
 
     def forward(self, **values: Any) -> dict[str, Any]:
-        made = self.module(*(values[name] for name in self.part.inputs))
-        return dict(zip(self.part.outputs, made if len(self.part.outputs) > 1 else (made,), strict=True))
+        outputs = self.module(*(values[name] for name in self.part.inputs))
+        return dict(zip(self.part.outputs, outputs if len(self.part.outputs) > 1 else (outputs,), strict=True))
 
 
 class Result(nn.Module):
@@ -56,15 +56,15 @@ def network_of(
     Its inputs are called as those of the plan. Where the model was unlocked forward, every crossing that carries a
     gradient is predicted by its readers.
     """
-    plan, variant = dm.plan, dm.specialization
+    plan, specialization = dm.plan, dm.specialization
     synthetic = dm.unlock == "forward"
-    _refuse(dm, variant, loss, optimizer)
+    _refuse(dm, specialization, loss, optimizer)
     net = Network(seed=seed, log=log)
-    alone = _only_maker(variant)
-    build = variant.captured.outputs
+    alone = _only_maker(specialization)
+    build = specialization.captured.outputs
     for part in plan.parts:
-        own = _loss(loss, build, variant) if part.name == alone else None
-        module = PartModule(variant.parts[part.name], part)
+        own = _loss(loss, build, specialization) if part.name == alone else None
+        module = PartModule(specialization.parts[part.name], part)
         net.add(part.name, module, loss=own, optimizer=_maker(dm, optimizer, part.name), p_update=p_update)
     for name in plan.inputs:
         if readers := [f"{part.name}.{name}" for part in plan.parts if name in part.inputs]:
@@ -75,20 +75,20 @@ def network_of(
         foretold = synthetic and boundary is not None
         net.connect(f"{crossing.producer}.{crossing.node}", sinks, delay=0, boundary=boundary, synthetic=foretold)
     if alone is None:
-        _gather(net, variant, _loss(loss, build, variant))
+        _gather(net, specialization, _loss(loss, build, specialization))
     return net
 
 
-def _refuse(dm: CapturedModule, variant: Specialization, loss: Any, optimizer: Any) -> None:
+def _refuse(dm: CapturedModule, specialization: Specialization, loss: Any, optimizer: Any) -> None:
     """Look for choices that fit nothing.
 
     Raises:
         NetworkError: a part or a head has no optimiser, or the loss is none; all faults are listed.
     """
-    wrong = _wrong_loss(variant, loss)
+    wrong = _wrong_loss(specialization, loss)
     if isinstance(optimizer, Mapping):
-        parts = [name for name, part in variant.parts.items() if any(p.requires_grad for p in part.parameters())]
-        names = [*(part.name for part in variant.plan.parts), HEADS, *(f"dni.{name}" for name in dm.boundaries)]
+        parts = [name for name, part in specialization.parts.items() if any(p.requires_grad for p in part.parameters())]
+        names = [*(part.name for part in specialization.plan.parts), HEADS, *(f"dni.{name}" for name in dm.boundaries)]
         try:
             check_names([optimizer], names)
         except DniGraphError as error:
@@ -101,13 +101,13 @@ def _refuse(dm: CapturedModule, variant: Specialization, loss: Any, optimizer: A
         raise NetworkError(wrong, "the model cannot become a network")
 
 
-def _wrong_loss(variant: Specialization, loss: Any) -> list[str]:
+def _wrong_loss(specialization: Specialization, loss: Any) -> list[str]:
     if callable(loss):
         return []
     if not isinstance(loss, str):
         return [f"loss={loss!r} is no function of (output, target), and no name of an output"]
-    count = len(variant.split.outputs)
-    whole: Any = variant.build([torch.zeros(()) for _ in range(count)])
+    count = len(specialization.split.outputs)
+    whole: Any = specialization.build([torch.zeros(()) for _ in range(count)])
     names = [str(n) for n in (whole if isinstance(whole, Mapping) else getattr(whole, "__dict__", {}))]
     names = list(getattr(whole, "_fields", names))
     if loss in names or field_of(whole, loss) is not None:
@@ -132,27 +132,27 @@ def _maker(dm: CapturedModule, choice: Any, part: str) -> MakeOptimizer | None:
     return make
 
 
-def _only_maker(variant: Specialization) -> str | None:
+def _only_maker(specialization: Specialization) -> str | None:
     """The part that makes all of the model's output; None: there are several, or it hands its values on, too."""
-    makers = {_made_by(variant, value) for value in variant.split.outputs if isinstance(value, Value)}
+    makers = {_made_by(specialization, value) for value in specialization.split.outputs if isinstance(value, Value)}
     return next(iter(makers)) if len(makers) == 1 else None
 
 
-def _made_by(variant: Specialization, value: Value) -> str | None:
-    return next((part.name for part in variant.plan.parts if value.name in part.outputs), None)
+def _made_by(specialization: Specialization, value: Value) -> str | None:
+    return next((part.name for part in specialization.plan.parts if value.name in part.outputs), None)
 
 
-def _gather(net: Network, variant: Specialization, loss: Callable[[Any, Any], Any]) -> None:
+def _gather(net: Network, specialization: Specialization, loss: Callable[[Any, Any], Any]) -> None:
     """An agent behind all parts that make some of the output; they learn when the loss is known, as in `Local`."""
     net.add(RESULT, Result(), loss=loss)
-    values = dict.fromkeys(v.name for v in variant.split.outputs if isinstance(v, Value))
+    values = dict.fromkeys(v.name for v in specialization.split.outputs if isinstance(v, Value))
     for name in values:
-        maker = _made_by(variant, Value(name))
+        maker = _made_by(specialization, Value(name))
         net.connect(f"{maker}.{name}" if maker else name, f"{RESULT}.{name}", delay=0, boundary="oracle")
 
 
-def _loss(loss: Loss, build: Tree, variant: Specialization) -> Callable[[Any, Any], Any]:
-    outputs = variant.split.outputs
+def _loss(loss: Loss, build: Tree, specialization: Specialization) -> Callable[[Any, Any], Any]:
+    outputs = specialization.split.outputs
 
     def of(made: Any, target: Any) -> Any:
         values = outputs_of(made)

@@ -1,1 +1,1 @@
-"""Who trains a decoupled model."""
+"""Training of a decoupled model part by part: the runner Local, its optimisers, its steps, its checkpoints."""

@@ -1,4 +1,4 @@
-"""The runner of one process in which no part waits: forward, backward and update of a part before the next one runs."""
+"""The runner in one process: a part runs forward, backward and its update before the next part runs."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ Loss = Callable[[Any, Any], Tensor] | str
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step gives back."""
+    """The result of one step."""
 
     loss: Tensor  # one number, detached
     output: Any  # what the model returned, detached
@@ -36,7 +36,7 @@ class Local:
                                       heads learn when the targets come back ◄──────────────┘
 
     A part's activations are freed as soon as it has learned. A part whose gradient is not known at once (an oracle, a
-    warm-up, an output that the loss looks at) keeps them until it is. With the same seed and optimiser the weights are
+    warm-up, an output that the loss reads) keeps them until it is. With the same seed and optimiser the weights are
     bitwise those of drop-in training.
 
     Args:
@@ -83,16 +83,16 @@ class Local:
 
         Raises:
             DniGraphError: the model is in eval mode, or the loss is not one number.
-            GuardMiss: data sent the model down another way in the middle of the step.
+            GuardMiss: data made the model take another path in the middle of the step.
         """
         if not self.dm.training:
             raise DniGraphError("the model is in eval mode: call dm.train() before run.step(...)")
         with torch.enable_grad(), self.dm.conditioned(target):
-            variant, inputs = self.dm.choose(*args, **kwargs)
-            self.updates.begin(variant)
+            specialization, inputs = self.dm.choose(*args, **kwargs)
+            self.updates.begin(specialization)
             boundaries = self.dm.boundaries
-            step = Step(variant, boundaries, self.updates)
-            output = variant.build(step.forward(inputs))
+            step = Step(specialization, boundaries, self.updates)
+            output = specialization.build(step.forward(inputs))
             loss = self._loss(output, target)
             step.backward(loss)
         self.updates.end_step()
@@ -107,7 +107,7 @@ class Local:
         save_checkpoint(path, state)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Go on from a file that `save` wrote, with the same numbers as never having stopped.
+        """Go on from a file that `save` wrote, with the same numbers as without a stop.
 
         Raises:
             CheckpointError: the file is no such checkpoint.
@@ -126,8 +126,8 @@ class Local:
         else:
             loss = field_of(output, self.loss)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise DniGraphError(f"loss={self.loss!r} must give one number in a tensor, not {found}")
+            kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise DniGraphError(f"loss={self.loss!r} must give one number in a tensor, not {kind}")
         return loss
 
 

@@ -1,4 +1,4 @@
-"""Optimisers and schedules, one for each part and each boundary, each stepped as soon as its gradients are whole."""
+"""Optimisers and schedules, one for each part and boundary, stepped as soon as their gradients are complete."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..passes.errors import DniGraphError, nearest
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], Any]
-HEADS = "heads"  # the name that speaks of all boundaries
+HEADS = "heads"  # in a user's dict of optimisers, the key for all boundaries
 
 
 @dataclass
@@ -29,14 +29,14 @@ class Group:
     clip: float | None
 
     def update(self) -> None:
-        """Clip, step, and forget the gradients."""
+        """Clip the gradients, step, and drop them."""
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         self.forget()
 
     def forget(self) -> None:
-        """No gradients any more: what `optimizer.zero_grad` does, in a tenth of its time."""
+        """Drop the gradients, as `optimizer.zero_grad` does, in a tenth of its time."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -52,7 +52,7 @@ class Updates:
         self.dm = dm
         self._choices = optimizer, scheduler, clip
         self.groups: dict[str, Group] = {}
-        self._boundaries = 0  # how many have their groups
+        self._boundaries = 0  # how many there were when their groups were made
         owners = _owners(dm)
         check_names([c for c in self._choices if isinstance(c, Mapping)], [*owners, HEADS, *_boundary_groups(dm)])
         for name, parameters in owners.items():
@@ -62,18 +62,18 @@ class Updates:
         self._done: set[str] = set()
         self._kept: dict[nn.Parameter, dict[str, Tensor | None]] = {}
 
-    def begin(self, variant: Specialization) -> None:
-        """Start a step through these parts: no gradients yet."""
+    def begin(self, specialization: Specialization) -> None:
+        """Start a step through these parts, without gradients."""
         self._add_boundaries()
-        if id(variant) not in self._needs:
-            self._needs[id(variant)] = (variant, *_needs(variant, self.groups))
-        _, self._wanted, self._shared = self._needs[id(variant)]
+        if id(specialization) not in self._needs:
+            self._needs[id(specialization)] = (specialization, *_needs(specialization, self.groups))
+        _, self._wanted, self._shared = self._needs[id(specialization)]
         self._done, self._kept = set(), {p: {} for p in self._shared}
         for group in self.groups.values():
             group.forget()
 
     def part_done(self, part: str) -> None:
-        """A part has its gradients: step what is whole now."""
+        """A part has its gradients: step the groups that have all of theirs now."""
         for parameter, users in self._shared.items():
             if part in users:
                 self._kept[parameter][part], parameter.grad = parameter.grad, None
@@ -83,12 +83,12 @@ class Updates:
                 self._step(self.groups[name])
 
     def boundary_done(self, name: str) -> None:
-        """A boundary has its gradients."""
+        """A boundary has its gradients: step its group."""
         if group := self.groups.get(f"dni.{name}"):
             self._step(group)
 
     def end_step(self) -> None:
-        """Go on with the schedules."""
+        """Step the schedules."""
         for group in self.groups.values():
             if group.scheduler is not None:
                 group.scheduler.step()
@@ -104,10 +104,10 @@ class Updates:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+        """Load what `state_dict` returned.
 
         Raises:
-            DniGraphError: the groups are others.
+            DniGraphError: it has other groups.
         """
         self._add_boundaries()
         if set(state) != set(self.groups):
@@ -121,12 +121,12 @@ class Updates:
                 group.scheduler.load_state_dict(state[name]["scheduler"])
 
     def _add_boundaries(self) -> None:
-        """Groups for all boundaries; a call that takes a new way through the model may have brought new ones."""
-        held = self.dm.boundaries
-        if len(held) == self._boundaries:
+        """Make groups for boundaries that have none: a call on a new path through the model may have added some."""
+        boundaries = self.dm.boundaries
+        if len(boundaries) == self._boundaries:
             return
-        self._boundaries = len(held)
-        for name, boundary in held.items():
+        self._boundaries = len(boundaries)
+        for name, boundary in boundaries.items():
             if f"dni.{name}" not in self.groups:
                 self._add(f"dni.{name}", list(boundary.parameters()))
 
@@ -155,25 +155,25 @@ def _owners(dm: DecoupledModule) -> dict[str, list[nn.Parameter]]:
     owner: dict[nn.Parameter, str] = {}
     for name, part in dm.parts.items():
         owner |= dict.fromkeys(part.parameters(), name)
-    found: dict[str, list[nn.Parameter]] = {name: [] for name in dm.parts}
-    found["rest"] = []
+    owned: dict[str, list[nn.Parameter]] = {name: [] for name in dm.parts}
+    owned["rest"] = []
     for parameter in dm.model_parameters():
-        found[owner.get(parameter, "rest")].append(parameter)
-    return found
+        owned[owner.get(parameter, "rest")].append(parameter)
+    return owned
 
 
 def _needs(
-    variant: Specialization, groups: Mapping[str, Group]
+    specialization: Specialization, groups: Mapping[str, Group]
 ) -> tuple[dict[str, set[str]], dict[nn.Parameter, list[str]]]:
-    """By group, the parts whose gradients it waits for; and the parameters of several parts with those, in order."""
+    """The parts whose gradients each group waits for; and the parts that use each shared parameter, in order."""
     users: dict[nn.Parameter, list[str]] = {}
-    for name, part in variant.parts.items():
+    for name, part in specialization.parts.items():
         for parameter in part.parameters():
             users.setdefault(parameter, []).append(name)
     wanted = {
         n: {u for p in g.parameters for u in users.get(p, [])} for n, g in groups.items() if not n.startswith("dni.")
     }
-    return wanted, {p: found for p, found in users.items() if len(found) > 1 and p.requires_grad}
+    return wanted, {p: parts for p, parts in users.items() if len(parts) > 1 and p.requires_grad}
 
 
 def _boundary_groups(dm: DecoupledModule) -> list[str]:
@@ -181,7 +181,7 @@ def _boundary_groups(dm: DecoupledModule) -> list[str]:
 
 
 def chosen(choice: Any, name: str) -> Any:
-    """What a user chose for a group of this name: the choice itself, or the entry of a dict that fits."""
+    """The user's choice for the group of this name: the choice itself, or the entry of a dict that fits."""
     if not isinstance(choice, Mapping):
         return choice
     names = [name, HEADS] if name.startswith("dni.") else [name]
@@ -192,12 +192,12 @@ def chosen(choice: Any, name: str) -> Any:
 
 
 def check_names(choices: list[Mapping[str, Any]], names: list[str]) -> None:
-    """Look whether every entry of such dicts speaks of something.
+    """Check that every key of such dicts fits a part or a boundary.
 
     Raises:
-        DniGraphError: some do not; all of them are listed.
+        DniGraphError: some fit none; all of them are listed.
     """
     strange = [k for choice in choices for k in choice if not any(fnmatchcase(name, k) for name in names)]
     if strange:
-        said = ", ".join(f"{key!r}{nearest(key, names)}" for key in strange)
-        raise DniGraphError(f"no part or boundary is called {said}; there are {', '.join(names)}")
+        listed = ", ".join(f"{key!r}{nearest(key, names)}" for key in strange)
+        raise DniGraphError(f"no part or boundary is called {listed}; there are {', '.join(names)}")

@@ -1,11 +1,11 @@
-"""One step through the parts: who learns when.
+"""One training step through the parts: when each part and each head learns.
 
-    forward   part by part; a part whose gradients are all known at once learns on the spot and its activations go
+    forward   part by part; a part whose gradients are all known at once learns immediately, and frees its activations
     loss
-    backward  the parts that wait, last first
+    backward  the parts that wait for the loss, last first
 
-Each consumer of a crossing reads its own detached copy, so that a part's backward pass ends at its inputs. What arrives
-there are the consumers' contributions; when all of a crossing's consumers have sent theirs, the boundary settles.
+Each consumer of a crossing reads a detached copy of its own, so that a part's backward pass ends at its inputs, with
+the consumer's share of the crossing's target. Once all consumers have sent theirs, the boundary settles.
 """
 
 import contextlib
@@ -29,36 +29,36 @@ class _Run:
     """One part in one step, until it has learned."""
 
     part: Part
-    entered: dict[str, Tensor] = field(default_factory=dict)  # what it reads and sends gradients back to
-    visits: dict[str, Visit] = field(default_factory=dict)  # what it hands on, by crossing
-    results: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (its value, what the loss sees)
-    last: bool = False  # it hands nothing on: the loss sees its own values, and sends gradients straight into it
+    entered: dict[str, Tensor] = field(default_factory=dict)  # its inputs that get gradients
+    visits: dict[str, Visit] = field(default_factory=dict)  # of the crossings that it makes
+    results: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (its own tensor, the loss's copy)
+    last: bool = False  # it makes no crossing: the loss gets its own tensors, and backward goes straight into it
 
 
 class Step:
     """The forward and backward passes of one batch."""
 
-    def __init__(self, variant: Specialization, boundaries: Mapping[str, Boundary], updates: Updates):
-        self.variant, self.boundaries, self.updates = variant, boundaries, updates
-        self.crossings = {c.node: c for c in variant.plan.crossings}
-        self.values: dict[str, Any] = {}  # what later parts read, detached
+    def __init__(self, specialization: Specialization, boundaries: Mapping[str, Boundary], updates: Updates):
+        self.specialization, self.boundaries, self.updates = specialization, boundaries, updates
+        self.crossings = {c.node: c for c in specialization.plan.crossings}
+        self.values: dict[str, Any] = {}  # detached, for later parts
         self.waiting: list[_Run] = []
-        self.settling: dict[str, Visit] = {}  # visits whose producer has learned
+        self.settling: dict[str, Visit] = {}  # visits whose producer has learned already
         self.sent: dict[str, dict[str, Tensor | None]] = {node: {} for node in self.crossings}
-        self.outputs: list[Any] = [None] * len(variant.split.outputs)
+        self.outputs: list[Any] = [None] * len(specialization.split.outputs)
         self.early: dict[int, Tensor] = {}  # outputs whose part did not wait for the loss
 
     def forward(self, inputs: list[Any]) -> list[Any]:
-        """Run all parts; those that can, learn. Returns the model's flat results, for the loss."""
-        self.values = dict(zip(self.variant.plan.inputs, inputs, strict=True))
-        for part in self.variant.plan.parts:
+        """Run all parts. Those that need not wait learn. Returns the model's flat results, for the loss."""
+        self.values = dict(zip(self.specialization.plan.inputs, inputs, strict=True))
+        for part in self.specialization.plan.parts:
             run = self._run(part)
             if run.last or run.results or any(visit.now is None for visit in run.visits.values()):
                 self.waiting.append(run)
             else:
                 self._learn(run, {name: visit.now for name, visit in run.visits.items()})
-            del run  # or it would live through the next part's forward pass
-        for i, output in enumerate(self.variant.split.outputs):
+            del run  # else its graph would live through the next part's forward pass
+        for i, output in enumerate(self.specialization.split.outputs):
             if not isinstance(output, Value):
                 self.outputs[i] = output
             elif self.outputs[i] is None:
@@ -66,10 +66,10 @@ class Step:
         return self.outputs
 
     def backward(self, loss: Tensor) -> None:
-        """Let the loss and then the parts that waited learn.
+        """Run the loss's backward pass; then the parts that waited learn, last first.
 
         Raises:
-            DniGraphError: the loss looks at an output that it did not look at before, whose part has learned already.
+            DniGraphError: the loss reads an output that it did not read before, and whose part has learned already.
         """
         with _no_autocast():
             if loss.requires_grad:
@@ -83,9 +83,8 @@ class Step:
 
     def _run(self, part: Part) -> _Run:
         run = _Run(part, last=not any(self._crosses(name) for name in part.outputs))
-        made = self.variant.parts[part.name](*[self._enter(run, name) for name in part.inputs])
-        named = zip(part.outputs, made if len(part.outputs) != 1 else (made,), strict=True)
-        for name, value in named:
+        outputs = self.specialization.parts[part.name](*[self._enter(run, name) for name in part.inputs])
+        for name, value in zip(part.outputs, outputs if len(part.outputs) != 1 else (outputs,), strict=True):
             self._hand_on(run, name, value)
         return run
 
@@ -104,7 +103,7 @@ class Step:
         self.values[name] = value.detach().requires_grad_() if learns else value
         if learns and name in self.crossings:
             run.visits[name] = self._visit(self.crossings[name], value)
-        for i, output in enumerate(self.variant.split.outputs):
+        for i, output in enumerate(self.specialization.split.outputs):
             if isinstance(output, Value) and output.name == name:
                 self._result(run, i, value, learns)
 
@@ -112,14 +111,14 @@ class Step:
         self.outputs[i] = seen = value.detach().requires_grad_() if learns and not run.last else value
         if run.last:
             return
-        if learns and i in self.variant.silent:
+        if learns and i in self.specialization.silent:
             self.early[i] = seen
         elif learns:
             run.results.append((value, seen))
 
     def _visit(self, crossing: Crossing, value: Tensor) -> Visit:
         boundary = self.boundaries.get(crossing.name)
-        if boundary is None or not boundary.learns(value):  # nothing stands here: true gradients
+        if boundary is None or not boundary.learns(value):  # no boundary: true gradients
             return Visit((value,), None, lambda target: (target,))
         return boundary.meet(value)
 
@@ -132,7 +131,7 @@ class Step:
             if settled:
                 self.updates.boundary_done(self.crossings[name].name)
             else:
-                # The producer has learned: nothing may keep its graph alive, not even where it was handed nothing.
+                # The producer has learned, so the waiting visit must not keep its graph alive.
                 kept = (visit.roots[0].detach(), *visit.roots[1:])
                 self.settling[name] = Visit(kept, visit.now, visit.settle)
         for name, entered in run.entered.items():
@@ -153,9 +152,9 @@ class Step:
         return sum_in_order([sent.get(part) for part in self.crossings[name].consumers])
 
     def _note_silence(self) -> None:
-        """Remember which outputs the loss does not look at: their parts need not wait for it next time."""
+        """Note which outputs the loss does not read: their parts need not wait for it in the next step."""
         looked = [i for i, seen in self.early.items() if seen.grad is not None]
-        self.variant.silent.difference_update(looked)
+        self.specialization.silent.difference_update(looked)
         if looked:
             raise DniGraphError(
                 f"the loss looks at output {looked[0]} now, and did not before: the part that makes it has learned "
@@ -163,11 +162,11 @@ class Step:
             )
         for i, seen in enumerate(self.outputs):
             if isinstance(seen, Tensor) and seen.requires_grad and seen.is_leaf and seen.grad is None:
-                self.variant.silent.add(i)
+                self.specialization.silent.add(i)
 
 
 def pairs(roots: tuple[Tensor, ...], gradients: Any) -> list[tuple[Tensor, Tensor]]:
-    """The roots that have a gradient, with it."""
+    """Each root that has a gradient, with it."""
     return [(r, g) for r, g in zip(roots, gradients, strict=True) if g is not None and r.requires_grad]
 
 

@@ -53,7 +53,7 @@ def crossings(facts: Facts, units: Units, cuts: frozenset[Pair], flow: Flow) -> 
                 asked |= (value, user) in cuts or asked_below[units.of[user]]
         result.append(
             Crossing(
-                name=_unique(names.get(value, fact.name), taken),
+                name=unique_name(names.get(value, fact.name), taken),
                 node=fact.name,
                 producer=f"part_{flow.maker[value]}",
                 consumers=tuple([f"part_{part}" for part in flow.consumers[value]]),
@@ -76,7 +76,7 @@ def around(crossings: Sequence[Crossing]) -> list[Note]:
     ]
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def unique_name(name: str, taken: set[str]) -> str:
     """A name that differs from all others also where dots are not allowed, as in the names of modules."""
     count, unique = 1, name
     while unique.replace(".", "_") in taken:
