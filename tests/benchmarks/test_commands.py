@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("benchmarks", reason="the benchmarks are only in a checkout")
+pytest.importorskip("benchmarks.rows", reason="the benchmarks are only in a checkout")
 
 import click
 from click.testing import CliRunner
