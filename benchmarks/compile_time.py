@@ -1,9 +1,9 @@
 """How long does `decouple` take as the graph grows, and does it cost more than the capture that it begins with?
 
 Chains of linear layers and residual nets, 100 to 50,000 nodes, 2 to 200 cuts, check=False. The graph is captured once
-per round; all that is behind (run and annotate, choose the cuts, partition, split, boundaries and heads, code) is timed
+per round; all that follows (run and annotate, choose the cuts, partition, split, boundaries and heads, code) is timed
 on this capture, with named cuts and with balanced ones. Linear means that the microseconds per node stay the same.
-Seconds are of processor time on one thread, medians over the rounds: what else the machine does does not count.
+Seconds are processor time on one thread, so that other processes do not count; medians over the rounds.
 """
 
 import gc

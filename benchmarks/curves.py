@@ -19,7 +19,7 @@ from .rows import Row
 
 Point = list[float]
 Curve = tuple[Row, list[Point]]  # the key of a row, and its points
-DIGITS = 4  # significant ones: a curve is looked at, tables are made from rows
+DIGITS = 4  # significant ones, enough for a picture; no table is made from curves
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#888888")
 DASHES = ("-", "--", ":")  # for arms beyond the colours
 # For each benchmark with curves: which number of a point is shown, and what it is.

@@ -1,10 +1,10 @@
 """Does a deep net learn when every layer is cut?
 
 Fashion-MNIST, a 4-layer fully connected net of width 256 with BatchNorm, every layer cut (3 cuts), batch 256, Adam
-1e-3, 3000 steps. Beside cDNI stand backprop, the local loss and the control without which no figure means anything:
-backprop for 500 steps, then the lower parts are frozen. Test error saturates here, so the train loss (10,000 images,
-eval mode) is shown too. Both are means of four evaluations at 85, 90, 95 and 100% of the steps. Rows are kept as they
-come: a run that is stopped goes on where it was.
+1e-3, 3000 steps. cDNI is compared with backprop, with the local loss, and with the control without which no figure
+means anything: backprop for 500 steps, then the lower parts are frozen. Test error saturates here, so the train loss
+(10,000 images, eval mode) is shown too. Both are means of four evaluations at 85, 90, 95 and 100% of the steps. Each
+row is written as soon as it is there; a run that was stopped continues with the next one.
 """
 
 from collections.abc import Callable

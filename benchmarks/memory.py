@@ -76,7 +76,7 @@ def local(x: Tensor, y: Tensor, parts: int, **options: Any) -> tuple[Callable[[]
 
 
 def peak_mib(step: Callable[[], Any], parameters: list[Tensor]) -> float:
-    """The most MiB that autograd held in one step."""
+    """The largest number of MiB that autograd keeps during one step."""
     step()
     step()
     with dg.saved_bytes(excluding=parameters) as count:

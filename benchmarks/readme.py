@@ -32,7 +32,7 @@ def block(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """The README with its blocks made anew."""
+    """The README's text with its blocks made from the rows."""
     for name in BLOCKS:
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, rest = text.split(begin)

@@ -1,7 +1,7 @@
 """Results: JSON Lines, one row a line, and each row says where it comes from.
 
-A row holds what makes it that row (arm, seed, ...), what was measured, and its origin: the commit whose code ran, date,
-torch, Python, processor and threads. A file may be written by many runs; no run speaks for the rows of another.
+A row holds its key (arm, seed, ...), what was measured, and its origin: the commit whose code ran, date, torch, Python,
+processor and threads. Many runs may write to one file; none changes the rows of another.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 
 Row = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
-DIGITS = 5  # significant ones of a number: more than a table prints, fewer than a measurement is uncertain by
+DIGITS = 5  # significant ones: tables print at most four, and measurements are less certain than that
 
 
 def results(name: str) -> Path:
@@ -32,12 +32,12 @@ def read(file: Path) -> list[Row]:
 
 
 def replace(file: Path, rows: Iterable[Row]) -> None:
-    """The rows of a new measurement, in place of all that were there."""
+    """Write the rows of a new measurement in place of all rows of the file."""
     _write(file, [stamped(row) for row in rows])
 
 
 def put(file: Path, row: Row, key: Iterable[str]) -> None:
-    """One row: in place of the one that has the same values under the names in `key`, else as the last one."""
+    """Write one row in place of the row with the same values under the names in `key`; else append it."""
     names, rows = tuple(key), read(file)
     places = [i for i, other in enumerate(rows) if all(other.get(name) == row[name] for name in names)]
     place = places[0] if places else len(rows)
@@ -46,7 +46,7 @@ def put(file: Path, row: Row, key: Iterable[str]) -> None:
 
 
 def stamped(row: Row) -> Row:
-    """The row with its origin behind it, and numbers as long as they are kept."""
+    """The row with shortened numbers, followed by its origin."""
     origin = {
         "commit": COMMIT,
         "date": date.today().isoformat(),
@@ -69,7 +69,7 @@ def rounded(value: Any, digits: int) -> Any:
 
 
 def save(file: Path, content: bytes) -> None:
-    """Write a file so that whoever stops the process finds the old one or the new one whole."""
+    """Write a file at once: a process that is stopped leaves the old content or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + ".unfinished")
     unfinished.write_bytes(content)
@@ -81,7 +81,7 @@ def _write(file: Path, rows: list[Row]) -> None:
 
 
 def _processor() -> str:
-    """Its name where Linux tells it, else its architecture."""
+    """The name that Linux gives, elsewhere the architecture."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -104,4 +104,4 @@ def _git(folder: Path, *words: str) -> str:
     return result.stdout.strip()
 
 
-COMMIT = _commit()  # read when a run begins: the checkout may move on while it goes on
+COMMIT = _commit()  # read once at the start, since the checkout may change during a run of hours

@@ -1,7 +1,7 @@
 """How much longer is a training step with boundaries than with backprop, and than the shortest DNI loop by hand?
 
 An MLP 784-256-256-10 with BatchNorm, batch 256, Adam, one thread, 1 and 2 cuts. The hand-written loop has the same head
-(a linear one) as the two arms that are compared with it; the others show what other heads cost.
+(a linear one) as the two arms that are compared with it; the other arms show what other heads cost.
 """
 
 import warnings
@@ -87,7 +87,7 @@ def by_hand(x: Tensor, y: Tensor, cuts: int) -> Callable[[], Any]:
 
 
 def drop_in(x: Tensor, y: Tensor, cuts: int, **options: Any) -> Callable[[], Any]:
-    """Ours behind an ordinary training loop."""
+    """Ours in an ordinary training loop."""
     dm = _decoupled(x, cuts, **options)
     optimizer = adam(dm.parameters())
 

@@ -9,7 +9,7 @@ from .rows import Row
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown, with a line end behind it."""
+    """A table in Markdown, its last line ended."""
     rule = "|" + "---|" * len(heads)
     return "\n".join((_line(heads), rule, *map(_line, lines))) + "\n"
 
@@ -26,7 +26,7 @@ def console(title: str, heads: Sequence[str], lines: Iterable[Sequence[Any]]) ->
 
 
 def groups(rows: Iterable[Row], *names: str) -> dict[tuple[Any, ...], list[Row]]:
-    """The rows by their values under the names, in the order in which the values first come."""
+    """The rows by their values under the names, in the order of the first row with each."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in names), []).append(row)

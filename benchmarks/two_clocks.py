@@ -90,7 +90,7 @@ def network(arm: str, seed: int) -> dg.Network:
 
 
 def ticks(x: Tensor, y: Tensor) -> Iterator[tuple[Any, Any, Any]]:
-    """A round: what each tick is given. Shapes: x [T * T, streams, 784], y [T * T, streams]."""
+    """The inputs, targets and labels of each tick of a round. Shapes: x [T * T, streams, 784], y [T * T, streams]."""
     for t in range(T * T):
         window = y[max(t + 1 - T, 0) : t + 1]
         targets, label = {}, None

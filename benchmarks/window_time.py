@@ -1,7 +1,7 @@
 """What does a window cost with a head at its end, against truncated backprop?
 
 An LSTM of 256 units, windows of 8 steps, 64 inputs and 64 classes, batch 32, Adam, gradients clipped, one thread. The
-first arm is the loop that everybody writes; arms take turns.
+first arm is the usual loop, written by hand; arms take turns.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def by_hand(x: Tensor, y: Tensor) -> Callable[[], Any]:
     torch.manual_seed(SEED)
     core, readout = nn.LSTM(CLASSES, WIDTH), nn.Linear(WIDTH, CLASSES)
     parameters = [*core.parameters(), *readout.parameters()]
-    optimizer, states = adam(parameters), [None]  # the state behind the last window
+    optimizer, states = adam(parameters), [None]  # after the last window
 
     def step() -> None:
         out, state = core(x, states[0])

@@ -46,7 +46,7 @@ def load(path: Path) -> ModuleType:
 
 
 def scored(entry: dict[str, Any], limit: float) -> dict[str, Any]:
-    """The row of one model, found in a process of its own."""
+    """The row of one model, judged in a process of its own."""
     fork = multiprocessing.get_context("fork")  # what the registry imports is imported once
     ours, theirs = fork.Pipe(duplex=False)
     process = fork.Process(target=_child, args=(entry, theirs))

@@ -32,7 +32,7 @@ class Unscored(Exception):
 
 @dataclass
 class Case:
-    """What was found out about one model; `row` is the line of the table, as plain data."""
+    """One model and the verdicts on it; `row` has them as plain data."""
 
     build: Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
     batchable: bool = True
@@ -49,7 +49,7 @@ class Case:
             if not _same(self._plain(self.call), self._plain(self.call)):
                 raise Unscored("two runs with the same seeds differ")
         except Exception as error:
-            return {"status": "unscored", "why": _said(error)}
+            return {"status": "unscored", "why": _message(error)}
         if self._verdict("decouple", self._decouple) == "right":
             self._verdict("train", lambda: self._compare(self.call))
             self._verdict("eval", self._eval)
@@ -63,22 +63,22 @@ class Case:
     def _verdict(self, name: str, step: Callable[[], Any]) -> str:
         started = time.perf_counter()
         try:
-            found = "right" if step() is not False else "-"
+            verdict = "right" if step() is not False else "-"
         except (Differs, dg.CheckError) as error:
-            found = f"WRONG: {_said(error)}"
+            verdict = f"WRONG: {_message(error)}"
         except dg.DniGraphError as error:
-            found = f"refused: {_said(error)}"
+            verdict = f"refused: {_message(error)}"
         except Exception as error:
-            found = f"error: {type(error).__name__}: {_said(error)}"
-        self.row[name] = found
+            verdict = f"error: {type(error).__name__}: {_message(error)}"
+        self.row[name] = verdict
         self.row[f"{name}, s"] = round(time.perf_counter() - started, 3)
-        return found
+        return verdict
 
     def _summary(self) -> tuple[str, str]:
         """The worst verdict; a refusal is one that a user sees, at capture or at the call that does not fit."""
-        found = {k: v for k, v in self.row.items() if isinstance(v, str) and k in STEPS}
+        verdicts = {k: v for k, v in self.row.items() if isinstance(v, str) and k in STEPS}
         for kind, status in (("WRONG", "wrong"), ("error", "error"), ("refused", "refused")):
-            for step, verdict in found.items():
+            for step, verdict in verdicts.items():
                 if verdict.startswith(kind):
                     return status, f"{step}: {verdict.partition(': ')[2]}"
         return "right", ""
@@ -136,8 +136,8 @@ class Case:
         return _run(self.model, self.model, call)
 
     def _compare(self, call: Call) -> None:
-        expected, found = self._plain(call), _run(self.dm, self.model, call)
-        wrong = [k for k in expected if not (_near if k == "gradients" else _same)(expected[k], found[k])]
+        expected, actual = self._plain(call), _run(self.dm, self.model, call)
+        wrong = [k for k in expected if not (_near if k == "gradients" else _same)(expected[k], actual[k])]
         if wrong:
             raise Differs(f"other {', '.join(wrong)}")
 
@@ -161,15 +161,16 @@ class Case:
         """One step with heads in place of the oracles: they and the weights must move, and stay finite."""
         dm = self._cut(check=False)
         optimizer = torch.optim.Adam(dm.parameters(), 1e-3)
-        held = {n: p.detach().clone() for n, p in dm.named_parameters()}
+        before = {n: p.detach().clone() for n, p in dm.named_parameters()}
         heads = {id(p) for p in dm.head_parameters()}
         for _ in range(2):
             seed_all(1)
             _scalar(dm(*_copied(self.call)[0], **_copied(self.call)[1])).backward()
             optimizer.step()
             optimizer.zero_grad()
-        named = [(n, p) for n, p in dm.named_parameters() if n in held]  # a new way through the model brings new heads
-        moved = [n for n, p in named if not _same(p, held[n])]
+        # Another path through the model's code adds heads, which had no value before.
+        named = [(n, p) for n, p in dm.named_parameters() if n in before]
+        moved = [n for n, p in named if not _same(p, before[n])]
         if any(not bool(p.isfinite().all()) for p in dm.parameters()):
             raise Differs("a weight is not finite after a step")
         if heads and not any(id(p) in heads for n, p in dm.named_parameters() if n in set(moved)):
@@ -287,5 +288,5 @@ def _near(x: dict[str, Tensor | None], y: dict[str, Tensor | None]) -> bool:
     return True
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

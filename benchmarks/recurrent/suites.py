@@ -12,13 +12,13 @@ Settings = tuple[Row, int, int]  # the key of a job, its steps, and those of a t
 
 
 def groups(suite: str, text: str) -> list[list[Job]]:
-    """All jobs of a suite that are not done: groups one after the other; those of a group take turns."""
+    """All jobs of a suite that are not done, in groups; the jobs of a group take turns."""
     kept = read(results(f"recurrent_{suite}"))
     return [[job for settings in group if (job := _job(*settings, kept))] for group in _settings(suite, text)]
 
 
 def _job(key: Row, steps: int, turn: int, kept: list[Row]) -> Job | None:
-    """The job, with what is known of it among the results, from whatever machine; None: that is all there is to do."""
+    """The job; None where the results have its whole row, from any machine."""
     row = next((row for row in kept if all(row[name] == value for name, value in key.items())), None)
     reached = row["iterations"] if row else 0
     if row and (reached >= steps or row["solved at"].get("0")):

@@ -45,7 +45,7 @@ def _symbols(rows: list[Row], name: str) -> str:
 
 
 def _scores(rows: list[Row], score: str, name: str) -> str:
-    """Of jobs that have come to their end: others have seen less."""
+    """Of finished jobs only, since the others have seen less."""
     lines = []
     for (horizon, arm), own in tables.groups(_whole(rows), "horizon", "arm").items():
         values = ", ".join(f"{row[score]:.3f}" for row in sorted(own, key=lambda row: row["seed"]))

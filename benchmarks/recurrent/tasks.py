@@ -1,4 +1,4 @@
-"""Tasks in time: each has a net of its own, makes its own batches, and says how hard it is now.
+"""Tasks in time: each has a net of its own, makes its own batches, and knows its present difficulty.
 
 Shapes: x [time, batch, features], target [time, batch, ...], mask [time]: the steps at which an answer is asked.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dnigraph as dg
-from dnigraph.demo import images as data
+from dnigraph.demo import images
 from dnigraph.demo.texts import load_text
 
 BITS, BATCH, WIDTH, RATE = 4, 32, 64, 1e-3
@@ -30,7 +30,7 @@ class Batch:
 
 
 class Task(ABC):
-    """What a job trains on. Everything in `vars` is kept on disk with the job."""
+    """What a job trains on. Its plain attributes are kept on disk with the job."""
 
     rate = RATE
     stream = False  # whether it goes on for ever; then a batch is one window
@@ -45,16 +45,16 @@ class Task(ABC):
         """The next sequences."""
 
     def harder(self) -> bool:
-        """Ask for more, now that it is solved; False: there is no more."""
+        """Make the task harder after it was solved; False: it has only one level."""
         return False
 
     @property
     def solved(self) -> int:
-        """How much of it is solved."""
+        """How much is solved, in units of the task."""
         return 0
 
     def score(self, rnn: dg.Recurrent) -> dict[str, float]:
-        """What a figure on unseen data says; empty where training data never come again."""
+        """Scores on unseen data; empty for tasks whose training data are always new."""
         return {}
 
 
@@ -95,7 +95,7 @@ class Copy(Bits):
 
     It grows by one symbol (with repeats: in turns by a symbol and by a repeat) whenever it is solved.
 
-    An untrained LSTM whose forget gates stand half open keeps 3% of a symbol for five steps; with the customary bias of
+    An untrained LSTM with half-open forget gates keeps 3% of a symbol for five steps; with the customary bias of
     1 it is 20%, and there is something that a head can see.
     """
 
@@ -132,7 +132,7 @@ class Copy(Bits):
 
 
 class Reader(nn.Module):
-    """Characters in, scores for the next one out."""
+    """Reads characters; scores for the next one."""
 
     def __init__(self, characters: int, width: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Reader(nn.Module):
 
 
 class Characters(Task):
-    """The next character of a text, read by 32 readers who never stop; bits per character on a text they never read."""
+    """The next character of a text, in 32 endless streams; the score is bits per character on unseen text."""
 
     rate, stream, scored, width, judged = 2e-3, True, True, 128, 4000
 
@@ -179,7 +179,7 @@ class Characters(Task):
 
 
 class Rows(Task):
-    """A digit of MNIST, one row of 28 pixels a step; asked for behind the last one."""
+    """A digit of MNIST, one row of 28 pixels a step; the class is asked for after the last one."""
 
     scored = True
 
@@ -187,9 +187,9 @@ class Rows(Task):
         self.seen = 0
 
     def net(self) -> dict[str, Any]:
-        images = data.load("mnist")
-        self.train, self.labels = images.train_images[:, 0].transpose(0, 1), images.train_labels
-        self.test, self.test_labels = images.test_images[:, 0].transpose(0, 1), images.test_labels
+        mnist = images.load("mnist")
+        self.train, self.labels = mnist.train_images[:, 0].transpose(0, 1), mnist.train_labels
+        self.test, self.test_labels = mnist.test_images[:, 0].transpose(0, 1), mnist.test_labels
         return {"step": nn.LSTM(28, WIDTH), "readout": nn.Linear(WIDTH, 10), "loss": F.cross_entropy}
 
     def batch(self, horizon: int) -> Batch:

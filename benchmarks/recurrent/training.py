@@ -26,7 +26,7 @@ BITS = f"bits per character, mean of the last {LAST} evaluations"
 
 
 class Windows(Training):
-    """A recurrent net that learns window by window, and what it is asked."""
+    """A recurrent net that learns a task window by window."""
 
     def __init__(self, key: Row, steps: int, turn: int) -> None:
         """`key`: task, arm, seed, horizon, and what else the task asks for."""
@@ -37,7 +37,7 @@ class Windows(Training):
         self.rnn = dg.Recurrent(**self.task.net(), optimizer=lambda p: torch.optim.Adam(p, self.task.rate), **options)
         self.iterations = 0
         self.bits: float | None = None  # the loss in bits, smoothed
-        self.solved, self.solved_at = 0, dict[str, int]()  # what was solved in which iteration
+        self.solved, self.solved_at = 0, dict[str, int]()  # the iteration in which each level was solved
         self.score: dict[str, float] = {}  # on unseen data, at the last point of the curve
 
     def step(self) -> None:
@@ -57,7 +57,7 @@ class Windows(Training):
         return self.key["task"] == "recall" and bool(self.solved_at)
 
     def point(self, steps: int) -> list[float] | None:
-        """What is solved, bits, and the score on unseen data where there is one: that takes time, so once a turn."""
+        """What is solved, bits, and a score on unseen data where the task has one: once a turn, as it takes time."""
         every = self.turn if self.task.scored else max(1, self.steps // 60 // 250) * 250  # about 60 points, or fewer
         if steps % every and steps < self.steps and not self.ended:
             return None

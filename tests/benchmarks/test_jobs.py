@@ -100,6 +100,18 @@ def test_what_is_finished_is_not_run_again():
     assert LOG == []
 
 
+def test_a_row_that_was_not_written_any_more_is_written_by_the_next_run():
+    jobs.take_turns("walks", [[walk(1)]], minutes=60)
+    before = measured()
+    rows.results("walks").unlink()
+    LOG.clear()
+
+    jobs.take_turns("walks", [[walk(1)]], minutes=60)
+
+    assert measured() == before
+    assert LOG == []
+
+
 def test_it_ends_where_there_is_nothing_left_to_learn():
     jobs.take_turns("walks", [[walk(1, until=1.0)]], minutes=60)
     steps = len(LOG)
