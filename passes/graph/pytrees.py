@@ -90,16 +90,16 @@ def _inside(value: Any) -> Any:
 
 
 def _fields(value: Any) -> dict[str, Any]:
+    """What an object holds: the fields of a dataclass; else its slots and attributes."""
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
-    slots = (name for kind in type(value).__mro__ for name in _names(kind.__dict__.get("__slots__", ())))
-    own = (name for name in slots if name not in ("__dict__", "__weakref__") and hasattr(value, name))
-    held = {name: getattr(value, name) for name in own}
-    return {**held, **getattr(value, "__dict__", {})}
-
-
-def _names(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+    fields = {}
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                fields[name] = getattr(value, name)
+    return fields | getattr(value, "__dict__", {})
 
 
 def _parts(fields: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -110,21 +110,28 @@ def _parts(fields: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
             yield from ((name, key, v) for key, v in (value.items() if isinstance(value, dict) else enumerate(value)))
 
 
-def _links(owner: Any, fields: dict[str, Any]) -> tuple[tuple[str, Any, str], ...]:
-    """Where parts of an object refer back to it without holding it: field and key of the part, and the part's field."""
-    return tuple(
-        (field, key, name)
-        for field, key, part in _parts(fields)
-        if not isinstance(part, PLAIN)
-        for name, v in getattr(part, "__dict__", {}).items()
-        if isinstance(v, weakref.ref) and v() is owner
-    )
+# ---- back links: a part that refers weakly to the object that holds it, as the stores of a graph of torch_geometric do
+
+_BackLink = tuple[str, Any, str]  # field and key of the part, and the field of the part
 
 
-def _refers_back(part: Any, value: Any) -> bool:
-    """Whether a field is such a link."""
+def _back_links(owner: Any, fields: dict[str, Any]) -> tuple[_BackLink, ...]:
+    """Where the parts of an object refer back to it."""
+    links = []
+    for field, key, part in _parts(fields):
+        for name, value in {} if isinstance(part, PLAIN) else getattr(part, "__dict__", {}).items():
+            if isinstance(value, weakref.ref) and value() is owner:
+                links.append((field, key, name))
+    return tuple(links)
+
+
+def _is_back_link(part: Any, value: Any) -> bool:
+    """Whether a field of a part is such a link."""
     owner = value() if isinstance(value, weakref.ref) else None
     return owner is not None and any(one is part for _, _, one in _parts(_fields(owner)))
+
+
+# ---- classes that torch's pytree does not know
 
 
 def _register(kind: type, example: Any) -> None:
@@ -135,48 +142,46 @@ def _register(kind: type, example: Any) -> None:
     elif isinstance(example, list | set):
         pytree.register_pytree_node(kind, lambda v: (list(v), None), lambda items, _: kind(items))
     else:
-        pytree.register_pytree_node(kind, _open_object, lambda items, keys: _object(kind, keys, items))
+        pytree.register_pytree_node(kind, _open_object, lambda items, context: _object(kind, context, items))
 
 
-_Names = tuple[tuple[str, ...], tuple[tuple[str, Any, str], ...]]
+def _open_object(value: Any) -> tuple[list[Any], tuple[tuple[str, ...], tuple[_BackLink, ...]]]:
+    fields = {name: v for name, v in _fields(value).items() if not _is_back_link(value, v)}
+    return list(fields.values()), (tuple(fields), _back_links(value, fields))
 
 
-def _open_object(value: Any) -> tuple[list[Any], _Names]:
-    held = {name: v for name, v in _fields(value).items() if not _refers_back(value, v)}
-    return list(held.values()), (tuple(held), _links(value, held))
+def _object(kind: type, context: tuple[tuple[str, ...], tuple[_BackLink, ...]], items: Any) -> Any:
+    result: Any = object.__new__(kind)  # not through __init__: it may take other arguments, or count instances
+    fields = dict(zip(context[0], items, strict=True))
+    for name, item in fields.items():
+        _set(result, name, item)
+    for field, key, name in context[1]:
+        _set(fields[field] if key is None else fields[field][key], name, weakref.ref(result))
+    return result
 
 
-def _object(kind: type, names: _Names, items: Any) -> Any:
-    made: Any = object.__new__(kind)  # not through __init__: it may take other arguments, or count instances
-    held = dict(zip(names[0], items, strict=True))
-    for name, item in held.items():
-        _set(made, name, item)
-    for field, key, name in names[1]:
-        _set(held[field] if key is None else held[field][key], name, weakref.ref(made))
-    return made
-
-
-def _set(made: Any, key: str, item: Any) -> None:
-    """Into the table of the object itself, past properties and setters of its class; a slot has no such table."""
-    if hasattr(made, "__dict__"):
-        made.__dict__[key] = item
+def _set(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute past properties and setters of the class."""
+    if hasattr(owner, "__dict__"):
+        owner.__dict__[name] = value
     else:
-        object.__setattr__(made, key, item)
+        object.__setattr__(owner, name, value)  # a slot
 
 
 def _dict(kind: Any, keys: tuple[Any, ...], items: Any) -> Any:
-    made = dict.__new__(kind)
+    result = dict.__new__(kind)
     for key, item in zip(keys, items, strict=True):
-        dict.__setitem__(made, key, item)
-    return made
+        dict.__setitem__(result, key, item)
+    return result
 
 
 def rebuild(value: Any, leaf: Callable[[Any], Any]) -> Any:
     """Map `leaf` over what lists, tuples, dicts and slices hold."""
     if type(value) in (list, tuple, torch.Size):
-        return (list if type(value) is list else tuple)(rebuild(v, leaf) for v in value)
+        items = [rebuild(v, leaf) for v in value]
+        return items if type(value) is list else tuple(items)
     if type(value) is dict:
         return {k: rebuild(v, leaf) for k, v in value.items()}
     if type(value) is slice:
-        return slice(*(rebuild(v, leaf) for v in (value.start, value.stop, value.step)))
+        return slice(*rebuild((value.start, value.stop, value.step), leaf))
     return leaf(value)

@@ -1,5 +1,7 @@
 """Do two recordings of one model say the same? The soundness check of the recorder."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,58 +19,48 @@ def difference(one: CapturedGraph, other: CapturedGraph) -> str | None:
 
     A guard with another outcome explains everything behind it: on such data the graph refuses to run.
     """
-    return _Comparison(one, other).run()
+    # Constants are written to the front when they are first met: their place in the order says nothing.
+    nodes = [n for n in one.graph.nodes if n.op != "get_attr"]
+    others = [n for n in other.graph.nodes if n.op != "get_attr"]
+    same = _Comparison(one.constants, other.constants, dict(zip(nodes, others, strict=False))).same
+    for x, y in zip(nodes, others, strict=False):
+        if x.target is guard and y.target is guard and same(x.args[0], y.args[0]) and not same(x.args[1], y.args[1]):
+            return None
+        if x.op != y.op or not same((x.target, x.args, x.kwargs), (y.target, y.args, y.kwargs)):
+            return f"{_spelled(x)} against {_spelled(y)}"
+    if len(nodes) != len(others):
+        return "one of them is longer"
+    if one.outputs.spec != other.outputs.spec:
+        return "the structure of the results"
+    return None if same(one.outputs.constants, other.outputs.constants) else "a constant among the results"
 
 
+@dataclass
 class _Comparison:
-    def __init__(self, one: CapturedGraph, other: CapturedGraph):
-        self.constants, self.outputs = (one.constants, other.constants), (one.outputs, other.outputs)
-        # Constants are written to the front when they are first met: their place in the order says nothing.
-        self.nodes = tuple([n for n in r.graph.nodes if n.op != "get_attr"] for r in (one, other))
-        self.places = tuple({n: i for i, n in enumerate(nodes)} for nodes in self.nodes)
+    """Compares arguments of nodes of two graphs. `partners`: the nodes at the same place in the other graph."""
 
-    def run(self) -> str | None:
-        for x, y in zip(*self.nodes, strict=False):
-            if self._outcomes_differ(x, y):
-                return None
-            if x.op != y.op or not self._same((x.target, x.args, x.kwargs), (y.target, y.args, y.kwargs)):
-                return f"{_spelled(x)} against {_spelled(y)}"
-        if len(self.nodes[0]) != len(self.nodes[1]):
-            return "one of them is longer"
-        if self.outputs[0].spec != self.outputs[1].spec:
-            return "the structure of the results"
-        if not self._same(self.outputs[0].constants, self.outputs[1].constants):
-            return "a constant among the results"
-        return None
+    constants: Mapping[str, torch.Tensor]
+    other_constants: Mapping[str, torch.Tensor]
+    partners: dict[fx.Node, fx.Node]
 
-    def _outcomes_differ(self, x: fx.Node, y: fx.Node) -> bool:
-        guards = x.target is guard and y.target is guard
-        return guards and self._same(x.args[0], y.args[0]) and not self._same(x.args[1], y.args[1])
-
-    def _same(self, x: Any, y: Any) -> bool:
+    def same(self, x: Any, y: Any) -> bool:
+        """Whether two arguments are the same: nodes by their place, constants by their numbers, functions by type."""
         if isinstance(x, fx.Node) and isinstance(y, fx.Node):
-            return self._same_node(x, y)
+            if x.op != "get_attr" or y.op != "get_attr":
+                return self.partners.get(x) is y
+            constant, other = self.constants.get(str(x.target)), self.other_constants.get(str(y.target))
+            return x.target == y.target if constant is None or other is None else equal(constant, other)
         if isinstance(x, Call) and isinstance(y, Call):
-            return self._same((x.__name__, x.mode, x.slots), (y.__name__, y.mode, y.slots)) and x.mode == y.mode
-        if isinstance(x, list | tuple):
-            return type(x) is type(y) and len(x) == len(y) and all(map(self._same, x, y))
-        if isinstance(x, dict):
-            return isinstance(y, dict) and list(x) == list(y) and all(map(self._same, x.values(), y.values()))
-        if isinstance(x, slice):
-            return isinstance(y, slice) and self._same((x.start, x.stop, x.step), (y.start, y.stop, y.step))
-        if isinstance(x, (torch.Tensor, np.ndarray, *PLAIN)):
-            return equal(x, y)
-        return type(x) is type(y)  # functions and objects: not looked into
-
-    def _same_node(self, x: fx.Node, y: fx.Node) -> bool:
-        if x.op != y.op:
+            return x.__name__ == y.__name__ and x.mode == y.mode and self.same(x.slots, y.slots)
+        if isinstance(x, slice) and isinstance(y, slice):
+            return self.same((x.start, x.stop, x.step), (y.start, y.stop, y.step))
+        if type(x) is not type(y):
             return False
-        if x.op != "get_attr":
-            return self.places[0][x] == self.places[1][y]
-        held, kept = self.constants[0].get(str(x.target)), self.constants[1].get(str(y.target))
-        if held is None or kept is None:
-            return x.target == y.target
-        return equal(held, kept)
+        if isinstance(x, list | tuple):
+            return len(x) == len(y) and all(map(self.same, x, y))
+        if isinstance(x, dict):
+            return list(x) == list(y) and all(map(self.same, x.values(), y.values()))
+        return equal(x, y) if isinstance(x, (torch.Tensor, np.ndarray, *PLAIN)) else True  # objects: not looked into
 
 
 def _spelled(node: fx.Node) -> str:

@@ -47,18 +47,16 @@ class ModuleCalls:
             return True  # torch keeps their state on the stack of this one call: nodes cannot replay that
         if id(module) not in self._of_torch:
             self._of_torch[id(module)] = all(type(m).__module__.startswith("torch.nn") for m in module.modules())
-        if not self._of_torch[id(module)] or self._borrows(module):
+        if not self._of_torch[id(module)]:
             return False
+        for m in module.modules():
+            for tensor in (*m._parameters.values(), *m._buffers.values()):
+                if tensor is not None and id(tensor) not in self.writer.names:
+                    return False  # put in place for this call, as `torch.func.functional_call` does
         # The transformer layers take their fused inference kernel only where no mode listens: keep them whole then.
-        whole = isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer) and not (
-            torch.is_grad_enabled() or module.training
-        )
-        return whole or not isinstance(module, CONTAINERS)
-
-    def _borrows(self, module: nn.Module) -> bool:
-        """Whether weights were put in place for this call, as `torch.func.functional_call` does."""
-        tables = [table for m in module.modules() for table in (m._parameters, m._buffers)]
-        return any(t is not None and id(t) not in self.writer.names for table in tables for t in table.values())
+        if isinstance(module, nn.TransformerEncoder | nn.TransformerEncoderLayer):
+            return not (torch.is_grad_enabled() or module.training)
+        return not isinstance(module, CONTAINERS)
 
     def _opaque(self, function: Callable[..., Any], args: Any, kwargs: Any, node: fx.Node) -> Any:
         """Run a function whose insides stay out of the graph; `node` makes what it returns."""

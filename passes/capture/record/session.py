@@ -99,7 +99,7 @@ class Session:
             words = f"the model runs, but not while it is recorded: {type(error).__name__}: {error}"
             raise CaptureError([words]) from error
         finally:
-            tracer.release()
+            tracer.writer.release()
 
     def _start(self, seed: Seed) -> None:
         self.before.rewind()

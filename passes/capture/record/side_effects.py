@@ -177,16 +177,17 @@ def refuse_changed_containers(before: Any, after: Any, names: list[str]) -> None
         StatefulModelError: it did. A graph returns results; it does not reach into lists and caches of the caller.
     """
     (leaves, structure), (leaves_after, structure_after) = before, after
-    pairs = zip(names, leaves, leaves_after, strict=False)
-    changed = [f"'{name}'" for name, x, y in pairs if isinstance(x, torch.Tensor) and x is not y]
-    if changed or structure != structure_after or len(leaves) != len(leaves_after):
-        where = changed[0] if changed else "one of its inputs"
-        raise StatefulModelError(
-            [f"the model puts something else into {where}, a container that belongs to the caller"]
-        )
+    where = "" if structure == structure_after and len(leaves) == len(leaves_after) else "one of its inputs"
+    for name, x, y in zip(names, leaves, leaves_after, strict=False):
+        if isinstance(x, torch.Tensor) and x is not y:
+            where = f"'{name}'"
+            break
+    if where:
+        words = f"the model puts something else into {where}, a container that belongs to the caller"
+        raise StatefulModelError([words])
 
 
 def written_inputs(before: list[Any], after: list[Any]) -> tuple[int, ...]:
     """Which of the tensors among the inputs hold other numbers after the run."""
-    pairs = [(x, y) for x, y in zip(before, after, strict=True) if isinstance(x, torch.Tensor)]
-    return tuple(i for i, (x, y) in enumerate(pairs) if not equal(x, y))
+    tensors = [(x, y) for x, y in zip(before, after, strict=True) if isinstance(x, torch.Tensor)]
+    return tuple([i for i, pair in enumerate(tensors) if not equal(*pair)])

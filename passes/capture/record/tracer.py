@@ -37,7 +37,7 @@ _patching = threading.RLock()  # the patches are global: one recording at a time
 
 
 class Tracer:
-    """Everything that listens to one run of `model`: `run`, then `finish`, then `release`.
+    """Everything that listens to one run of `model`: `run`, then `finish`, then `writer.release`.
 
     Args:
         names: id -> path of every tensor that the model owns.
@@ -57,10 +57,7 @@ class Tracer:
         """Run the model on these inputs and write what it does. `names`: what the inputs are called."""
         args, kwargs = unflatten(leaves, spec)
         inputs = flatten((args, kwargs))
-        for name, leaf in zip(names, inputs[0], strict=True):
-            if isinstance(leaf, torch.Tensor):
-                self.writer.placeholder(name, leaf)
-        self.writer.guard_twins()
+        self.writer.inputs(names, inputs[0])
         with self._attached():
             results = self.model(*args, **kwargs)
         refuse_changed_containers(inputs, flatten((args, kwargs)), names)
@@ -89,10 +86,6 @@ class Tracer:
         writes = tuple([names[id(t)] for t in before.written() if id(t) in names])
         tree = Tree(structure, tuple([HOLE if is_live(v) else v for v in values]))
         return CapturedGraph(self.writer.graph, "record", tree, constants, sets, writes, written_inputs(leaves, inputs))
-
-    def release(self) -> None:
-        """Free what the run made."""
-        self.writer.release()
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:

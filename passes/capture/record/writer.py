@@ -54,18 +54,12 @@ class GraphWriter:
         self._alive: list[Any] = []  # keeps the ids of tuples unique; tensors may be freed while the run goes on
         self._watched: dict[int, weakref.ref[torch.Tensor]] = {}  # id of a tensor -> what tells when it is gone
         self._sizes: dict[tuple[Any, ...], Int] = {}
-        self._twins: list[tuple[fx.Node, fx.Node]] = []
         self._front: fx.Node | None = None  # the last node of the front: inputs, then parameters and constants
 
     @property
-    def on_its_thread(self) -> bool:
-        """Whether the running code is on the thread of the recording. Other threads run as ever."""
-        return threading.get_ident() == self._thread
-
-    @property
     def listening(self) -> bool:
-        """Whether the running code is the model's, and not a call that is being written already."""
-        return self._open and not self._asides and self.on_its_thread
+        """Whether the running code is the model's: on the recording's thread, not in a call that is written."""
+        return self._open and not self._asides and threading.get_ident() == self._thread
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -103,18 +97,18 @@ class GraphWriter:
 
     # ---- objects and the nodes that made them
 
-    def placeholder(self, name: str, value: torch.Tensor) -> None:
-        """Write an input of the graph, before any other node. A tensor given twice must be so in every replay."""
-        node = self._front = self.graph.placeholder(name)
-        if (same := self._nodes.get(id(value))) is not None:
-            self._twins.append((same, node))
-        else:
-            self.bind(value, node)
-
-    def guard_twins(self) -> None:
-        """Write, after the last input, which of them are the same tensor."""
-        for one, other in self._twins:
-            self.guard(self.call(operator.is_, (one, other)), True)
+    def inputs(self, names: list[str], values: list[Any]) -> None:
+        """Write the tensors among the inputs, before any other node. One given twice must be so in every replay."""
+        twins = []
+        for name, value in zip(names, values, strict=True):
+            if isinstance(value, torch.Tensor):
+                node = self._front = self.graph.placeholder(name)
+                if (same := self._nodes.get(id(value))) is not None:
+                    twins.append((same, node))
+                else:
+                    self.bind(value, node)
+        for pair in twins:
+            self.guard(self.call(operator.is_, pair), True)
 
     def bind(self, value: Any, node: fx.Node) -> None:
         """Remember that `node` makes `value`; what a container holds is made by a `getitem` on it."""
@@ -138,18 +132,17 @@ class GraphWriter:
 
         A tensor is not kept alive. While autograd or a view holds it, torch hands out the same object again.
         """
-        key = id(value)
-        self._nodes[key] = node
-        if isinstance(value, torch.Tensor):
-            nodes, watched = self._nodes, self._watched
-
-            def forget(_: object) -> None:
-                nodes.pop(key, None)
-                watched.pop(key, None)
-
-            self._watched[key] = weakref.ref(value, forget)
-        else:
+        key, nodes, watched = id(value), self._nodes, self._watched
+        nodes[key] = node
+        if not isinstance(value, torch.Tensor):
             self._alive.append(value)
+            return
+
+        def forget(_: object) -> None:
+            nodes.pop(key, None)
+            watched.pop(key, None)
+
+        watched[key] = weakref.ref(value, forget)
 
     def pin(self, value: Any, node: fx.Node) -> None:
         """Guard the bare numbers that an opaque call returned beside its tensors."""
