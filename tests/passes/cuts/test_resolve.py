@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
+from kit.partition_programs import captured
 from torch import nn
 
 import dnigraph.passes.graph.mark as marker
-from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.cuts.names import carries
 from dnigraph.passes.cuts.resolve import resolve
@@ -51,20 +51,23 @@ class Pick(nn.Module):
         return x.argmax(1)
 
 
-def graph_of(model, x=None):
-    x = torch.randn(2, 4) if x is None else x
-    captured = capture(model, (x,), {}, "record")
-    annotate(captured, model, [x])
-    return captured.graph
+def graph_of(model):
+    return captured(model, torch.randn(2, 4)).graph
 
 
 MODEL = Model()
-GRAPH = graph_of(MODEL)
+WHOLE = captured(MODEL, torch.randn(2, 4))
+GRAPH = WHOLE.graph
 PATHS = [path for path, _ in MODEL.named_modules() if path]
 
 
-def cut(spec, graph=GRAPH, **options):
-    return [f"{a}-{b}" for a, b in resolve(graph, spec, PATHS, **options).edges]
+def labelled(edges, whole=WHOLE):
+    """Edges by the labels of their nodes."""
+    return [f"{whole.label(a.name)} > {whole.label(b.name)}" for a, b in edges]
+
+
+def cut(spec, whole=WHOLE, **options):
+    return labelled(resolve(whole.graph, spec, PATHS, **options).edges, whole)
 
 
 def misfits(spec, graph=GRAPH):
@@ -75,9 +78,9 @@ def misfits(spec, graph=GRAPH):
 
 # ---- what one may say
 
-STEM = ["stem-blocks_0_fc", "stem-add"]
-FIRST, SECOND = ["add-blocks_1_fc", "add-add_1"], ["add_1-cut"]
-ONCE, AGAIN = ["shared-relu"], ["shared_1-lstm_0"]
+STEM = ["stem > blocks.0.fc", "stem > add"]
+FIRST, SECOND = ["add > blocks.1.fc", "add > add@2"], ["add@2 > middle"]
+ONCE, AGAIN = ["shared > relu"], ["shared@2 > lstm.0"]
 
 
 @pytest.mark.parametrize(
@@ -87,30 +90,30 @@ ONCE, AGAIN = ["shared-relu"], ["shared_1-lstm_0"]
         (after("stem"), STEM),
         (before("blocks.0"), STEM),
         ("blocks.0", FIRST),
-        ("blocks.0.fc", ["blocks_0_fc-blocks_0_act"]),
-        (before("blocks.0.act"), ["blocks_0_fc-blocks_0_act"]),
+        ("blocks.0.fc", ["blocks.0.fc > blocks.0.act"]),
+        (before("blocks.0.act"), ["blocks.0.fc > blocks.0.act"]),
         ("blocks.*", FIRST + SECOND),
         ("blocks.?", FIRST + SECOND),
         ("blocks.[1]", SECOND),
-        ("**.fc", ["blocks_0_fc-blocks_0_act", "blocks_1_fc-blocks_1_act"]),
+        ("**.fc", ["blocks.0.fc > blocks.0.act", "blocks.1.fc > blocks.1.act"]),
         ("re:blocks\\.\\d", FIRST + SECOND),
         (before("re:blocks\\.\\d"), STEM + FIRST),
         ("shared", ONCE + AGAIN),
         ("shared@1", ONCE),
         ("shared@2", AGAIN),
-        ("relu", ["relu-shared_1"]),
+        ("relu", ["relu > shared@2"]),
         ("add_?", SECOND),
         (("stem", "blocks.0"), STEM),
-        (("stem", "blocks.0.fc"), ["stem-blocks_0_fc"]),
-        (("shared", "relu"), ["shared-relu"]),
+        (("stem", "blocks.0.fc"), ["stem > blocks.0.fc"]),
+        (("shared", "relu"), ["shared > relu"]),
         (Block, FIRST + SECOND),
         (before(Block), STEM + FIRST),
-        (lambda node: node.name == "relu", ["relu-shared_1"]),
-        ("middle", ["cut-shared"]),
-        (marker.cut, ["cut-shared", "cut_1-head"]),
-        (None, ["cut-shared", "cut_1-head"]),
+        (lambda node: node.name == "relu", ["relu > shared@2"]),
+        ("middle", ["middle > shared"]),
+        (marker.cut, ["middle > shared", "cut > head"]),
+        (None, ["middle > shared", "cut > head"]),
         (["stem", before("relu")], STEM + ONCE),
-        (("stem", after("blocks.0"), "middle"), STEM + FIRST + ["cut-shared"]),
+        (("stem", after("blocks.0"), "middle"), STEM + FIRST + ["middle > shared"]),
         ((name for name in ["stem", "blocks.1"]), STEM + SECOND),
         ({"stem"}, STEM),
         ([], []),
@@ -127,10 +130,11 @@ def test_a_star_stays_inside_one_name_of_a_path():
 
 
 def test_a_saved_plan_cuts_where_it_cut():
-    plan = Plan("Model", "record", (("stem", "add"), ("relu", "shared_1")), (), ())
+    edges = tuple((WHOLE.node(a).name, WHOLE.node(b).name) for a, b in [("stem", "add"), ("relu", "shared@2")])
+    plan = Plan("Model", "record", edges, (), ())
 
-    assert cut(plan) == ["stem-add", "relu-shared_1"]
-    assert cut([plan, "blocks.1"]) == ["stem-add", "add_1-cut", "relu-shared_1"]
+    assert cut(plan) == ["stem > add", "relu > shared@2"]
+    assert cut([plan, "blocks.1"]) == ["stem > add", "add@2 > middle", "relu > shared@2"]
 
 
 def test_edges_come_in_the_order_of_the_graph():
@@ -149,14 +153,14 @@ def test_no_cuts_and_no_marks_are_noted():
 def test_a_place_named_twice_is_cut_once_and_noted():
     resolved = resolve(GRAPH, ["stem", "blocks.0", before("blocks.0")], PATHS)
 
-    assert [f"{a}-{b}" for a, b in resolved.edges] == STEM + FIRST
+    assert labelled(resolved.edges) == STEM + FIRST
     assert resolved.notes == ("cut before('blocks.0') is the same place as cut 'stem'",)
 
 
 def test_what_a_pattern_cannot_cut_is_left_out_and_noted():
     resolved = resolve(GRAPH, "re:stem|pick", PATHS)
 
-    assert [f"{a}-{b}" for a, b in resolved.edges] == STEM
+    assert labelled(resolved.edges) == STEM
     assert resolved.notes == (
         "cut 're:stem|pick': 'pick' makes only int64 values, which carry no gradient; "
         "there is nothing to decouple; left out",
@@ -285,7 +289,7 @@ def test_inputs_parameters_and_integers_carry_none():
 def test_without_an_example_all_that_is_computed_may_carry_one():
     graph = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), None, None, "symbolic").graph
 
-    assert [f"{a}-{b}" for a, b in resolve(graph, "0").edges] == ["_0-_1"]
+    assert [(a.target, b.target) for a, b in resolve(graph, "0").edges] == [("0", "1")]
 
 
 # ---- marks
@@ -301,4 +305,4 @@ def test_a_mark_on_several_tensors_cuts_them_all():
             held = marker.cut({"a": self.a(x), "b": (self.b(x), None)}, "both")
             return held["a"] + held["b"][0]
 
-    assert cut("both", graph_of(Marks())) == ["cut-add", "cut_1-add"]
+    assert cut("both", captured(Marks(), torch.randn(2, 4))) == ["both > add", "both@2 > add"]
