@@ -4,46 +4,15 @@ import copy
 import random
 import threading
 import warnings
-from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from kit.models import CLASSES, ZOO, labels, loss_of
+from kit.models import CLASSES, ZOO, Moody, Skipping, X, labels, loss_of
 from torch import nn
-from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import dnigraph as dg
-from dnigraph.passes.capture import ladder
-from dnigraph.passes.graph.pytrees import HOLE, Tree
-
-X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-
-
-class Moody(nn.Module):
-    """Python's randomness decides: no graph holds for the next call."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.norm, self.c = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
-        self.b = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.3))
-
-    def forward(self, x):
-        h = self.b(torch.relu(self.norm(self.a(x))))
-        if random.random() < 0.5:
-            h = h * 2
-        return {"y": self.c(dg.cut(h, name="middle")), "none": None}
-
-
-class Skipping(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
-
-    def forward(self, x):
-        h = torch.relu(self.a(x))
-        return self.c(self.b(h) + h)
 
 
 class Repeating(nn.Module):
@@ -94,19 +63,6 @@ class Handed(nn.Module):
 
     def forward(self, h, label=None):
         return self.weight * h + self.value
-
-
-def test_a_model_that_no_graph_can_stand_for_is_cut_between_its_modules():
-    dm = dg.decouple(Moody(), "b", (X,), condition=dg.one_hot(CLASSES))
-
-    assert dm.plan.capture == "hooks"
-    assert list(dm.boundaries) == ["b"]
-    assert dg.check(dm, X).right
-    refused, cost = dm.plan.notes
-    assert refused.startswith("record: two recordings")
-    assert "is no function of the inputs" in refused
-    assert refused.count("\n") == 0
-    assert cost.startswith("on hooks: the model runs whole, so it is trained drop-in")
 
 
 def test_the_forward_pass_is_bitwise_that_of_the_model_in_every_mood():
@@ -275,20 +231,6 @@ def test_a_plan_made_before_cuts_the_same():
     assert plan.capture == "hooks"
 
 
-def test_the_dry_run_finds_the_same_rung():
-    plan = dg.plan(Moody(), "b", (X,))
-
-    assert plan.capture == "hooks"
-    assert plan.notes[0].startswith("record: ")
-
-
-def test_a_cut_that_only_a_graph_has_says_why_there_is_none():
-    with pytest.raises(dg.CutError, match=r"only known by its modules, because record: two recordings") as caught:
-        dg.decouple(Moody(), "relu_1", (X,))
-
-    assert "no such module, mark or node" in str(caught.value)
-
-
 def test_no_hook_is_left_on_the_model_also_after_an_error():
     model = Moody()
     dm = hooked(model, "b")
@@ -427,119 +369,6 @@ def test_a_model_whose_results_carry_no_gradient_is_refused():
         dg.decouple(Blind(4, 4), [], (X,), capture="hooks")
 
 
-def test_what_only_one_call_would_settle_ends_the_climb():
-    with pytest.raises(dg.CaptureError, match="has no size yet: call the model once before") as caught:
-        dg.decouple(nn.LazyLinear(3), [], (X,))
-
-    assert len(caught.value.reasons) == 1
-
-
-def test_a_rung_whose_graph_is_not_the_model_is_not_used(monkeypatch):
-    def wrong(model, args, kwargs):
-        return replace(right(model, args, kwargs), outputs=Tree(pytree.tree_structure([0]), (HOLE,)))
-
-    right = ladder.RUNGS["record"].capture
-    monkeypatch.setitem(ladder.RUNGS, "record", ladder.Rung("record", wrong))
-
-    dm = dg.decouple(Skipping(), "b", (X,), condition=dg.one_hot(CLASSES))
-
-    assert dm.plan.capture == "export"
-    assert dm.plan.notes[0].startswith("record: the graph is not the same function: outputs in train mode")
-    assert dg.check(dm, X).right
-
-
-def test_a_forced_rung_that_fails_says_so(monkeypatch):
-    def wrong(model, args, kwargs):
-        return replace(right(model, args, kwargs), outputs=Tree(pytree.tree_structure([0]), (HOLE,)))
-
-    right = ladder.RUNGS["record"].capture
-    monkeypatch.setitem(ladder.RUNGS, "record", ladder.Rung("record", wrong))
-
-    with pytest.raises(dg.CheckError, match="NOT the same function"):
-        dg.decouple(Skipping(), "b", (X,), condition=dg.one_hot(CLASSES), capture="record")
-
-
-def test_in_eval_mode_a_call_that_no_graph_can_stand_for_runs_the_model():
-    class OnlyInEval(Skipping):
-        def forward(self, x):
-            out = super().forward(x)
-            return out if self.training or random.random() < 0.5 else out * 2
-
-    model = OnlyInEval()
-    dm = dg.decouple(model, "b", (X,), condition=dg.one_hot(CLASSES))
-    dm.eval()
-
-    assert dm.plan.capture == "record"
-    for seed in range(6):
-        random.seed(seed)
-        expected = model(X)
-        random.seed(seed)
-        assert torch.equal(dm(X), expected)
-
-
-def test_that_no_graph_can_stand_for_a_kind_of_call_is_found_out_once(monkeypatch):
-    class OnlyInEval(Skipping):
-        def forward(self, x):
-            return super().forward(x) * (1 if self.training else random.random())
-
-    dm = dg.decouple(OnlyInEval(), "b", (X,), condition=dg.one_hot(CLASSES), check=False)
-    dm.eval()
-    dm(X)
-
-    monkeypatch.setitem(ladder.RUNGS, "record", None)
-    dm(X)
-
-
-def test_modules_that_run_inside_a_transform_of_torch_func_are_left_alone():
-    class Transformed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
-
-        def forward(self, x):
-            h = self.a(x)
-            return self.c(h + torch.func.grad(lambda y: self.b(y.tanh()).square().sum())(h))
-
-    dm = dg.decouple(Transformed(), 2, (X,), boundary="oracle")
-
-    assert dm.plan.capture == "hooks"
-    assert dg.check(dm, X).right
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors_are_left_to_the_last_rung():
-    class Nesting(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
-
-        def forward(self, x):
-            ragged = torch.nested.as_nested_tensor([x[:2], x[2:]])
-            return self.c(torch.nested.to_padded_tensor(self.b(self.a(ragged).relu()), 0.0))
-
-    dm = dg.decouple(Nesting(), dg.before("c"), (X,), boundary="oracle")
-
-    assert dm.plan.capture == "hooks"
-    assert any("nested" in note for note in dm.plan.notes)
-
-
-def test_state_that_fails_on_other_inputs_is_state_kept_between_calls():
-    class Remembering(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.c, self.kept = nn.Linear(4, 8), nn.Linear(8, CLASSES), {}
-
-        def forward(self, x):
-            h = self.a(x)
-            self.kept["h"] = h.detach() + self.kept.get("h", 0)
-            return self.c(h - self.kept["h"])
-
-    dm = dg.decouple(Remembering(), "a", (X,), boundary="oracle")
-
-    assert dm.plan.capture == "hooks"
-    assert any("state between calls" in note for note in dm.plan.notes)
-
-
 def test_behind_a_convolution_along_a_line_the_length_may_be_another():
     class Wave(nn.Sequential):
         def forward(self, x):
@@ -552,26 +381,3 @@ def test_behind_a_convolution_along_a_line_the_length_may_be_another():
             dm(torch.randn(4, 2, length)).sum().backward()
 
     assert dm.boundaries["1"].spec.kind == "maps"
-
-
-def test_where_an_export_hides_a_module_the_cut_is_made_on_hooks():
-    class Half(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
-
-        def forward(self, x):
-            with torch.autocast("cpu", torch.bfloat16):  # both calls of b share its weights in half precision
-                h = self.b(self.b(self.a(x)).relu())
-            return self.c(h.float())
-
-    torch.manual_seed(0)
-    dm = dg.decouple(Half(), "b", (X,), boundary="oracle")
-
-    assert dm.plan.capture == "hooks"
-    assert any("is a module that did not run" in note for note in dm.plan.notes)
-
-
-def test_a_cut_that_fits_no_rung_is_refused_as_the_first_of_them_puts_it():
-    with pytest.raises(dg.CutError, match="nowhere"):
-        dg.decouple(Moody(), "nowhere", (X,))

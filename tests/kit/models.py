@@ -3,6 +3,7 @@
 `ZOO` maps a name to a function that makes (model, example arguments, cuts).
 """
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 import dnigraph as dg
 
 CLASSES = 5
+CONDITION = dg.one_hot(CLASSES)
+X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 ZOO = {}
 
 
@@ -294,3 +297,43 @@ def cut_up(name, **options):
     torch.manual_seed(0)
     model, args, cuts = ZOO[name]()
     return dg.decouple(model, cuts, args, **{"condition": dg.one_hot(CLASSES), **options}), args
+
+
+def decoupled_chain(**options):
+    """A chain cut after its normalisation: (dm, example)."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6)
+    return dg.decouple(Chain(), "bn", (x,), **{"condition": CONDITION, **options}), x
+
+
+def layers(forward, *names):
+    """A model of linear layers and a function of (model, *inputs)."""
+    model = type("Layers", (nn.Module,), {"forward": forward})()
+    for name in names:
+        setattr(model, name, nn.Linear(4, 4))
+    return model
+
+
+class Moody(nn.Module):
+    """Python's randomness decides: no graph holds for the next call."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.c = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+        self.b = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.3))
+
+    def forward(self, x):
+        h = self.b(torch.relu(self.norm(self.a(x))))
+        if random.random() < 0.5:
+            h = h * 2
+        return {"y": self.c(dg.cut(h, name="middle")), "none": None}
+
+
+class Skipping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.c(self.b(h) + h)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from kit.models import ZOO, cut_up, decoupled_chain, layers
 from torch import nn
 
 import dnigraph as dg
@@ -87,3 +88,93 @@ def test_random_numbers_that_are_drawn_beside_are_found():
 
     with pytest.raises(dg.CheckError, match="random numbers"):
         dg.check(dm, X)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_model_of_the_zoo_stays_the_same_function(name):
+    dm, args = cut_up(name, check=False)
+
+    report = dg.check(dm, *args)
+
+    assert report.right
+    assert {f.what for f in report.findings} >= {
+        "outputs",
+        "buffers",
+        "random numbers",
+        "oracle gradients",
+        "separation",
+    }
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_other_batch_sizes_are_right_too(name):
+    dm, args = cut_up(name, check=False)
+
+    for more in (1, 3):
+        bigger = tuple(torch.cat([a, a[:more]]) for a in args)
+
+        assert dg.check(dm, *bigger).right
+
+
+def test_a_broken_rewrite_is_found_and_its_part_named():
+    dm, x = decoupled_chain(check=False)
+    dm.part_1._modules["fc2"] = nn.Linear(8, 8)
+
+    with pytest.raises(dg.CheckError, match=r"first at .*part_1"):
+        dg.check(dm, x)
+
+
+def test_a_leak_past_a_cut_is_found():
+    dm, x = decoupled_chain(check=False)
+    top = dm.specialization.top
+    node = next(n for n in top.graph.nodes if n.name.startswith("dni_"))
+    node.replace_all_uses_with(node.args[0])
+    top.graph.erase_node(node)
+    top.recompile()
+
+    with pytest.raises(dg.CheckError, match="leak past the cuts"):
+        dg.check(dm, x)
+
+
+class Own(torch.autograd.Function):
+    """Adds a gradient of its own, as an auxiliary loss does that is hung onto a value."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient + 0.1
+
+
+def test_a_gradient_that_a_part_makes_itself_is_no_leak():
+    model = layers(lambda m, x: m.c(m.b(Own.apply(m.a(x)))), "a", "b", "c")
+
+    dm = dg.decouple(model, "b", (torch.ones(2, 4),), boundary="oracle")
+
+    assert dm.plan.capture == "record"
+
+
+def test_what_cannot_be_sent_back_through_in_the_model_is_not_asked_of_its_parts():
+    def forward(m, x):
+        h = m.b(m.a(x).sigmoid()).sigmoid()
+        y = m.c(h * 2)
+        return y, h.mul_(0.5)  # sigmoid saved its result: no gradient comes back through it any more
+
+    model = layers(forward, "a", "b", "c")
+
+    dm = dg.decouple(model, "a", (torch.ones(2, 4),), boundary="oracle")
+
+    assert dm.plan.capture == "record"
+    assert dg.check(dm, torch.ones(2, 4)).right
+
+
+def test_sparse_buffers_and_sparse_gradients_are_compared_too():
+    model = layers(lambda m, x: m.b(torch.sparse.mm(m.edges, m.a(m.embedding(x)))), "a", "b")
+    model.embedding = nn.Embedding(5, 4, sparse=True)
+    model.register_buffer("edges", torch.eye(3).to_sparse())
+
+    dm = dg.decouple(model, "a", (torch.tensor([0, 2, 2]),), boundary="oracle")
+
+    assert dm.plan.capture == "record"

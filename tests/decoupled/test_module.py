@@ -1,0 +1,142 @@
+"""What a decoupled model keeps of the model: parameters, signature, state dict, hooks, names."""
+
+import copy
+import inspect
+
+import pytest
+import torch
+from kit.models import CONDITION, Chain, Several, decoupled_chain, layers
+from torch import nn
+
+import dnigraph as dg
+
+
+def test_parameters_are_the_same_objects_and_recouple_gives_the_very_model_back():
+    model, x = Chain(), torch.randn(4, 6)
+
+    dm = dg.decouple(model, "bn", (x,), condition=CONDITION)
+
+    assert dm.recouple() is model
+    assert dm.part_0.fc1.weight is model.fc1.weight
+    assert {id(p) for p in model.parameters()} <= {id(p) for p in dm.parameters()}
+    assert dm.fc3 is model.fc3
+
+
+def test_no_cuts_is_the_plain_model_exactly():
+    model, x = Chain(), torch.randn(4, 6)
+    dm = dg.decouple(model, [], (x,))
+
+    dm(x).sum().backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    model(x).sum().backward()
+
+    assert list(dm.state_dict()) == list(model.state_dict())
+    assert len(dm.parts) == 1 and not dm.boundaries
+    assert all(torch.equal(a, p.grad) for a, p in zip(ours, model.parameters(), strict=True))
+
+
+def test_the_state_dict_keeps_the_models_keys_and_puts_heads_under_a_prefix():
+    dm, _ = decoupled_chain()
+
+    own, plain = dm.state_dict(), dm.recouple().state_dict()
+
+    assert list(own)[: len(plain)] == list(plain)
+    assert all(key.startswith("dni.bn.") for key in list(own)[len(plain) :])
+
+
+def test_a_plain_checkpoint_loads_and_comes_back():
+    dm, x = decoupled_chain()
+    other = Chain()
+
+    result = dm.load_state_dict(other.state_dict())
+
+    assert not result.missing_keys and not result.unexpected_keys
+    assert torch.equal(dm.eval()(x), other.eval()(x))
+    again = Chain()
+    again.load_state_dict({k: v for k, v in dm.state_dict().items() if not k.startswith("dni.")})
+
+
+def test_a_full_checkpoint_loads_heads_too_and_a_wrong_key_is_named():
+    dm, _ = decoupled_chain()
+    other, _ = decoupled_chain()
+    with torch.no_grad():
+        for p in dm.head_parameters():
+            p.add_(1.0)
+
+    other.load_state_dict(dm.state_dict())
+
+    assert all(torch.equal(p, q) for p, q in zip(dm.head_parameters(), other.head_parameters(), strict=True))
+    with pytest.raises(RuntimeError, match="nowhere"):
+        other.load_state_dict({**dm.state_dict(), "nowhere": torch.ones(1)})
+
+
+def test_the_signature_is_the_models_and_calls_by_keyword_are_the_same_call():
+    model, x = Several(), torch.randn(4, 4)
+    dm = dg.decouple(model, "middle", (x,), condition=CONDITION)
+
+    assert list(inspect.signature(dm.forward).parameters) == ["x", "twice"]
+    result = dm(x=x, twice=False)
+    assert type(result).__name__ == "Result" and result.count == 4 and result.nothing is None
+
+
+def test_hooks_of_the_user_keep_firing():
+    model, x, seen = Chain(), torch.randn(4, 6), []
+    model.fc2.register_forward_hook(lambda m, args, out: seen.append("fc2"))
+    model.register_forward_hook(lambda m, args, out: seen.append("root"))
+    dm = dg.decouple(model, "bn", (x,), condition=CONDITION)
+    seen.clear()
+
+    dm(x)
+
+    assert seen == ["fc2", "root"]
+
+
+@pytest.mark.parametrize("capture", ["record", "hooks"])
+def test_a_hook_that_looks_at_keywords_finds_them(capture):
+    class Scaled(Chain):
+        def forward(self, x, scale=None, shift=None):
+            return super().forward(x)
+
+    model = Scaled()
+    model.register_forward_hook(lambda m, args, kwargs, y: y * kwargs["scale"] + kwargs["shift"], with_kwargs=True)
+    x, scale, shift = torch.randn(4, 6), torch.tensor(2.0), torch.tensor(1.0)
+
+    dm = dg.decouple(model, "bn", (x,), {"shift": shift, "scale": scale}, boundary="oracle", capture=capture)
+
+    assert torch.equal(dm(x, scale=scale, shift=shift + 1), model(x, shift=shift + 1, scale=scale))
+
+
+@pytest.mark.parametrize("call", ["to", "half", "requires_grad_", "double"])
+def test_a_crossing_may_be_called_what_modules_can_do(call):
+    given = (torch.float32,) if call == "to" else ()
+    model = layers(lambda m, x: m.b(getattr(m.a(x) * 1.5, call)(*given).to(torch.float32)), "a", "b")
+
+    dm = dg.decouple(model, call, (torch.ones(2, 4),), condition=CONDITION)
+    with dm.conditioned(torch.zeros(2, dtype=torch.long)):
+        dm(torch.ones(2, 4)).sum().backward()
+
+    assert list(dm.boundaries) == [call]
+    again = dg.decouple(model, call, (torch.ones(2, 4),), condition=CONDITION)
+    assert not any(again.load_state_dict(dm.state_dict()))
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "context", "plan"])
+@pytest.mark.parametrize("kind", ["module", "parameter", "buffer"])
+def test_what_the_model_calls_its_own_things_is_its_own_matter(name, kind):
+    def forward(m, x):
+        own = getattr(m, name)
+        return m.b(own(m.a(x)) if kind == "module" else m.a(x) * own)
+
+    model = layers(forward, "a", "b")
+    if kind == "buffer":
+        model.register_buffer(name, torch.full((4,), 2.0))
+    else:
+        setattr(model, name, nn.Linear(4, 4) if kind == "module" else nn.Parameter(torch.full((4,), 2.0)))
+    x = torch.ones(2, 4)
+
+    dm = dg.decouple(model, "a", (x,), boundary="oracle")
+
+    assert dm.plan.capture == "record"
+    assert torch.equal(copy.deepcopy(dm)(x), model(x))
+    assert set(model.state_dict()) <= set(dm.state_dict())
