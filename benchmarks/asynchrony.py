@@ -27,7 +27,7 @@ from .classifier import BATCH
 from .jobs import Job, Training, take_turns
 from .rows import Row
 
-TICKS = 3000
+TICKS = 3000  # 13 epochs
 RATES = (1.0, 0.5, 0.2, 0.05)  # the p of the table
 LABEL = dg.one_hot(10)
 FROZEN = "no backprop"  # only the last layer learns; a layer that nothing ever reaches would be refused
@@ -42,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "backprop in every 8th tick, nothing between": {"boundary": dg.silent(refresh=8)},
     "DNI, forward unlocked": {"unlock": "forward"},
 }
-SEEDS = (101, 102, 103)
+SEEDS = (101, 102, 103)  # on which nothing was chosen
 
 
 def settings() -> list[tuple[str, float, int]]:

@@ -24,7 +24,7 @@ from dnigraph.passes.capture.ladder import RUNGS, Rung, capture
 from .rows import Row
 from .timing import report
 
-WIDTH, BATCH = 8, 2
+WIDTH, BATCH = 8, 2  # small: the time is that of graphs, not of tensors
 CASES = ((100, 2), (500, 2), (500, 20), (5000, 20), (5000, 200), (50_000, 200))  # nodes, cuts
 ROUNDS, SEED = 3, 0
 MANY = 5000  # nodes: a larger case takes minutes, and one round must do

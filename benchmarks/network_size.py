@@ -25,7 +25,7 @@ from .compile_time import timed
 from .rows import Row
 from .timing import report
 
-WIDTH, BATCH = 4, 2
+WIDTH, BATCH = 4, 2  # small: the time is that of the network, not of tensors
 SIZES = (100, 300, 1000, 3000)
 ROUNDS, TICKS, SEED = 5, 3, 0
 Edges = list[tuple[int, list[int], str]]  # from, to, and the input that is fed

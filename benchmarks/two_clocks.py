@@ -39,7 +39,7 @@ from .jobs import Job, Training, take_turns
 from .rows import Row, read, results
 
 T, STREAMS, ROUNDS, WIDTH = 4, 64, 3000, 128
-UNBOUNDED = "cDNI, unbounded message"
+UNBOUNDED = "cDNI, unbounded message"  # all other arms bound it
 ARMS: dict[str, dict[str, Any]] = {
     "cDNI": {"boundary": "dni", "condition": dg.one_hot(T + 1)},
     "end to end": {"boundary": "oracle"},
@@ -47,7 +47,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "DNI": {"boundary": "dni"},
     UNBOUNDED: {"boundary": "dni", "condition": dg.one_hot(T + 1)},
 }
-SEEDS = (101, 102, 103)
+SEEDS = (101, 102, 103)  # on which nothing was chosen
 
 
 class Fast(nn.Module):

@@ -16,7 +16,7 @@ import dnigraph as dg
 from dnigraph.demo import images
 from dnigraph.demo.texts import load_text
 
-BITS, BATCH, WIDTH, RATE = 4, 32, 64, 1e-3
+BITS, BATCH, WIDTH, RATE = 4, 32, 64, 1e-3  # where a task says nothing else
 SOLVED = 0.15  # bits of error per bit of the answer; guessing gives 1
 
 

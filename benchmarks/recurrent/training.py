@@ -22,7 +22,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "full BPTT": {"boundary": "oracle"},
 }
 LAST = 5  # evaluations, one every 1000 updates: a single one swings by more than arms differ
-BITS = f"bits per character, mean of the last {LAST} evaluations"
+MEAN_BITS = f"bits per character, mean of the last {LAST} evaluations"
 
 
 class Windows(Training):
@@ -69,7 +69,7 @@ class Windows(Training):
         row |= {"solved at": self.solved_at, "skipped": self.rnn.skipped, **self.score}
         if self.key["task"] == "characters":
             evaluations = [point[-1] for point in curve[-LAST:]]
-            row[BITS] = sum(evaluations) / len(evaluations)
+            row[MEAN_BITS] = sum(evaluations) / len(evaluations)
         return row
 
     def save(self, file: Path) -> Row:
