@@ -128,10 +128,8 @@ def _as_regex(glob: str) -> str:
 
 
 def carries(node: fx.Node) -> bool:
-    """Whether a gradient may come back through this node. Without an example run, all that is computed may."""
-    if node.op in ("placeholder", "get_attr", "output"):
-        return False
-    return bool(node.meta.get("gradient", "flops" not in node.meta))
+    """Whether the node computes a value through which a gradient may come back."""
+    return node.op.startswith("call") and bool(node.meta.get("gradient"))
 
 
 def leaving(group: Group) -> list[Edge]:

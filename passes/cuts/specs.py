@@ -117,7 +117,7 @@ def _none(line: str) -> list[Group]:
 
 
 class After(Spec):
-    """Cut what leaves a module, a mark, a node, or all that a pattern matches."""
+    """Cut after a module path, glob, `re:` pattern, mark or node name; the same as the bare string."""
 
     def edges(self, names: Names) -> tuple[list[Edge], list[str]]:
         return _edges_at(self, _places(self.what).groups(names), leaving, nothing_leaves)
@@ -127,7 +127,7 @@ class After(Spec):
 
 
 class Before(Spec):
-    """Cut what enters a module, a mark, a node, or all that a pattern matches."""
+    """Cut before a module path, glob, `re:` pattern, mark or node name."""
 
     def edges(self, names: Names) -> tuple[list[Edge], list[str]]:
         return _edges_at(self, _places(self.what).groups(names), entering, nothing_enters)
@@ -214,14 +214,7 @@ Cut = str | Spec | tuple[str, str] | type[nn.Module] | Callable[[fx.Node], bool]
 Cuts = Cut | Iterable[Cut] | None
 
 
-def after(what: str) -> After:
-    """Cut after a module path, glob, `re:` pattern, mark or node name; the same as the bare string."""
-    return After(what)
-
-
-def before(what: str) -> Before:
-    """Cut before a module path, glob, `re:` pattern, mark or node name."""
-    return Before(what)
+after, before = After, Before
 
 
 def balanced(parts: int, cost: str = "flops", max_crossing_bytes: int | None = None) -> Balanced:

@@ -65,31 +65,23 @@ def _next(parts: PartGraph) -> tuple[int, int, str] | None:
     for at, part in enumerate(order):
         if graph.nodes[part]["trained"]:
             continue
-        if (into := _as_prefix(graph, order, part)) is not None:
+        learning = any(gradient for *_, gradient in graph.in_edges(part, data="gradient"))
+        read = any(data for *_, data in graph.out_edges(part, data="data"))
+        reads = any(data for *_, data in graph.in_edges(part, data="data"))
+        if not learning and (into := _neighbour(graph, order, part)) is not None:  # a prefix
             return part, into, NOTHING_BEFORE
-        if (into := _as_suffix(graph, order, part)) is not None:
+        if not read and (into := _neighbour(graph.reverse(copy=False), order[::-1], part)) is not None:  # a suffix
             return part, into, NOTHING_AFTER
-        if not any(data for *_, data in [*graph.in_edges(part, data="data"), *graph.out_edges(part, data="data")]):
+        if not read and not reads:
             return part, order[at - 1 if at else 1], NOTHING_AFTER  # neighbours in the running order can be joined
     return None
 
 
-def _as_prefix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
-    """The part behind that a part without incoming gradients joins, rather a reader of it than one that only waits."""
-    if any(gradient for *_, gradient in graph.in_edges(part, data="gradient")):
-        return None
+def _neighbour(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
+    """The first part of an order that `part` can join: one that it hands values to, else one that only waits for it."""
     readers = [q for q in order if graph.has_edge(part, q) and graph.edges[part, q]["data"]]
     waiting = [q for q in order if graph.has_edge(part, q) and q not in readers]
     return next((q for q in (*readers, *waiting) if readers and _adjacent(graph, part, q)), None)
-
-
-def _as_suffix(graph: nx.DiGraph, order: list[int], part: int) -> int | None:
-    """The part before that a part without readers joins, rather one that it reads than one that it only waits for."""
-    if any(data for *_, data in graph.out_edges(part, data="data")):
-        return None
-    read = [q for q in order if graph.has_edge(q, part) and graph.edges[q, part]["data"]]
-    awaited = [q for q in order if graph.has_edge(q, part) and q not in read]
-    return next((q for q in (*reversed(read), *reversed(awaited)) if read and _adjacent(graph, q, part)), None)
 
 
 def _adjacent(graph: nx.DiGraph, a: int, b: int) -> bool:

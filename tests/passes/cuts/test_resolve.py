@@ -8,7 +8,6 @@ from kit.partition_programs import captured
 from torch import nn
 
 import dnigraph.passes.graph.mark as marker
-from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.cuts.names import carries
 from dnigraph.passes.cuts.resolve import resolve
 from dnigraph.passes.cuts.specs import after, before
@@ -284,12 +283,6 @@ def test_inputs_parameters_and_integers_carry_none():
 
     assert not carries(by_name["x"]) and not carries(by_name["argmax"])
     assert carries(by_name["stem"]) and carries(by_name["relu"])
-
-
-def test_without_an_example_all_that_is_computed_may_carry_one():
-    graph = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), None, None, "symbolic").graph
-
-    assert [(a.target, b.target) for a, b in resolve(graph, "0").edges] == [("0", "1")]
 
 
 # ---- marks
