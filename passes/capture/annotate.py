@@ -89,7 +89,7 @@ class Annotator(fx.Interpreter):
         parameters: list[tuple[str, int, bool]] = []
         node.meta["buffers"] = ()
         if node.op in ("call_module", "get_attr"):
-            owned = self.fetch_attr(path)
+            owned = attrgetter(path)(self.module)
             if isinstance(owned, nn.Module):
                 for name, parameter in owned.named_parameters(prefix=path):
                     parameters.append((name, parameter.numel(), parameter.requires_grad))
