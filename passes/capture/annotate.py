@@ -131,7 +131,7 @@ def channels_first(node: fx.Node, beside_maps: bool) -> bool:
     """
     shape = node.meta["shape"]
     return beside_maps or any(
-        given.meta.get("channels_first") and given.meta["shape"] == shape for given in node.all_input_nodes
+        argument.meta.get("channels_first") and argument.meta["shape"] == shape for argument in node.all_input_nodes
     )
 
 

@@ -130,12 +130,12 @@ class _ExportRewriter(GraphRewriter):
 
     def _attribute(self, node: fx.Node) -> None:
         target = str(node.target)
-        held = getattr(self.owner, target)
-        if isinstance(held, torch.Tensor):
-            self.constants[target] = held
+        attribute = getattr(self.owner, target)
+        if isinstance(attribute, torch.Tensor):
+            self.constants[target] = attribute
             self.stands_for(node, self.graph.get_attr(target))
         else:
-            self.made[node] = held  # the body of a region: read where it is called
+            self.made[node] = attribute  # the body of a region: read where it is called
 
     def _mark(self, node: fx.Node) -> None:
         if node in self.marks:
@@ -193,8 +193,7 @@ class _Sizes(SizeCheck):
     __name__ = "sizes_hold"
 
     def __init__(self, program: ExportedProgram):
-        made = program.module()
-        self.check = getattr(made, "_guards_fn", None)
+        self.check = getattr(program.module(), "_guards_fn", None)
         users = set(program.graph_signature.user_inputs)
         nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
         self.shapes = [getattr(n.meta.get("val"), "shape", None) for n in nodes]

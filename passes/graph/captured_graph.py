@@ -41,13 +41,13 @@ class Owner(nn.Module):
 
     def __init__(self, model: nn.Module, constants: Mapping[str, torch.Tensor]):
         super().__init__()
-        self.__dict__["_model"], self.__dict__["_held"] = model, dict(constants)
+        self.__dict__["_model"], self.__dict__["_graph_constants"] = model, dict(constants)
 
     def __getattr__(self, name: str) -> Any:
         if name == SHELTER:
             return self
-        held = self.__dict__["_held"]
-        return held[name] if name in held else getattr(self.__dict__["_model"], name)
+        constants = self.__dict__["_graph_constants"]
+        return constants[name] if name in constants else getattr(self.__dict__["_model"], name)
 
 
 def lookup(model: nn.Module, constants: Mapping[str, torch.Tensor], path: str) -> Any:

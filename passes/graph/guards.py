@@ -53,7 +53,9 @@ def _looks_at_data(value: Any, doubtful: set[fx.Node]) -> bool:
         return False
     is_number = "shape" not in value.meta and "flops" in value.meta
     # A truth value may come straight from a tensor: `bool(x.any())`, `torch.equal(a, b)`.
-    tests_tensor = value.target not in SIZE_READING and any("shape" in given.meta for given in value.all_input_nodes)
+    tests_tensor = value.target not in SIZE_READING and any(
+        "shape" in argument.meta for argument in value.all_input_nodes
+    )
     return value in doubtful or not is_number or tests_tensor
 
 

@@ -72,8 +72,8 @@ class Mode:
         """Set what differs from the mode outside until the stack closes."""
         if self.grad != outside.grad:
             stack.enter_context(torch.set_grad_enabled(self.grad))
-        for state, other in zip(self.autocast, outside.autocast, strict=True):
-            if state != other:
+        for state, around in zip(self.autocast, outside.autocast, strict=True):
+            if state != around:
                 stack.enter_context(torch.autocast(state[0], dtype=state[2], enabled=state[1]))
 
 
@@ -118,11 +118,9 @@ def guard(value: Any, expected: Any, where: str = "") -> None:
         GuardMiss: the value is another one now.
     """
     if isinstance(value, torch.Tensor):
-        known = torch.as_tensor(expected)
-        if not equal_tensors(value, known.to(value.device)):
-            raise GuardMiss(
-                f"this graph was recorded for other numbers in a tensor of {tuple(value.shape)}: see {where}"
-            )
+        if not equal_tensors(value, torch.as_tensor(expected).to(value.device)):
+            what = f"other numbers in a tensor of {tuple(value.shape)}"
+            raise GuardMiss(f"this graph was recorded for {what}: see {where}")
     elif not (value == expected or (value != value and expected != expected)):
         raise GuardMiss(f"this graph was recorded for {expected}, and finds {value}: see {where}")
 
@@ -154,9 +152,9 @@ def keep_buffer(module: nn.Module, name: str, persistent: bool, value: Any) -> N
 
     A larger one that begins with it stays: models that keep tables for the longest sequence so far cut them to size.
     """
-    held = module._buffers.get(name)
-    larger = held is not None and held.numel() > value.numel() and held.dim() == value.dim()
-    if larger and torch.equal(held[tuple(map(slice, value.shape))], value):  # type: ignore[index]  # it is there
+    table = module._buffers.get(name)
+    larger = table is not None and table.numel() > value.numel() and table.dim() == value.dim()
+    if larger and torch.equal(table[tuple(map(slice, value.shape))], value):  # type: ignore[index]  # it is there
         return
     module._buffers[name] = value
     module._non_persistent_buffers_set.discard(name) if persistent else module._non_persistent_buffers_set.add(name)
