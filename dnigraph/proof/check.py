@@ -98,7 +98,9 @@ def _compare(dm: DecoupledModule, mode: str, args: Any, kwargs: Any) -> Iterator
         return
     agrees = plain.structure == ours.structure and equal(plain.results, ours.results)
     yield _outputs(mode, plain, ours, None if agrees else _first_difference(dm, args, kwargs))
-    yield _buffers(mode, plain, ours)
+    wrong = unequal(plain.buffers, ours.buffers)
+    words = f"differ after the run: {', '.join(wrong[:5])}" if wrong else f"{len(plain.buffers)} bitwise equal"
+    yield Finding(mode, "buffers", not wrong, words)
     yield Finding(
         mode, "random numbers", torch.equal(plain.random, ours.random), "the generator stands where it should"
     )
@@ -148,12 +150,6 @@ def _outputs(mode: str, plain: Run, ours: Run, first: str | None) -> Finding:
         return Finding(mode, "outputs", True, f"{len(plain.results)} bitwise equal")
     apart = max((_distance(x, y) for x, y in zip(plain.results, ours.results, strict=True)), default=0.0)
     return Finding(mode, "outputs", False, f"apart by {apart:.3g}; {first}")
-
-
-def _buffers(mode: str, plain: Run, ours: Run) -> Finding:
-    wrong = unequal(plain.buffers, ours.buffers)
-    words = f"differ after the run: {', '.join(wrong[:5])}" if wrong else f"{len(plain.buffers)} bitwise equal"
-    return Finding(mode, "buffers", not wrong, words)
 
 
 def _gradients(dm: DecoupledModule, mode: str, plain: Run, ours: Run) -> Finding:

@@ -49,12 +49,10 @@ class ObjectGraph:
 
     def places(self, tensors: Iterable[torch.Tensor]) -> Iterator[tuple[Any, Any, Any]]:
         """Where dicts, lists and attributes hold some tensors, themselves or in a tuple: table, key, and the value."""
-        wanted = {id(t) for t in tensors}
-        tables = [
-            *(c for c in self.containers.values() if isinstance(c, dict | list)),
-            *map(vars, self.objects.values()),
-        ]
-        for table in tables if wanted else ():
+        wanted = set(map(id, tensors))
+        for table in (*self.containers.values(), *map(vars, self.objects.values())) if wanted else ():
+            if not isinstance(table, dict | list):
+                continue
             for key, value in list(table.items() if isinstance(table, dict) else enumerate(table)):
                 if _holds(value, wanted):
                     yield table, key, value

@@ -85,7 +85,7 @@ def observe(
 
     if sends is not None:
         _send_back(results, sends)
-        asking = [*model.named_parameters(), *((f"input {i}", v) for i, v in enumerate(inputs))]
+        asking = [*model.named_parameters(), *zip(map("input {}".format, range(len(inputs))), inputs, strict=True)]
         gradients = {n: _dense(v.grad) for n, v in asking if isinstance(v, Tensor) and v.requires_grad}
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     if before is not None:
@@ -109,7 +109,7 @@ def model_call(model: nn.Module, spec: pytree.TreeSpec) -> ModelCall:
 def graph_call(captured: CapturedGraph, model: nn.Module) -> ModelCall:
     """A call of the graph that stands for a model."""
     graph = captured.module(model)
-    return lambda inputs: captured.outputs.build(graph.forward(*[v for v in inputs if isinstance(v, Tensor)]))
+    return lambda inputs: captured.outputs.build(graph.forward(*filter(torch.is_tensor, inputs)))
 
 
 def send_all(_: int) -> float:

@@ -103,7 +103,7 @@ class Snapshot(Structure):
 
     def written(self, same_numbers: bool = True) -> list[torch.Tensor]:
         """The tensors that were written to since; `same_numbers`: also those that hold what they held."""
-        return [s.tensor for s in self._tensors if s.is_changed() or (same_numbers and s.is_written())]
+        return [s.tensor for s in self._tensors if s.is_written(same_numbers)]
 
     def draws(self) -> Iterator[Change]:
         """The generators of the model's own that were drawn from since."""
@@ -159,9 +159,6 @@ def taken_back(modules: list[nn.Module], tensors: list[torch.Tensor], always: bo
         snapshot.restore()
 
 
-_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-
-
 class _TensorState:
     """A tensor and what it held: values, memory, gradient, whether it asks for one."""
 
@@ -170,15 +167,12 @@ class _TensorState:
         self._values = tensor.detach().clone()
         self._asks, self._grad = tensor.requires_grad, tensor.grad
         self._grad_values = None if self._grad is None else self._grad.detach().clone()
-        self._hooks = [(name, dict(getattr(tensor, name, None) or {})) for name in _HOOKS]
+        self._hooks = [dict(tensor._backward_hooks or {}), dict(tensor._post_accumulate_grad_hooks or {})]
 
-    def is_written(self) -> bool:
-        return self.tensor._version != self._version
-
-    def is_changed(self) -> bool:
-        now = self.tensor.data
-        if now.layout != torch.strided:
-            return self.is_written()
+    def is_written(self, same_numbers: bool) -> bool:
+        now, counted = self.tensor.data, self.tensor._version != self._version
+        if now.layout != torch.strided or (same_numbers and counted):
+            return counted
         return now.shape != self._values.shape or not torch.equal(now, self._values)
 
     def restore(self) -> None:
@@ -195,8 +189,9 @@ class _TensorState:
             tensor.grad = self._grad
         if self._grad is not None and self._grad_values is not None:
             _write_back(self._grad.data, self._grad_values)
-        for name, hooks in self._hooks:
-            if (now := getattr(tensor, name, None)) and now != hooks:
+        tables = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+        for now, hooks in zip(tables, self._hooks, strict=True):
+            if now and now != hooks:
                 now.clear()
                 now.update(hooks)
 

@@ -6,14 +6,12 @@ depend on nothing that changes.
 
 from typing import Any
 
-from torch import nn
-
 from ...errors import FirstCallError, StatefulModelError
 from ...graph.captured_graph import CapturedGraph
 from ...sandbox.example import one_more_row, varied
 from ...sandbox.object_graph import ObjectGraph
 from ...sandbox.runs import Run
-from ...sandbox.snapshot import Change, Kind
+from ...sandbox.snapshot import Kind
 from .session import Session
 
 SEED = 1  # of plain runs, any number; recordings have others, so that what Python draws shows
@@ -27,15 +25,22 @@ class FirstCall:
     def __init__(self, session: Session):
         self._session, model, before = session, session.model, session.before
         self.run = session.plain(session.leaves, SEED)  # the model's own errors come up here
-        changes = [c for c in before.changes() if c.kind in (Kind.ATTRIBUTE, Kind.CONTAINER)]
-        _refuse_lost_hooks(model, [c for c in changes if c.kind is Kind.CONTAINER])
-        self._changed_the_model = bool(changes)
-        tensors = ObjectGraph.of(model).tensors
-        self.caches = {key: tensor for key, tensor in tensors.items() if key not in before.graph.tensors}
+        self._changed_the_model = False
+        lost = set()  # tables that entries are gone from
+        for change in before.changes():
+            self._changed_the_model |= change.kind in (Kind.ATTRIBUTE, Kind.CONTAINER)
+            if change.kind is Kind.CONTAINER and isinstance(change.old, dict) and change.old.keys() - change.new.keys():
+                lost.add(id(change.holder))
+        for path, module in model.named_modules() if lost else ():
+            if id(module._forward_pre_hooks) in lost or id(module._forward_hooks) in lost:
+                place = f"'{path}'" if path else "the model"
+                raise FirstCallError([f"a hook of {place} is gone after one call: {CALL_BEFORE}"])
+        self._tensors = ObjectGraph.of(model).tensors  # keeps them alive, so that their ids stay theirs
+        self.caches = self._tensors.keys() - before.graph.tensors.keys()
 
     def is_read_by(self, captured: CapturedGraph) -> bool:
         """Whether a graph reads a tensor that this call made."""
-        return any(id(t) in self.caches for t in captured.constants.values())
+        return not self.caches.isdisjoint(map(id, captured.constants.values()))
 
     def refuse_other_results(self, later: Run) -> None:
         """Check that a later run gives what the first one gave.
@@ -79,11 +84,3 @@ class FirstCall:
             except Exception:
                 continue
         return self._session.leaves
-
-
-def _refuse_lost_hooks(model: nn.Module, changes: list[Change]) -> None:
-    lost = {id(c.holder) for c in changes if isinstance(c.old, dict) and not c.old.keys() <= c.holder.keys()}
-    for path, module in model.named_modules() if lost else ():
-        if id(module._forward_pre_hooks) in lost or id(module._forward_hooks) in lost:
-            place = f"'{path}'" if path else "the model"
-            raise FirstCallError([f"a hook of {place} is gone after one call: {CALL_BEFORE}"])

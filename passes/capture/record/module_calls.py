@@ -22,9 +22,8 @@ CONTAINERS = (
 class ModuleCalls:
     """Writes module calls of one run: torch's own layers whole, everything else by what happens inside."""
 
-    def __init__(self, writer: GraphWriter, model: nn.Module):
-        self.writer = writer
-        self._paths = {id(m): path for path, m in model.named_modules()}
+    def __init__(self, writer: GraphWriter, paths: dict[int, str]):
+        self.writer, self._paths = writer, paths
         self._of_torch: dict[int, bool] = {}  # id of a module -> whether all below it is torch's own
 
     def module(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:

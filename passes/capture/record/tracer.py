@@ -51,7 +51,7 @@ class Tracer:
         self.model, self.writer = model, GraphWriter(names, hashable)
         self.side_effects = SideEffects(model, self.writer, allowed, settled)
         self._torch_calls = TorchCalls(self.writer)
-        self._module_calls = ModuleCalls(self.writer, model)
+        self._module_calls = ModuleCalls(self.writer, self.side_effects.paths)
 
     def run(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> Any:
         """Run the model on these inputs and write what it does. `names`: what the inputs are called."""
