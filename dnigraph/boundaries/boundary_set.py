@@ -1,4 +1,4 @@
-"""The boundaries of one model: the one place where they are made and kept."""
+"""The boundaries of one model: here they are made and kept."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping

@@ -141,7 +141,10 @@ NAMED: dict[str, Callable[[], BoundaryFactory]] = {"dni": dni, "oracle": oracle,
 
 def warn_unconditioned(boundaries: Mapping[str, Boundary], train: str, stacklevel: int) -> None:
     """Warn of heads that cannot see the label. `train` says how to give it."""
-    blind = [name for name, b in boundaries.items() if b.kind == "dni" and b.spec.condition is None]
+    blind = []
+    for name, boundary in boundaries.items():
+        if boundary.kind == "dni" and boundary.spec.condition is None:
+            blind.append(name)
     if blind:
         warnings.warn(
             f"heads on {', '.join(blind[:3])}{', ...' if len(blind) > 3 else ''} cannot see the label; without it a "

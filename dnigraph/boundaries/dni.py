@@ -106,7 +106,7 @@ class Dni(Boundary):
         label = None if self.head.condition is None else self.label_beside(value, self.head.condition)
         share = next_share()
         estimate = self._estimate(value.detach(), label)
-        given = (estimate.detach() * (self.scale() * (GAIN / batch))).to(value.dtype)
+        gradient = (estimate.detach() * (self.scale() * (GAIN / batch))).to(value.dtype)
         again = None if self.replay is None else self.replay.loss(self._estimate)
 
         def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -118,12 +118,12 @@ class Dni(Boundary):
                     self.replay.remember(value.detach(), label, estimate.detach() - error)
                 mixed: Tensor | None = None
                 if share:
-                    mixed = target if share == 1 else torch.lerp(given, target.to(given.dtype), share)
+                    mixed = target if share == 1 else torch.lerp(gradient, target.to(gradient.dtype), share)
             ones = () if again is None else (torch.ones_like(again),)
             return mixed, error.mul_(2 / error.numel()), *ones
 
         roots = (value, estimate) if again is None else (value, estimate, again)
-        now = None if share else (given, *[None] * (len(roots) - 1))
+        now = None if share else (gradient, *[None] * (len(roots) - 1))
         return Visit(roots, now, settle)
 
     def metrics(self) -> dict[str, float]:

@@ -72,12 +72,15 @@ class CapturedModule(DecoupledModule):
 
     def parameters_below(self) -> set[str]:
         """The parameters of parts whose values reach the results through boundaries only."""
-        specialization, crossing = self.specialization, set[str]()
-        results = {value.name for value in specialization.split.outputs if isinstance(value, Value)}
+        specialization = self.specialization
+        results, crossing = set[str](), set[str]()
+        for value in specialization.split.outputs:
+            if isinstance(value, Value):
+                results.add(value.name)
         for one in specialization.plan.crossings:
             if one.gradient:
                 crossing.add(one.node)
-        above = set[nn.Parameter]()  # of parts that hand a result on, or nothing through a boundary
+        above = set[nn.Parameter]()  # of parts that make a result of the model, or nothing that a boundary is on
         for part in specialization.plan.parts:
             if not results.isdisjoint(part.outputs) or crossing.isdisjoint(part.outputs):
                 above.update(specialization.parts[part.name].parameters())
@@ -99,9 +102,10 @@ class CapturedModule(DecoupledModule):
             for specialization in self._cache:
                 holder = specialization.top.get_submodule("dni")
                 own.append((holder, holder._modules))
-                for key in holder._modules:
+                holder._modules = {}
+                for key in own[-1][1]:
                     stand_ins[key] = stand_ins.get(key) or make(key).train(self.training)
-                holder._modules = {key: stand_ins[key] for key in holder._modules}
+                    holder._modules[key] = stand_ins[key]
             yield
         finally:
             for holder, modules in own:

@@ -94,7 +94,7 @@ class HookedModule(DecoupledModule):
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         results = graph.output_node().all_input_nodes
         self._below = trained - parameters(heard(results, {nodes[c.node] for c in crossings}))
-        shown = fx.Graph()  # for whoever prints it: the model is one node
+        shown = fx.Graph()  # for people who print it: the model is one node
         inputs = tuple([shown.placeholder(name) for name in self._signature.parameters])
         shown.output(shown.create_node("call_module", "original", inputs))
         self.graph = shown

@@ -84,7 +84,7 @@ class Backend:
         """Capture one call of a compiled model in train mode, so that its heads exist. The model stays as it was.
 
         Raises:
-            CutError: a cut stands in none of the graphs.
+            CutError: a cut fits none of the graphs.
             DniGraphError: Dynamo captured nothing, or a head or boundary is chosen for a crossing that there is not.
         """
         leaves, spec = flatten((args, kwargs))

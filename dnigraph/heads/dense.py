@@ -25,7 +25,9 @@ class Dense(Head):
         condition = condition_for(spec)
         super().__init__(name, condition)
         self.width = width
-        self.hidden = nn.ModuleList([Hidden(nn.Linear(a, b, bias=False)) for a, b in pairwise((width, *hidden))])
+        self.hidden = nn.ModuleList()
+        for below, above in pairwise((width, *hidden)):
+            self.hidden.append(Hidden(nn.Linear(below, above, bias=False)))
         self.output = silent(nn.Linear((width, *hidden)[-1], width))
         self.shift = None
         if condition is not None:

@@ -1,4 +1,4 @@
-"""What a factory of heads, boundaries or conditions is told about a crossing."""
+"""A crossing as the factories of heads, boundaries and conditions see it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

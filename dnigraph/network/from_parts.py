@@ -1,4 +1,4 @@
-"""A decoupled model as a network: each part an agent, each crossing a link with the boundary that stands on it."""
+"""A decoupled model as a network: each part an agent, each crossing a link with its boundary."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,7 +38,7 @@ class PartModule(nn.Module):
 
 
 class Result(nn.Module):
-    """Hands on what it is given, under the same names.
+    """Returns its inputs, under the same names.
 
     Shapes: any.
     """
@@ -154,8 +154,8 @@ def _gather(net: Network, specialization: Specialization, loss: Callable[[Any, A
 def _loss(loss: Loss, build: Tree, specialization: Specialization) -> Callable[[Any, Any], Any]:
     outputs = specialization.split.outputs
 
-    def of(made: Any, target: Any) -> Any:
-        values = outputs_of(made)
+    def of(results: Any, target: Any) -> Any:
+        values = outputs_of(results)
         whole = build.build([values[v.name] if isinstance(v, Value) else v for v in outputs])
         if callable(loss):
             return loss(whole, target)
