@@ -15,7 +15,6 @@ from torch import nn
 
 import dnigraph as dg
 from dnigraph.passes.capture.ladder import capture
-from dnigraph.passes.capture.profile import node_seconds
 from dnigraph.passes.cuts.balance import choose
 from dnigraph.passes.cuts.cost import costs
 from dnigraph.passes.cuts.linear_partition import Chain
@@ -397,35 +396,6 @@ def test_time_is_measured():
 
     assert [part.nodes[-1] for part in dm.plan.parts] == ["slow", "c"]
     assert re.match(r"2 parts by time: (9\d|100)%", dm.plan.notes[0])  # the sleep is nearly all, or all when rounded
-
-
-def test_timing_leaves_the_model_and_the_random_numbers_as_they_were():
-    model, x = Sleeps(), torch.randn(4, 4)
-    captured = capture(model, (x,), {})
-    before = [t.clone() for t in (*model.buffers(), torch.get_rng_state())]
-
-    node_seconds(captured, model, [x], repeats=2)
-
-    assert all(map(torch.equal, before, (*model.buffers(), torch.get_rng_state())))
-    assert max(captured.graph.nodes, key=lambda node: node.meta["seconds"]).meta["seconds"] > 0.019
-
-
-def test_each_timed_run_begins_from_the_same():
-    class Counts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
-            self.register_buffer("calls", torch.zeros(()))
-
-        def forward(self, x):
-            self.calls += 1
-            return self.fc(x) if self.calls < 3 else x  # a guard, which misses in the third run
-
-    model, x = Counts(), torch.randn(2, 4)
-
-    node_seconds(capture(model, (x,), {}), model, [x], repeats=5)
-
-    assert model.calls == 0
 
 
 # ---- how it is asked for
