@@ -9,7 +9,7 @@ from networkx.utils import UnionFind
 
 from ..graph.facts import Facts
 from .aliasing import Pair, Sequences, sequences, ties, written_memory
-from .units import Kind, Units, bits, contract, relocate, union
+from .units import Kind, Units, contract, relocate, union
 
 ROUNDS = 4  # of raising levels for the sake of order; the parts that still wait for each other then become one
 NO_EDGE = {"data": False, "gradient": False, "cuts": frozenset[Pair]()}
@@ -146,15 +146,15 @@ def _graph(facts: Facts, units: Units, part: dict[int, int], cuts: frozenset[Pai
         graph.nodes[p]["units"].append(u)
         graph.nodes[p]["trained"] |= units.trained[u]
     for u, p in part.items():
-        for q in bits(union(units.inputs[u], sources) & ~(1 << p)):
+        for q in union(units.inputs[u], sources) - {p}:
             _join(graph, q, p, data=True)
         learning = [x for x in units.members[u] if facts[x].gradient]
         for i in (i for x in learning for i in facts[x].inputs if facts[i].gradient):
             if (q := part.get(units.of[i], p)) != p:
                 _join(graph, q, p, gradient=True)
     for a, b in cuts:
-        for q in bits(sources[units.of[a]]):
-            for p in bits(targets[units.of[b]] & ~(1 << q)):
+        for q in sources[units.of[a]]:
+            for p in targets[units.of[b]] - {q}:
                 _join(graph, q, p, cuts=frozenset({(a, b)}))
     for a, b in order.pairs:
         if part[units.of[a]] != part[units.of[b]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from ..graph.facts import PYTHON_VALUE, Facts
-from .units import Kind, Units, bits, union
+from .units import Kind, Parts, Units, union
 
 _THERE, _NEEDED = -1, -2  # the two ends of a flow
 
@@ -69,7 +69,7 @@ def place(facts: Facts, units: Units, part: Mapping[int, int], count: int) -> Pl
 
 
 class Availability:
-    """What the parts can have of each unit, before any choice is made. Sets of parts are the bits of a number.
+    """What the parts can have of each unit, before any choice is made.
 
     Attributes:
         ends: free units that are needed whoever uses them: guards and other effects, and outputs of the model.
@@ -94,7 +94,7 @@ class Availability:
 
     def receivable(self, u: int, p: int) -> bool:
         """Part `p` may ask another for this free unit."""
-        return self.home[u] != p and bool(self.above[p] >> self.home[u] & 1)
+        return self.home[u] != p and self.home[u] in self.above[p]
 
     def cost(self, u: int) -> int:
         """Bytes to receive the values of a unit."""
@@ -102,55 +102,51 @@ class Availability:
         leaving = (self.facts[x] for x in self.units.members[u] if any(of[user] != u for user in self.facts[x].users))
         return max(1, sum(fact.bytes for fact in leaving))
 
-    def _above(self) -> list[int]:
-        direct = [1 << p for p in range(self.count)]
+    def _above(self) -> list[Parts]:
+        direct = [frozenset((p,)) for p in range(self.count)]
         for u, p in self.part.items():
             direct[p] |= union(self.units.inputs[u], self.sources)
         above = _closed(direct)
         for u in self.ends:  # made of parts that no part joins: the last of them has to wait for the others
             source = self.sources[u]
-            top = source.bit_length() - 1
-            if source and all(source & ~above[p] for p in range(top, self.count)):
-                direct[top] |= source
+            if source and not any(source <= above[p] for p in range(max(source), self.count)):
+                direct[max(source)] |= source
         return _closed(direct)
 
-    def _at_hand(self) -> list[int]:
-        parts = [(1 << self.count) - 1] * len(self.sources)
+    def _at_hand(self) -> list[Parts]:
+        parts = [frozenset(range(self.count))] * len(self.sources)
         for u, kind in enumerate(self.units.kinds):
             if kind is Kind.FREE:
                 for i in self.units.inputs[u]:
                     parts[u] &= parts[i]
             elif kind is not Kind.FIXED:
-                parts[u] = self.sources[u]
-                for user in self.units.users[u]:
-                    if user in self.part:
-                        parts[u] |= 1 << self.part[user]
+                parts[u] = self.sources[u].union([self.part[user] for user in self.units.users[u] if user in self.part])
         return parts
 
     def _homes(self) -> dict[int, int]:
-        wanted = [0] * len(self.sources)  # for each unit the parts that need it
+        wanted = [Parts()] * len(self.sources)  # for each unit the parts that need it
         homes: dict[int, int] = {}
         for u in reversed(range(len(wanted))):
             if u in self.part:
-                wanted[u] = 1 << self.part[u]
+                wanted[u] = frozenset((self.part[u],))
                 continue
             wanted[u] = union(self.units.users[u], wanted)
             if self.units.kinds[u] is not Kind.FREE:
                 continue
             if source := self.sources[u]:
-                first = source.bit_length() - 1
-                homes[u] = next(p for p in range(first, self.count) if not source & ~self.above[p])
+                homes[u] = next(p for p in range(max(source), self.count) if source <= self.above[p])
             else:  # made of inputs and weights alone
-                homes[u] = 0 if u in self.ends else next(bits(wanted[u] | self.at_hand[u]), 0)
-            wanted[u] |= (u in self.ends) << homes[u]
+                homes[u] = 0 if u in self.ends else min(wanted[u] | self.at_hand[u], default=0)
+            if u in self.ends:
+                wanted[u] |= {homes[u]}
         return homes
 
 
-def _closed(direct: list[int]) -> list[int]:
+def _closed(direct: list[Parts]) -> list[Parts]:
     """The transitive closure of what each part depends on."""
-    above: list[int] = []
+    above: list[Parts] = []
     for p, parts in enumerate(direct):
-        above.append(parts | union(bits(parts & ~(1 << p)), above))
+        above.append(parts | union(parts - {p}, above))
     return above
 
 
@@ -163,7 +159,7 @@ def _choose(there: Availability, p: int, wanted: Iterable[int]) -> tuple[set[int
         u = waiting.pop()
         if u in made or u in undecided:
             continue
-        if there.at_hand[u] >> p & 1 or not there.receivable(u, p):
+        if p in there.at_hand[u] or not there.receivable(u, p):
             made.add(u)
             waiting += there.free_inputs[u]
         else:
@@ -200,7 +196,7 @@ def _cheapest(there: Availability, p: int, wanted: list[int], made: Set[int]) ->
         if not free[u] or (receivable and there.cost(u) <= PYTHON_VALUE):
             flow.add_edge(_THERE, 2 * u)
             continue
-        new = [i for i in there.units.inputs[u] if not there.at_hand[i] >> p & 1 and i not in known]
+        new = [i for i in there.units.inputs[u] if p not in there.at_hand[i] and i not in known]
         flow.add_edges_from((2 * i + 1, 2 * u) for i in new)
         waiting += set(new) - seen
         seen.update(new)

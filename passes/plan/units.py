@@ -4,7 +4,7 @@ h ─► relu_ ─► fc ─┼─► fc        units: {h, relu_} {fc} {fc}     
 """
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -12,6 +12,8 @@ import networkx as nx
 from ..errors import CutError
 from ..graph.facts import Facts
 from .aliasing import Memory, Pair, Sequences, last_writer
+
+Parts = frozenset[int]
 
 
 class Kind(enum.Enum):
@@ -38,38 +40,27 @@ class Units:
         """Pairs of nodes as pairs of units."""
         return {(self.of[a], self.of[b]) for a, b in pairs if self.of[a] != self.of[b]}
 
-    def sources(self, part: Mapping[int, int]) -> list[int]:
-        """For each unit the parts that its value comes from, as bits: its own, or those of what a free one reads."""
-        parts = [0] * len(self.kinds)
+    def sources(self, part: Mapping[int, int]) -> list[Parts]:
+        """For each unit the parts that its value comes from: its own, or those of what a free one reads."""
+        parts = [Parts()] * len(self.kinds)
         for u, kind in enumerate(self.kinds):
             if kind is Kind.ANCHORED:
-                parts[u] = 1 << part[u]
+                parts[u] = frozenset((part[u],))
             elif kind is Kind.FREE:
                 parts[u] = union(self.inputs[u], parts)
         return parts
 
-    def targets(self, part: Mapping[int, int]) -> list[int]:
-        """For each unit the parts that its value goes to, as bits: its own, or those of its users if not anchored."""
-        parts = [0] * len(self.kinds)
+    def targets(self, part: Mapping[int, int]) -> list[Parts]:
+        """For each unit the parts that its value goes to: its own, or those of its users if it is not anchored."""
+        parts = [Parts()] * len(self.kinds)
         for u in reversed(range(len(parts))):
-            parts[u] = 1 << part[u] if u in part else union(self.users[u], parts)
+            parts[u] = frozenset((part[u],)) if u in part else union(self.users[u], parts)
         return parts
 
 
-def bits(number: int) -> Iterator[int]:
-    """The elements of a set of small numbers that is kept as the bits of one number, in order."""
-    while number:
-        lowest = number & -number
-        yield lowest.bit_length() - 1
-        number ^= lowest
-
-
-def union(units: Iterable[int], parts: Sequence[int]) -> int:
-    """The parts of several units, as bits."""
-    together = 0
-    for u in units:
-        together |= parts[u]
-    return together
+def union(units: Iterable[int], parts: Sequence[Parts]) -> Parts:
+    """The parts of several units."""
+    return Parts().union(*map(parts.__getitem__, units))
 
 
 def contract(facts: Facts, ties: Sequence[set[int]], order: Sequences, kept: Iterable[Pair] = ()) -> Units:
