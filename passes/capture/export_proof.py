@@ -67,5 +67,5 @@ class Trial:
         try:
             return observe(call, self.model, leaves, send_all)
         except BackwardError as error:
-            said = str(error).partition(":")[0]
-            raise CaptureError([f"no gradient can be sent back from all results, to compare it: {said}"]) from error
+            reason = str(error).partition(":")[0]
+            raise CaptureError([f"no gradient can be sent back from all results, to compare it: {reason}"]) from error

@@ -85,19 +85,8 @@ def _proven(
         _refuse_difference(graph, other, "other random numbers of Python or numpy")
         state.restore()
 
-    # [3] Record on one more row; where the model does not take that, on other values of the same sizes.
-    others = {"one more row": one_more_row(leaves), "other values": varied(leaves)}
-    for words, inputs in others.items():
-        if inputs is None:
-            continue
-        try:
-            other = session.recorded(inputs, 2, allowed=first.attributes if settled else allowed)
-        except Exception:
-            continue  # the model does not take these
-        _refuse_difference(graph, other, words)
-        break
-
-    # [4] Run the model in the state that the other inputs left it in.
+    # [3] Record other inputs. [4] Run the model in the state that they left it in.
+    _record_other_inputs(session, graph, first.attributes if settled else allowed)
     try:
         plain = session.plain(leaves, SEED)
     except Exception as error:  # it has run on these inputs before
@@ -126,6 +115,19 @@ def _recorded(session: Session, first_call: FirstCall | None, allowed: Attribute
     if first_call is not None and first_call.is_read_by(recording.captured):
         raise _ReadsFirstCall(recording.attributes)
     return recording
+
+
+def _record_other_inputs(session: Session, graph: CapturedGraph, allowed: Attributes | None) -> None:
+    """One more row; where the model does not take that, other values of the same sizes."""
+    others = {"one more row": one_more_row(session.leaves), "other values": varied(session.leaves)}
+    for words, inputs in others.items():
+        try:
+            other = None if inputs is None else session.recorded(inputs, 2, allowed=allowed)
+        except Exception:
+            continue  # the model does not take these
+        if other is not None:
+            _refuse_difference(graph, other, words)
+            return
 
 
 def _compare_replay(session: Session, first: Recording, plain: Run) -> None:

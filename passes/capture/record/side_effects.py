@@ -157,10 +157,8 @@ def refuse_exported(changes: Iterable[Change]) -> None:
         old, new = change.old, change.new
         if change.kind is Kind.GENERATOR:
             raise CaptureError([_DRAWS])
-        if change.kind is Kind.ATTRIBUTE and (
-            (isinstance(old, _SCALARS) and (type(old) is not type(new) or old != new))
-            or isinstance(old, torch.Tensor | np.ndarray)
-        ):
+        other_number = isinstance(old, _SCALARS) and not equal(old, new)
+        if change.kind is Kind.ATTRIBUTE and (other_number or isinstance(old, torch.Tensor | np.ndarray)):
             raise CaptureError([f"the model sets '{change.name}' in every call, which an exported graph does not"])
         if change.kind is Kind.CONTAINER and len(old) != len(new):
             words = "the model collects things in a container in every call, which an exported graph does not"

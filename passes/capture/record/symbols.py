@@ -124,16 +124,9 @@ class Bare:
         self.value = owner.bare()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        answers = {
-            "is_int": isinstance(self.value, int),
-            "is_float": isinstance(self.value, float),
-            "is_constant": True,
-            "is_bool": False,
-            "is_nested_int": False,
-            "is_symbolic": False,
-            "nested_int": None,
-        }
-        return lambda *_: answers.get(name, self.value)
+        answers = {"is_int": isinstance(self.value, int), "is_float": isinstance(self.value, float)}
+        answers |= {"is_constant": True, "is_bool": False, "is_nested_int": False, "is_symbolic": False}
+        return lambda *_: None if name == "nested_int" else answers.get(name, self.value)
 
 
 class Int(Symbol, torch.SymInt):
@@ -160,9 +153,9 @@ class Truth(Symbol):
 
 def symbol(writer: Writer, value: Any, function: Callable[..., Any], *args: Any) -> Any:
     """The symbol of the right kind for `value`; a value that is no number stays as it is."""
-    for kind, made in ((bool, Truth), (int, Int), (float, Float)):
+    for kind, symbol_class in ((bool, Truth), (int, Int), (float, Float)):
         if isinstance(value, kind):
-            return made(writer, value, function, *args)
+            return symbol_class(writer, value, function, *args)
     return value
 
 
@@ -194,13 +187,6 @@ def _arithmetic(name: str, function: Callable[..., Any], swapped: bool = False) 
     setattr(Symbol, f"__{'r' if swapped else ''}{name}__", method)
 
 
-def _conversion(name: str, function: Callable[[Any], Any]) -> None:
-    def method(self: Symbol) -> Any:
-        return function(self.bare())
-
-    setattr(Symbol, f"__{name}__", method)
-
-
 for _name in "add sub mul truediv floordiv mod pow lshift rshift and or xor".split():
     _function = getattr(operator, _name + "_" * (_name in ("and", "or")))
     _arithmetic(_name, _function)
@@ -211,6 +197,5 @@ for _name, _function in (("ceil", math.ceil), ("floor", math.floor), ("trunc", m
     _arithmetic(_name, _function)
 _arithmetic("round", round)
 _arithmetic("bool", operator.truth)
-_conversion("int", int)
-_conversion("float", float)
-_conversion("index", operator.index)
+for _name, _function in (("int", int), ("float", float), ("index", operator.index)):
+    setattr(Symbol, f"__{_name}__", lambda self, function=_function: function(self.bare()))

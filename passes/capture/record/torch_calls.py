@@ -39,7 +39,7 @@ class TorchCalls(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         field = function.__self__.__name__ if name in ("__get__", "__set__") else ""
         rule = RULES.get(field if field in _SIZES else name, _computes)
-        return rule(self, TorchCall(function, field or name, args, kwargs or {}, out))
+        return rule(self, TorchCall(function, args, kwargs or {}, field or name, out))
 
     def watch(self, array: Any, tensor: torch.Tensor) -> None:
         """Remember an array that shares the memory of a tensor."""
@@ -60,15 +60,10 @@ class TorchCall(NamedTuple):
     """One call that torch reported, after it ran."""
 
     function: Any
-    name: str  # of the function, or of the attribute that is read or set
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    name: str  # of the function, or of the attribute that is read or set
     out: Any
-
-    @property
-    def spelling(self) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-        """What `GraphWriter.write` needs."""
-        return self.function, self.args, self.kwargs
 
 
 # ---- rules: each writes a call, and returns what Python gets
@@ -83,7 +78,7 @@ def _computes(calls: TorchCalls, call: TorchCall) -> Any:
 
 def _acts(calls: TorchCalls, call: TorchCall, look: Any = None) -> Any:
     """A node, whatever comes out. `look`: a function that Python applies to it, so that its value is guarded."""
-    node, writer = calls.writer.write(*call.spelling), calls.writer
+    node, writer = calls.writer.write(*call[:3]), calls.writer
     if look is not None:  # before the items are written: another number of them must meet the guard first
         writer.guard(writer.call(look, (node,)), look(call.out))
     if call.out is not None:
@@ -140,7 +135,7 @@ def _list(calls: TorchCalls, call: TorchCall) -> Any:
     if writer.known(tensor) is None:
         return out
     if tensor.dim() == 1 and 0 < len(out) <= _LONGEST and type(out[0]) in (int, float):
-        numbers = writer.write(*call.spelling)
+        numbers = writer.write(*call[:3])
         writer.guard(writer.call(len, (numbers,)), len(out))
         return [symbol(writer, v, operator.getitem, numbers, i) for i, v in enumerate(out)]
     writer.guard(writer.attribute(tensor), tensor.detach())
@@ -167,7 +162,7 @@ def _format(calls: TorchCalls, call: TorchCall) -> Any:
 def _test(calls: TorchCalls, call: TorchCall) -> Any:
     """Python gets a bare value, and a guard says so."""
     if calls.writer.known(call.args[0]) is not None or _has_tensor(call.args[1:]):
-        calls.writer.guard(calls.writer.write(*call.spelling), call.out)
+        calls.writer.guard(calls.writer.write(*call[:3]), call.out)
     return call.out
 
 
