@@ -1,0 +1,86 @@
+"""A local loss in place of a predicted gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kit.boundaries import BATCH, CLASSES, WIDTH, boundary
+
+from dnigraph.boundaries import (
+    BoundaryError,
+    local_loss,
+)
+from dnigraph.heads.conditions import ConditionError, Context, one_hot
+
+
+def test_a_local_loss_trains_the_producer_with_exactly_its_own_gradient():
+    context = Context()
+    crossing = boundary("local-loss", condition=one_hot(CLASSES), context=context)
+    label = torch.randint(CLASSES, (BATCH,))
+    value = torch.randn(BATCH, WIDTH, requires_grad=True)
+
+    with context.conditioned(label):
+        passed = crossing(value * 1)
+    (passed * 1e3).sum().backward()
+
+    expected = torch.autograd.grad(F.cross_entropy(crossing.classifier(value * 1, per_position=False), label), value)[0]
+    assert value.grad.equal(expected)
+    assert crossing.metrics()["local_loss"] > 0
+    assert all(p.grad is not None for p in crossing.parameters())
+
+
+def test_a_local_loss_does_not_wait():
+    context = Context()
+    crossing = boundary(local_loss(classes=CLASSES), context=context)
+
+    with context.conditioned(torch.zeros(BATCH, dtype=torch.long)):
+        visit = crossing.visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+
+    assert visit.now[0] is None and visit.now[1] == 1
+    assert visit.settle(torch.ones(BATCH, WIDTH)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "label_shape"),
+    [
+        ((BATCH, WIDTH), (BATCH,)),
+        ((BATCH, 5, WIDTH), (BATCH,)),
+        ((BATCH, 5, WIDTH), (BATCH, 5)),
+        ((BATCH,), (BATCH,)),
+        ((BATCH, 4, 6, 6), (BATCH,)),
+        ((BATCH, 4, 3, 6, 6), (BATCH,)),
+    ],
+)
+def test_a_local_loss_stands_on_every_shape(shape, label_shape):
+    context = Context()
+    crossing = boundary(local_loss(classes=CLASSES), shape=shape, context=context)
+    optimiser = torch.optim.Adam(crossing.parameters(), 0.05)
+    label = torch.randint(CLASSES, label_shape)
+    value = torch.randn(shape, requires_grad=True)
+    seen = []
+
+    for _ in range(50):
+        optimiser.zero_grad()
+        with context.conditioned(label):
+            crossing(value * 1).sum().backward()
+        optimiser.step()
+        seen.append(crossing.metrics()["local_loss"])
+
+    assert seen[-1] < (0.5 if len(shape) > 1 else 0.95) * seen[0]  # one number tells little of three classes
+
+
+def test_a_local_loss_without_classes_says_the_way_out():
+    with pytest.raises(BoundaryError, match=r"'layer2'.*local_loss\(classes=10\).*condition=one_hot"):
+        boundary("local-loss")
+
+
+def test_a_local_loss_is_one_number():
+    context = Context()
+    crossing = boundary(local_loss(CLASSES, lambda s, t: F.cross_entropy(s, t, reduction="none")), context=context)
+
+    with context.conditioned(torch.zeros(BATCH, dtype=torch.long)), pytest.raises(BoundaryError, match="one number"):
+        crossing(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+
+
+def test_a_local_loss_without_a_label_says_the_way_out():
+    with pytest.raises(ConditionError, match=r"'layer2' looks at the label.*conditioned"):
+        boundary(local_loss(classes=3)).visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)

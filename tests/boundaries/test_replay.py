@@ -1,0 +1,47 @@
+"""Earlier batches from which a head learns once more."""
+
+import torch
+from kit.boundaries import BATCH, WIDTH, boundary, says, step
+
+from dnigraph.boundaries import (
+    dni,
+)
+from dnigraph.heads.layers import GAIN
+
+
+def test_replay_learns_from_the_last_batches_too():
+    crossing = boundary(dni(replay=2, decay=0.0), says(0.0))
+    expected = []
+    for scale in (1.0, 2.0, 3.0, 4.0):
+        crossing.zero_grad()
+        sign = torch.ones(BATCH, WIDTH).copysign(torch.randn(BATCH, WIDTH))
+        expected.append(-2 * sign.mean(0) / WIDTH / GAIN)  # of the mean square error at 0, to targets of size 1 / GAIN
+
+        step(crossing, torch.randn(BATCH, WIDTH), sign * scale)
+
+        assert torch.allclose(crossing.head.module.said.grad, sum(expected[-3:]), atol=1e-6)
+    assert len(crossing.replay) == 2
+
+
+def test_replay_remembers_values_as_they_were():
+    crossing = boundary(dni(replay=1))
+    value = torch.ones(BATCH, WIDTH, requires_grad=True) * 1
+    visit = crossing.visit(value)
+
+    visit.settle(torch.randn(BATCH, WIDTH))
+    value.detach().zero_()
+
+    assert crossing.replay.value_0.eq(1).all()
+
+
+def test_replay_forgets_batches_of_another_shape():
+    crossing = boundary(dni(replay=3), "tokens", (BATCH, 5, WIDTH))
+
+    step(crossing, torch.randn(BATCH, 5, WIDTH))
+    step(crossing, torch.randn(BATCH, 5, WIDTH))
+    assert len(crossing.replay) == 2
+    step(crossing, torch.randn(BATCH, 7, WIDTH))
+
+    assert len(crossing.replay) == 1
+    step(crossing, torch.randn(BATCH // 2, 7, WIDTH))
+    assert len(crossing.replay) == 2

@@ -1,0 +1,72 @@
+"""The running size of a crossing's gradient."""
+
+import pytest
+import torch
+from kit.boundaries import BATCH, WIDTH, boundary, says, step
+
+from dnigraph.boundaries import (
+    dni,
+)
+
+
+def test_a_zero_first_target_gives_no_nan_and_does_not_set_the_scale():
+    crossing = boundary()
+    value = torch.randn(BATCH, WIDTH)
+
+    step(crossing, value, torch.zeros(BATCH, WIDTH))
+
+    assert crossing.scale.mean_square == 0
+    assert all(p.grad.isfinite().all() for p in crossing.parameters())
+    step(crossing, value, torch.full((BATCH, WIDTH), 0.5))
+    first = crossing.scale.mean_square.clone()
+    assert torch.allclose(first, torch.tensor((0.5 * BATCH) ** 2))
+    step(crossing, value, torch.zeros(BATCH, WIDTH))
+    assert crossing.scale.mean_square == first
+
+
+def test_the_scale_fades_by_its_decay():
+    crossing = boundary(dni(decay=0.75))
+
+    step(crossing, torch.randn(BATCH, WIDTH), torch.full((BATCH, WIDTH), 1 / BATCH))
+    step(crossing, torch.randn(BATCH, WIDTH), torch.full((BATCH, WIDTH), 3 / BATCH))
+
+    assert torch.allclose(crossing.scale.mean_square, torch.tensor(0.75 * 1 + 0.25 * 9))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_target_that_is_not_finite_teaches_nothing(bad):
+    crossing = boundary(dni(replay=2))
+    value = torch.randn(BATCH, WIDTH)
+    step(crossing, value)
+    before = crossing.scale.mean_square.clone()
+    crossing.zero_grad()
+    target = torch.ones(BATCH, WIDTH)
+    target[0, 0] = bad
+
+    step(crossing, value, target)
+    crossing.zero_grad()
+    step(crossing, value)
+
+    assert crossing.scale.mean_square.isfinite() and before.isfinite()
+    assert all(p.grad.isfinite().all() for p in crossing.parameters())
+
+
+def test_the_scale_stays_float32_when_the_model_is_cast():
+    crossing = boundary().bfloat16()
+
+    assert crossing.scale.mean_square.dtype == torch.float32
+    assert crossing.head.output.weight.dtype == torch.bfloat16
+    step(crossing, torch.randn(BATCH, WIDTH, dtype=torch.bfloat16))
+    assert boundary().double().head.output.weight.dtype == torch.float64
+
+
+def test_estimates_do_not_depend_on_how_large_the_batch_is():
+    def first_estimate_after_learning(batch):
+        torch.manual_seed(0)
+        crossing = boundary(head=says(1.0), shape=(batch, WIDTH))
+        sample = torch.arange(1.0, WIDTH + 1).expand(batch, WIDTH)
+        step(crossing, sample, sample / batch)  # the gradient of a mean over the batch
+        return step(crossing, sample, sample / batch) * batch, crossing.head.module.said.grad
+
+    for small, large in zip(first_estimate_after_learning(4), first_estimate_after_learning(64), strict=True):
+        assert torch.allclose(small[0], large[0], rtol=1e-5)
