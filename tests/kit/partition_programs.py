@@ -107,6 +107,23 @@ def linear(width=4):
 X = torch.ones(2, 4)
 
 
+class Skipping(nn.Module):
+    """A value with two consumers, a size, several outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
+
+    def forward(self, x, scale):
+        h = F.relu(self.first(x))
+        deep = F.dropout(self.middle(h))
+        flat = torch.cat([deep, h * scale], 1).view(x.shape[0], -1)
+        return self.last(flat), h, scale
+
+
+SKIPPING_INPUTS = (torch.arange(8.0).view(2, 4), torch.tensor(2.0))
+
+
 def run_parts(parts, found, model, inputs):
     """The model's outputs, from parts that run in order and see nothing but copies of what they are given."""
     values = dict(zip(parts.inputs, inputs, strict=True))

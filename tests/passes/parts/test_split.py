@@ -1,12 +1,18 @@
 import copy
-import dataclasses
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.partition_programs import STEPS, Program, assert_parts_equal_the_whole, captured, parted
+from kit.partition_programs import (
+    SKIPPING_INPUTS,
+    STEPS,
+    Program,
+    Skipping,
+    assert_parts_equal_the_whole,
+    captured,
+    parted,
+)
 from torch import fx, nn
 
 from dnigraph.passes.errors import CutError, PlanError
@@ -16,26 +22,9 @@ from dnigraph.passes.plan.partition import partition
 from dnigraph.passes.plan.plan import Plan
 
 
-class Skipping(nn.Module):
-    """A value with two consumers, a size, several outputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.middle, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
-
-    def forward(self, x, scale):
-        h = F.relu(self.first(x))
-        deep = F.dropout(self.middle(h))
-        flat = torch.cat([deep, h * scale], 1).view(x.shape[0], -1)
-        return self.last(flat), h, scale
-
-
-INPUTS = (torch.arange(8.0).view(2, 4), torch.tensor(2.0))
-
-
 @pytest.fixture
 def cut():
-    return parted(Skipping(), ["relu", "middle"], *INPUTS)
+    return parted(Skipping(), ["relu", "middle"], *SKIPPING_INPUTS)
 
 
 def lines(graph):
@@ -117,7 +106,7 @@ def test_constants_among_the_outputs_stay_constants():
 
 def test_a_plan_of_another_graph_is_refused_with_every_difference(cut):
     _, parts = cut
-    other = captured(nn.Sequential(nn.Linear(4, 4)), INPUTS[0])
+    other = captured(nn.Sequential(nn.Linear(4, 4)), SKIPPING_INPUTS[0])
 
     with pytest.raises(PlanError) as raised:
         split(other.graph, parts)
@@ -133,99 +122,6 @@ def test_a_saved_plan_splits_the_graph_in_the_same_way(cut):
     made = split(found.graph, Plan.from_json(parts.to_json()))
 
     assert lines(made.top) == lines(split(found.graph, parts).top)
-
-
-# ---- boundaries
-
-
-def test_every_crossing_with_a_gradient_reaches_its_consumers_through_a_boundary(cut):
-    found, parts = cut
-    top = split(found.graph, parts).top
-
-    made = insert_boundaries(top, parts)
-
-    named = {node.name: node for node in made.nodes}
-    assert named["dni_relu"].target == "dni.relu"
-    assert named["dni_relu"].args == (named["relu"], 2)
-    assert named["dni_relu_for_part_1"].args == (named["dni_relu"], 0)
-    assert named["dni_relu_for_part_2"].args == (named["dni_relu"], 1)
-    assert named["dni_middle"].args == (named["part_1"],)
-    assert named["dni_relu_for_part_1"] in named["part_1"].args
-    assert named["dni_relu_for_part_2"] in named["part_2"].args
-    assert named["dni_middle"] in named["part_2"].args
-    assert [n.target for n in made.nodes if str(n.target).startswith("dni.")] == ["dni.relu", "dni.middle"]
-
-
-def test_outputs_of_the_model_are_read_before_the_boundary(cut):
-    found, parts = cut
-
-    made = insert_boundaries(split(found.graph, parts).top, parts)
-
-    output = next(n for n in made.nodes if n.op == "output")
-    assert [node.name for node in output.args[0]] == ["part_2", "relu", "scale"]
-
-
-def test_values_without_gradient_cross_as_they_are(cut):
-    found, parts = cut
-    sizes = [crossing.node for crossing in parts.crossings if not crossing.gradient]
-
-    made = insert_boundaries(split(found.graph, parts).top, parts)
-
-    assert sizes
-    assert not [n for n in made.nodes if n.name in {f"dni_{size}" for size in sizes}]
-
-
-def test_boundaries_can_be_taken_out_again(cut):
-    found, parts = cut
-    top = split(found.graph, parts).top
-    before = snapshot(top)
-    made = insert_boundaries(top, parts)
-    inserted = snapshot(made)
-
-    again = strip_boundaries(made)
-
-    assert snapshot(again) == before == snapshot(top)
-    assert snapshot(made) == inserted != before
-
-
-def test_keys_of_boundaries_are_unique_where_names_differ_by_a_dot():
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Sequential(nn.Linear(4, 4))
-            self.a_0, self.c = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x):
-            return self.c(self.a[0](self.a_0(x)))
-
-    _, parts = parted(Model(), ["a_0", "a.0"], torch.ones(1, 4))
-
-    assert [c.name for c in parts.crossings] == ["a_0", "a.0@2"]
-    assert [boundary_key(c) for c in parts.crossings] == ["a_0", "a_0@2"]
-
-
-def test_crossings_that_do_not_fit_are_all_listed(cut):
-    found, parts = cut
-    top = split(found.graph, parts).top
-    first, second, *others = (c for c in parts.crossings if c.gradient)
-    wrong = [dataclasses.replace(first, node="rely"), dataclasses.replace(second, consumers=("part_0", "part_9"))]
-
-    with pytest.raises(PlanError) as raised:
-        insert_boundaries(top, dataclasses.replace(parts, crossings=(*wrong, *others)))
-
-    assert raised.value.misfits == (
-        "crossing 'relu': no part gives 'rely'; nearest: relu",
-        "crossing 'middle': part_0 does not read 'middle'",
-        "crossing 'middle': part_9 does not read 'middle'",
-    )
-
-
-def test_boundaries_are_not_inserted_twice(cut):
-    found, parts = cut
-    made = insert_boundaries(split(found.graph, parts).top, parts)
-
-    with pytest.raises(PlanError, match="'relu' is a boundary already"):
-        insert_boundaries(made, parts)
 
 
 # ---- the whole
