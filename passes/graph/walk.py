@@ -29,8 +29,10 @@ def walk(
             continue
         yield table, key, value
         contents = inside(value) if left else None
-        if contents is not None:
-            opened[id(value)] = depth if isinstance(value, anew) else left
+        if contents is None:
+            continue
+        below = depth if isinstance(value, anew) else left - 1
+        opened[id(value)] = below + 1
+        if contents:  # most tables of hooks are empty
             items = contents.items() if isinstance(contents, dict) else enumerate(contents)
-            below = depth if isinstance(value, anew) else left - 1
-            pending += reversed([(contents, k, v, below) for k, v in items if type(v) not in ATOMS])
+            pending += [(contents, k, v, below) for k, v in items if type(v) not in ATOMS][::-1]

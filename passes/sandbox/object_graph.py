@@ -37,6 +37,8 @@ class ObjectGraph:
         """Everything that can be reached from `model`, through submodules as far as they go."""
         graph = cls()
         for _, _, value in walk(model, graph._open, _DEPTH, anew=nn.Module):
+            if type(value) is dict or isinstance(value, nn.Module):  # nearly all values: noted where they are opened
+                continue
             if isinstance(value, torch.Tensor):
                 graph.tensors[id(value)] = value
             elif isinstance(value, np.ndarray):
