@@ -15,10 +15,12 @@ from ..heads.conditions import ConditionChoice, Context
 from ..passes.errors import nearest
 from ..passes.plan.plan import Plan
 from ..runners.optimizers import MakeOptimizer
-from .checks.delays import Graph, Wiring, graph_of, problems
+from .checks.delays import Graph, Wiring, graph_of
 from .checks.dry_run import Rehearsal, rehearse
+from .checks.problems import problems
+from .description.agent import Agent, AgentLoss
 from .description.arguments import make_agent, make_link
-from .description.link import Agent, AgentLoss, Link, SyntheticChoice
+from .description.link import Link, SyntheticChoice
 from .description.network_error import NetworkError
 from .description.overview import Overview
 from .description.policy import PolicyChoice

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ...passes.errors import DniGraphError, nearest
 from ...passes.sandbox.snapshot import untouched
-from ..description.link import Agent, Link, Port
+from ..description.agent import Agent
+from ..description.link import Link, Port
 from ..description.ports import outputs_of
 from ..description.samples import batch_of, entered, first_value
 from .delays import Wiring

@@ -12,8 +12,9 @@ from ...heads.conditions import ConditionChoice
 from ...heads.selection import NAMED as HEADS
 from ...passes.errors import nearest
 from ...runners.optimizers import MakeOptimizer
+from .agent import Agent, AgentLoss
 from .clock import Clock
-from .link import Agent, AgentLoss, Link, Port, SyntheticChoice
+from .link import Link, Port, SyntheticChoice
 from .network_error import NetworkError
 from .policy import LATEST, PolicyChoice, make_policy
 

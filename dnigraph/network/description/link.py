@@ -1,7 +1,7 @@
-"""Agents, links and ports, as the user describes them."""
+"""Links and ports, as the user describes them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -9,12 +9,8 @@ from torch import Tensor, nn
 from ...boundaries import Boundary, BoundaryChoice
 from ...heads import HeadChoice
 from ...heads.conditions import ConditionChoice
-from ...runners.optimizers import MakeOptimizer
-from .clock import Clock
 from .policy import Policy
-from .ports import Inputs, inputs_of
 
-AgentLoss: TypeAlias = "Callable[[Any, Any], Any] | str | None"
 PredictorFactory: TypeAlias = Callable[[list[Tensor], Tensor], nn.Module]  # takes examples of inputs and message
 SyntheticChoice: TypeAlias = "bool | str | tuple[str, ...] | list[str] | PredictorFactory"
 
@@ -28,33 +24,6 @@ class Port:
 
     def __str__(self) -> str:
         return f"{self.agent}.{self.name}" if self.agent else self.name
-
-
-@dataclass
-class Agent:
-    """One module of a network, with its clock, loss and optimiser."""
-
-    name: str
-    module: nn.Module
-    clock: Clock
-    loss: AgentLoss = None  # of (output, target), or the name of the output that is one
-    optimizer: MakeOptimizer | None = None
-    clip: float | None = None
-    p_update: float = 1.0  # probability that a firing learns
-    outputs: tuple[str, ...] | None = None  # names for the entries of a tuple, or for a single value
-    present: bool = True  # False: the agent is paused
-    inputs: Inputs = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.inputs = inputs_of(self.module)
-
-    def reads(self, tick: int) -> bool:
-        """Whether the agent fires in this tick."""
-        return self.present and self.clock.fires(tick)
-
-    def trains(self) -> bool:
-        """Whether the agent has parameters that learn."""
-        return any(p.requires_grad for p in self.module.parameters())
 
 
 @dataclass

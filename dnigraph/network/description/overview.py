@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...boundaries import Boundary
-from .link import Agent, Link
+from .agent import Agent
+from .link import Link
 
 
 @dataclass(frozen=True)

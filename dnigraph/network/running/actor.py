@@ -2,7 +2,7 @@
 
 from .outbox import Outbox
 from .performer import Performer
-from .predicted_inbox import Foretold
+from .prediction import Foretold
 from .tick import Tick
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ...runners.optimizers import Group
 from .actor import Actor
-from .predicted_inbox import Foretold
+from .prediction import Foretold
 
 
 def state_of(actor: Actor) -> dict[str, Any]:

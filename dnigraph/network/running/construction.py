@@ -15,15 +15,16 @@ from ...passes.plan.plan import Crossing
 from ...runners.optimizers import Group, MakeOptimizer
 from ..checks.delays import Wiring
 from ..checks.dry_run import Rehearsal
+from ..description.agent import Agent
 from ..description.clock import Clock
-from ..description.link import Agent, Link
+from ..description.link import Link
 from ..description.network_error import NetworkError
 from ..description.samples import batch_of
 from .actor import Actor
 from .event_log import EventLog
 from .inbox import Inbox
 from .outbox import Outbox
-from .predicted_inbox import Foretold, make_predictor
+from .prediction import Foretold, make_predictor
 from .running_network import Built
 
 OUTSIDE = Clock()  # an input of the network may come in any tick

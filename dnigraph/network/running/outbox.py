@@ -10,7 +10,8 @@ from torch import Tensor
 from ...boundaries import Boundary, Visit, sum_in_order
 from ...runners.optimizers import Group
 from ...runners.step import backward, pairs
-from ..description.link import Agent, Link
+from ..description.agent import Agent
+from ..description.link import Link
 from .arrivals import moved
 from .channel import Answer, Channel, Message
 from .tick import Tick

@@ -11,17 +11,16 @@ from torch import Tensor
 from ...decoupled.module import DecoupledModule
 from ...heads.conditions import ConditionError
 from ...runners.optimizers import Group
-from ..description.link import Agent
+from ..description.agent import Agent, WindowModule
 from ..description.network_error import NetworkError
 from ..description.ports import outputs_of
 from ..description.samples import entered
-from ..description.window_module import WindowModule
 from .arrivals import ABSENT
 from .event_log import EventLog
 from .firing import Firing, stashed
 from .inbox import Inbox
 from .outbox import Outbox
-from .predicted_inbox import Foretold
+from .prediction import Foretold
 from .tick import Tick
 
 

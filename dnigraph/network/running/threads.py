@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from ..description.link import Agent
+from ..description.agent import Agent
 from ..description.network_error import NetworkError
 from .actor import Actor
 from .channel import Line

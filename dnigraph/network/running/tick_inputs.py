@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...passes.errors import nearest
-from ..description.link import Agent, Link, Port
+from ..description.agent import Agent, WindowModule
+from ..description.link import Link, Port
 from ..description.network_error import NetworkError
 from ..description.samples import batch_of
-from ..description.window_module import WindowModule
 from .tick import Tick
 
 

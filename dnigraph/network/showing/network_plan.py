@@ -5,7 +5,8 @@ same name, which gives its delay.
 """
 
 from ...passes.plan.plan import Crossing, Part, Plan
-from ..description.link import Agent, Link
+from ..description.agent import Agent
+from ..description.link import Link
 from ..description.overview import Overview
 
 

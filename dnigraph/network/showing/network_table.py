@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ...passes.plan.amounts import UNKNOWN, WIDTH, amount, counted, some
-from ..description.link import Agent, Link
+from ..description.agent import Agent
+from ..description.link import Link
 from ..description.overview import Overview
 
 AGENTS = ("agent", "module", "fires", "learns", "parameters", "loss", "reads", "sends")
