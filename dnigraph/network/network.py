@@ -11,7 +11,6 @@ from .description.network_error import NetworkError
 from .network_checkpoint import load_state, refuse_waiting, state_of_network
 from .running.actor_state import set_aside, take_back
 from .running.event_log import EventLog
-from .running.running_network import deliver
 from .running.threads import refuse_shared, run_threads
 from .running.tick import Tick, TickResult
 from .topology import Wired
@@ -63,7 +62,7 @@ class Network(Wired):
         assert self._built is not None, "validate has built it"
         with self._whole([tick]):
             tick.begun = True
-            deliver(self._built.outside, tick)
+            self._built.deliver(tick)
             actors = [self._built.actors[name] for name in self._wirings[self.training].order]
             for actor in actors:
                 actor.begin(tick)
@@ -155,7 +154,7 @@ class Network(Wired):
         for module in self.modules().values():
             module.train(mode)
         if self._built is not None:
-            self._built.order(self._wirings[mode])
+            self._built.follow(self._wirings[mode])
         return self
 
     def eval(self) -> Self:
@@ -249,7 +248,7 @@ class Network(Wired):
         known, anew = set[str](), False
         for tick in ticks:
             known |= set(tick.inputs)
-            wrong += [words for actor in self._actors().values() for words in actor.misses(tick, known, anew)]
+            wrong += [words for actor in self._actors().values() for words in actor.missing(tick, known, anew)]
             known, anew = (set(), True) if tick.ends else (known, anew)
         if wrong:
             raise NetworkError(wrong, "the tick does not fit")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .description.network_error import NetworkError
 from .description.overview import Overview
 from .running.actor import Actor
-from .running.actor_state import groups_of, set_aside, state_of, take_back, take_up
+from .running.actor_state import groups_of, restore_state, set_aside, state_of, take_back
 from .running.event_log import EventLog
 
 Actors = Mapping[str, Actor]
@@ -100,7 +100,7 @@ def load_state(net: Overview, modules: Modules, actors: Actors, state: Mapping[s
         for name, module in modules.items():
             _load(name, module, state["modules"][name])
         for name, actor in actors.items():
-            take_up(actor, state["actors"][name])
+            restore_state(actor, state["actors"][name])
 
 
 def _plain_initial(initial: Any) -> Any:
@@ -154,7 +154,7 @@ def _as_it_was(modules: Modules, actors: Actors) -> Iterator[None]:
             module.load_state_dict(before[name])
         for name, actor in actors.items():
             state, waiting = held[name]
-            take_up(actor, state)
+            restore_state(actor, state)
             take_back(actor, waiting)
         if isinstance(error, NetworkError):
             raise

@@ -16,7 +16,7 @@ from ..passes.errors import nearest
 from ..passes.plan.plan import Plan
 from ..runners.optimizers import MakeOptimizer
 from .checks.delays import Graph, Wiring, graph_of
-from .checks.dry_run import Rehearsal, rehearse
+from .checks.dry_run import DryRun, dry_run
 from .checks.problems import problems
 from .description.agent import Agent, AgentLoss
 from .description.arguments import make_agent, make_link
@@ -25,10 +25,9 @@ from .description.network_error import NetworkError
 from .description.overview import Overview
 from .description.policy import PolicyChoice
 from .network_checkpoint import structure
-from .running.construction import build
 from .running.event_log import EventLog
-from .running.running_network import Built
-from .running.tick_inputs import Given
+from .running.running_network import RunningNetwork, build
+from .running.tick_inputs import TickInputs
 from .showing import network_table as table
 from .showing.network_plan import plan_of
 
@@ -48,8 +47,8 @@ class Wired:
         self.context = Context()
         self._optimizer: MakeOptimizer = optimizer or _adam
         self._condition, self._seed = condition, seed
-        self._built: Built | None = None
-        self._names: Given | None = None
+        self._built: RunningNetwork | None = None
+        self._names: TickInputs | None = None
         self._wirings: dict[bool, Wiring] = {}  # by whether predictions replace messages (in training)
 
     def add(
@@ -130,22 +129,22 @@ class Wired:
         given, strange = self._given().named(inputs)
         wrong += strange if self.agents else []
         known = [link for link in self.links if _both_ends(link, self.agents)]
-        found = rehearse(self.agents, wiring if len(known) == len(self.links) else Wiring(self.agents, known), given)
-        wrong += dict.fromkeys(found.problems) if given or not strange else []
+        trial = dry_run(self.agents, wiring if len(known) == len(self.links) else Wiring(self.agents, known), given)
+        wrong += dict.fromkeys(trial.problems) if given or not strange else []
         if wrong:
             raise NetworkError(wrong)
         if self._built is None:
-            self._build(wiring, found, given)
+            self._build(wiring, trial)
 
-    def _build(self, wiring: Wiring, found: Rehearsal, given: Mapping[str, Any]) -> None:
+    def _build(self, wiring: Wiring, trial: DryRun) -> None:
         """Make boundaries, heads and optimisers, and check the links again with the boundaries that were made."""
-        built = build(self.agents, wiring, found, given, self.context, self._optimizer, self._seed, self.log)
+        built = build(self.agents, wiring, trial, self.context, self._optimizer, self._seed, self.log)
         links = [replace(link, boundary=built.boundaries.get(link.name)) for link in self.links]
         if wrong := list(problems(self.agents, links, wiring)):
             raise NetworkError(wrong)
         self._wirings = {True: wiring, False: self._unpredicted(wiring)}
         self._built = built
-        built.order(self._wirings[self.training])
+        built.follow(self._wirings[self.training])
         warn_unconditioned(built.boundaries, "give tick(...) the target, or label=", stacklevel=4)
 
     @property
@@ -211,9 +210,9 @@ class Wired:
             self._wirings[True] = Wiring(self.agents, self.links)
         return self._wirings[True]
 
-    def _given(self) -> Given:
+    def _given(self) -> TickInputs:
         if self._names is None:
-            self._names = Given(self.agents, self.links)
+            self._names = TickInputs(self.agents, self.links)
         return self._names
 
     def _forget(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import networkx as nx
 
 from ...passes.errors import nearest
-from ..description.agent import Agent, WindowModule
+from ..description.agent import Agent
 from ..description.link import Link
 from .delays import Graph, Wiring
 
@@ -70,7 +70,7 @@ def _strange_synthetic(agents: Mapping[str, Agent], links: Sequence[Link]) -> It
 
 def _time_first(agents: Mapping[str, Agent], links: Sequence[Link]) -> Iterator[str]:
     """Agents that take windows [time, batch, ...] and are linked to others, whose messages are [batch, ...]."""
-    first = {name for name, a in agents.items() if isinstance(a.module, WindowModule) and not a.module.batch_first}
+    first = {name for name, agent in agents.items() if agent.time_first}
     for link in links:
         ends = {link.source.agent, *(sink.agent for sink in link.sinks)}
         for name in sorted(first & ends) if len(ends) > 1 and not link.outside else ():

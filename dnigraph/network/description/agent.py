@@ -37,6 +37,16 @@ class Agent:
     def __post_init__(self) -> None:
         self.inputs = inputs_of(self.module)
 
+    @property
+    def takes_windows(self) -> bool:
+        """Whether its module takes several steps of time at once, so that its targets are no labels for heads."""
+        return isinstance(self.module, WindowModule)
+
+    @property
+    def time_first(self) -> bool:
+        """Whether it takes windows [time, batch, ...]."""
+        return isinstance(self.module, WindowModule) and not self.module.batch_first
+
     def reads(self, tick: int) -> bool:
         """Whether the agent fires in this tick."""
         return self.present and self.clock.fires(tick)

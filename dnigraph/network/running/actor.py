@@ -1,12 +1,30 @@
-"""One agent in a tick: its three phases, and when its parameters are updated."""
+"""One agent at work: the three phases of a tick, and when its parameters are updated."""
 
+import zlib
+from collections.abc import Container, Mapping
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...decoupled.module import DecoupledModule
+from ...heads.conditions import ConditionError
+from ...runners.optimizers import Group
+from ..description.agent import Agent
+from ..description.network_error import NetworkError
+from ..description.ports import outputs_of
+from ..description.samples import entered
+from .arrivals import ABSENT
+from .event_log import EventLog
+from .failure_notes import failure_notes
+from .firing import Firing, stashed
+from .inbox import Inbox
 from .outbox import Outbox
-from .performer import Performer
-from .prediction import Foretold
 from .tick import Tick
 
 
-class Actor(Performer):
+class Actor:
     """Runs one agent. A tick has three phases; each depends on earlier phases only.
 
         begin   read, fire, learn from what is known at once, send
@@ -16,17 +34,29 @@ class Actor(Performer):
     The optimiser is stepped after a phase that brought gradients: those of one phase are added up to one step.
     """
 
+    def __init__(
+        self, agent: Agent, inboxes: list[Inbox], outboxes: list[Outbox], group: Group | None, seed: int,
+        log: EventLog | None,
+    ):  # fmt: skip
+        self.agent, self.inboxes, self.outboxes, self.group, self.log = agent, inboxes, outboxes, group, log
+        self.waiting: list[Firing] = []
+        self.chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
+        self._learned = False
+        fed = {inbox.sink.name for inbox in inboxes}
+        self._free = {f"{agent.name}.{name}": name for name in agent.inputs.names if name not in fed}
+        self._needed = [port for port, name in self._free.items() if name not in agent.inputs.optional]
+        self._decoupled = [m for m in agent.module.modules() if isinstance(m, DecoupledModule)]
+        waits = any(box.boundary is not None and box.boundary.waits for box in outboxes)
+        self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if waits else []
+
     # ---- the phases
 
     def begin(self, tick: Tick) -> None:
         """Read, fire, learn, send."""
         for inbox in self.inboxes:
-            if inbox.ordered:
-                inbox.pull()
-            if not (isinstance(inbox, Foretold) and tick.learning):
-                inbox.arrive(tick.number)
+            inbox.begin(tick)
         if self.agent.reads(tick.number):
-            firing = self.fire(tick)
+            firing = self._fire(tick)
             if firing is not None:
                 self.waiting.append(firing)
                 self._learn()
@@ -37,10 +67,7 @@ class Actor(Performer):
     def end(self, tick: Tick) -> None:
         """Hear the answers of receivers that read within the tick, and answer what this agent read."""
         for inbox in self.inboxes:
-            if not inbox.ordered:
-                inbox.pull()
-            if isinstance(inbox, Foretold) and tick.learning:
-                inbox.compare(tick.number)
+            inbox.end(tick)
         for box in self.outboxes:
             box.hear(True)
         self._learn()
@@ -57,13 +84,127 @@ class Actor(Performer):
             box.forget_graphs()
             self._note_answers(box, tick.number)
 
-    def step(self) -> None:
-        """Step the optimisers of the agent and of its heads that have new gradients."""
-        if self._learned and self.group is not None:
-            self.group.update()
-        self._learned = False
-        for box in self.outboxes:
-            box.step()
+    # ---- firing
+
+    def missing(self, tick: Tick, known: Container[str], restarted: bool) -> list[str]:
+        """The inputs and labels that the agent needs in this tick and is not given, a line each.
+
+        Args:
+            known: inputs given in this tick, or in an earlier one of the same call and episode.
+            restarted: whether a new episode has begun in that call.
+        """
+        if not self.agent.reads(tick.number):
+            return []
+        names = [port for port in self._needed if port not in tick.inputs]
+        for inbox in self.inboxes:
+            names += inbox.missing(tick, known, restarted)
+        lines = [f"{name} is needed in tick {tick.number}: tick({{{name!r}: ...}})" for name in names]
+        if not tick.learning or not self.agent.trains() or tick.labels.get(self.agent.name) is not None:
+            return lines
+        return lines + [self._no_label(box, tick) for box in self.outboxes if box.needs_label(tick)]
+
+    def _fire(self, tick: Tick) -> Firing | None:
+        """Run the forward pass. Returns the firing, if it learns."""
+        learns = tick.learning and self._draw()
+        firing = Firing(tick.number, boxes=self.outboxes)
+        try:
+            self._run(firing, tick, learns)
+        except BaseException as error:
+            inputs = {port: tick.inputs[port] for port in self._free if port in tick.inputs}
+            for note in failure_notes(firing, self.agent.name, inputs, self.agent.takes_windows):
+                error.add_note(note)
+            firing.done()
+            raise
+        if learns:
+            return firing
+        firing.done()
+        return None
+
+    def _draw(self) -> bool:
+        """Whether this firing learns."""
+        p = self.agent.p_update
+        return p >= 1 or float(torch.rand((), generator=self.chance)) < p
+
+    def _run(self, firing: Firing, tick: Tick, learns: bool) -> None:
+        arguments = self._read(firing, tick, learns)
+        if self.log is not None:
+            self.log.fired(tick.number, self.agent.name, firing.readings, learns)
+        label = tick.labels.get(self.agent.name)
+        torch.clear_autocast_cache()  # autocast caches cast weights until it ends, but weights change within it
+        with torch.set_grad_enabled(learns), stashed(self._stash) if self._stash and learns else nullcontext():
+            returned = self._call(arguments, label)
+            outputs = outputs_of(returned, self.agent.outputs)
+            if tick.learning:
+                self._send(firing, tick, outputs, label, learns)
+        if not tick.learning:
+            self._pass_on(firing, tick, outputs)
+        loss = self._loss(returned, outputs, tick, learns)
+        firing.loss = loss if learns else None
+        tick.outputs[self.agent.name] = {k: v.detach() if isinstance(v, Tensor) else v for k, v in outputs.items()}
+
+    def _read(self, firing: Firing, tick: Tick, learns: bool) -> dict[str, Any]:
+        arguments = {}
+        for inbox in self.inboxes:
+            reading = inbox.read(tick)
+            if reading.value is ABSENT:
+                if inbox.optional:
+                    continue
+                raise NetworkError([f"{inbox.sink} is read in tick {tick.number}, and nothing has come there yet"])
+            leaf = entered(reading.value, learns and not inbox.link.outside)
+            arguments[inbox.sink.name] = leaf.clone() if inbox.copies and isinstance(leaf, Tensor) else leaf
+            firing.readings.append((inbox, reading, leaf))
+        inputs = {name: tick.inputs[port] for port, name in self._free.items() if port in tick.inputs}
+        return arguments | inputs | tick.others.get(self.agent.name, {})
+
+    def _call(self, arguments: Mapping[str, Any], label: Any) -> Any:
+        with ExitStack() as stack:
+            for model in self._decoupled if label is not None else ():
+                stack.enter_context(model.conditioned(label))
+            return self.agent.module(**arguments)
+
+    def _send(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any], label: Any, learns: bool) -> None:
+        for number, box in enumerate(self.outboxes):
+            if box.port not in outputs:
+                continue  # the module did not return this output
+            value = _own_memory(outputs[box.port], self.agent.module)
+            if not learns and isinstance(value, Tensor) and value.is_floating_point():
+                value = value.detach().requires_grad_()  # the head still learns when the answer comes
+            try:
+                with torch.enable_grad():
+                    visit = box.send(tick.number, value, label, firing.answered, box.in_vain(tick))
+            except ConditionError as error:
+                if label is not None:
+                    raise
+                raise NetworkError([self._no_label(box, tick)], "the tick does not fit") from error
+            if visit is not None:
+                firing.visited(number, visit)
+            if self.log is not None:
+                self.log.sent(tick.number, box.link)
+
+    def _no_label(self, box: Outbox, tick: Tick) -> str:
+        name = self.agent.name
+        target = "" if self.agent.takes_windows else " its target, or"
+        words = f"{box.link.name} looks at the label, and in tick {tick.number} there is none for {name}"
+        return f"{words}: give tick(...){target} label={{{name!r}: ...}}"
+
+    def _pass_on(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any]) -> None:
+        """Send in eval mode: nothing comes back."""
+        with torch.no_grad():
+            for box in self.outboxes:
+                if box.port in outputs:
+                    box.send(tick.number, _own_memory(outputs[box.port], self.agent.module), None, firing.answered)
+
+    def _loss(self, returned: Any, outputs: Mapping[str, Any], tick: Tick, learns: bool) -> Tensor | None:
+        name, choice = self.agent.name, self.agent.loss
+        if choice is None or (not isinstance(choice, str) and name not in tick.targets):
+            return None
+        with torch.set_grad_enabled(learns):
+            loss = outputs.get(choice) if isinstance(choice, str) else choice(returned, tick.targets[name])
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise NetworkError([f"the loss of {name} must be one number in a tensor, not {kind}"])
+        tick.losses[name] = loss.detach()
+        return loss
 
     # ---- learning
 
@@ -76,6 +217,14 @@ class Actor(Performer):
         self._learned = True
         for firing in ready:
             firing.learn()
+
+    def step(self) -> None:
+        """Step the optimisers of the agent and of its heads that have new gradients."""
+        if self._learned and self.group is not None:
+            self.group.update()
+        self._learned = False
+        for box in self.outboxes:
+            box.step()
 
     def settle(self, tick: int) -> bool:
         """Hear all answers and learn from them, without an optimiser step. Returns whether anything changed."""
@@ -104,19 +253,28 @@ class Actor(Performer):
         for box in self.outboxes:
             box.drop()
 
-    def _open(self) -> int:
-        return len(self.waiting) + sum(len(box.sent) for box in self.outboxes)
-
     def clear(self) -> None:
         """Forget all messages."""
         self.waiting = []
         for inbox in self.inboxes:
-            inbox.forget()
+            inbox.clear()
         for box in self.outboxes:
             box.sent.clear()
+
+    def _open(self) -> int:
+        return len(self.waiting) + sum(len(box.sent) for box in self.outboxes)
 
     def _note_answers(self, box: Outbox, tick: int) -> None:
         if self.log is not None:
             for sent, used in box.settled:
                 self.log.answered(tick, self.agent.name, box.port, sent, used)
         box.settled.clear()
+
+
+def _own_memory(value: Any, module: nn.Module) -> Any:
+    """A copy if the value shares memory with a parameter or buffer, which the optimiser will change."""
+    if not isinstance(value, Tensor) or not (value.is_leaf or value._is_view()) or value.layout != torch.strided:
+        return value
+    start = value.untyped_storage().data_ptr()
+    shared = any(start == t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers()))
+    return value.clone() if shared else value

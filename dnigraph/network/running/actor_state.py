@@ -6,7 +6,7 @@ from typing import Any
 
 from ...runners.optimizers import Group
 from .actor import Actor
-from .prediction import Foretold
+from .inbox import Inbox
 
 
 def state_of(actor: Actor) -> dict[str, Any]:
@@ -18,49 +18,52 @@ def state_of(actor: Actor) -> dict[str, Any]:
         "outboxes": [box.state() for box in actor.outboxes],
         "optimizer": _optimizer_state(actor.group),
         "heads": [_optimizer_state(box.group) for box in actor.outboxes],
-        "predictors": [_optimizer_state(i.group) if isinstance(i, Foretold) else None for i in actor.inboxes],
+        "predictors": [_optimizer_state(_predictor_group(inbox)) for inbox in actor.inboxes],
     }
 
 
-def take_up(actor: Actor, state: Mapping[str, Any]) -> None:
+def restore_state(actor: Actor, state: Mapping[str, Any]) -> None:
     """Restore what `state_of` returned."""
     actor.chance.set_state(state["chance"])
     actor.agent.present = state["present"]
-    for inbox, found in zip(actor.inboxes, state["inboxes"], strict=True):
-        inbox.load(found)
-    for box, found in zip(actor.outboxes, state["outboxes"], strict=True):
-        box.load(found)
+    for inbox, messages in zip(actor.inboxes, state["inboxes"], strict=True):
+        inbox.load(messages)
+    for box, messages in zip(actor.outboxes, state["outboxes"], strict=True):
+        box.load(messages)
     states = [state["optimizer"], *state["heads"], *state["predictors"]]
-    for group, found in zip(groups_of(actor), states, strict=True):
+    for group, optimizer in zip(groups_of(actor), states, strict=True):
         if group is not None:
-            group.optimizer.load_state_dict(found)
+            group.optimizer.load_state_dict(optimizer)
 
 
 def groups_of(actor: Actor) -> list[Group | None]:
     """The parameter groups of the actor, its heads and its predictors, in the order of a checkpoint."""
-    predictors = [i.group if isinstance(i, Foretold) else None for i in actor.inboxes]
-    return [actor.group, *(box.group for box in actor.outboxes), *predictors]
+    return [actor.group, *(box.group for box in actor.outboxes), *map(_predictor_group, actor.inboxes)]
 
 
 def set_aside(actor: Actor) -> list[Any]:
     """Remove and return all messages and waiting firings of the actor."""
     inboxes = [(i.coming, i.entries, i.ready) for i in actor.inboxes]
-    held = [actor.waiting, inboxes, [box.sent for box in actor.outboxes]]
+    messages = [actor.waiting, inboxes, [box.sent for box in actor.outboxes]]
     actor.waiting = []
     for inbox in actor.inboxes:
         inbox.coming, inbox.entries, inbox.ready = deque(), [], []
     for box in actor.outboxes:
         box.sent = {}
-    return held
+    return messages
 
 
-def take_back(actor: Actor, held: list[Any]) -> None:
+def take_back(actor: Actor, messages: list[Any]) -> None:
     """Put back what `set_aside` returned."""
-    actor.waiting, inboxes, sent = held
+    actor.waiting, inboxes, sent = messages
     for inbox, (coming, entries, ready) in zip(actor.inboxes, inboxes, strict=True):
         inbox.coming, inbox.entries, inbox.ready = coming, entries, ready
     for box, own in zip(actor.outboxes, sent, strict=True):
         box.sent = own
+
+
+def _predictor_group(inbox: Inbox) -> Group | None:
+    return None if inbox.prediction is None else inbox.prediction.group
 
 
 def _optimizer_state(group: Group | None) -> dict[str, Any] | None:

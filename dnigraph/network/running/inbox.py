@@ -1,7 +1,7 @@
 """The receiver's end of a link: messages come in, are read, and are answered once."""
 
 from collections import deque
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,11 @@ from ..description.link import Link, Port
 from ..description.network_error import NetworkError
 from ..description.samples import first_value
 from .arrivals import ABSENT, KEPT, Entry, Reading, moved, plain
-from .channel import Answer, Channel, Message
+from .channel import Answer, Channel, Line, Message
+from .prediction import Prediction
+from .tick import Tick
+
+MOST = 64  # messages kept for a paused reader that averages; a bound on memory
 
 
 class Inbox:
@@ -19,40 +23,79 @@ class Inbox:
 
     A message is answered when no firing will read it any more and all firings that read it have learned. Whether it
     will be read follows from the two clocks, as if no agent were ever paused; a later reading returns no gradient.
+
+    Args:
+        sink: the input.
+        delay: ticks from sending to arriving.
+        sender, reader: the clocks of the two ends.
+        initial: what is read before a message has arrived, or a function that makes it; None: nothing.
+        example: of a message: all messages have its dtype and device.
+        optional: whether the argument has a default.
+        copies: whether the agent writes to the value in place, so that each reading needs a copy.
+        prediction: what the agent reads in place of messages, in train mode.
     """
 
-    def __init__(self, link: Link, sink: Port, delay: int, sender: Clock, clock: Clock, ordered: bool):
-        self.link, self.sink, self.delay, self.ordered = link, sink, delay, ordered
-        self.policy, self.sender, self.clock = link.policy, sender, clock
-        self.messages: Channel[Message | None]
-        self.answers: Channel[list[Answer]]
+    def __init__(
+        self, link: Link, sink: Port, delay: int, sender: Clock, reader: Clock, *, initial: Any = None,
+        example: Tensor | None = None, optional: bool = False, copies: bool = False,
+        prediction: Prediction | None = None,
+    ):  # fmt: skip
+        self.link, self.sink, self.delay, self.sender, self.reader = link, sink, delay, sender, reader
+        self.policy, self.initial, self.optional, self.copies = link.policy, initial, optional, copies
+        self.prediction = prediction
+        self.ordered = False  # whether messages are read within the tick in which they are sent
+        self.messages: Channel[Message | None] = Line()
+        self.answers: Channel[list[Answer]] = Line()
         self.coming: deque[Message] = deque()
         self.entries: list[Entry] = []
         self.ready: list[Answer] = []
-        self.initial: Any = (
-            None  # what is read before a message has arrived, or a function that makes it; None: nothing
-        )
-        self.like: Tensor | None = None  # an example of a message: all messages have its dtype and device
-        self.writes = False  # whether its agent writes to the value in place, and so needs a copy
-        self.optional = False  # whether the argument has a default
-        self.most = max(MOST, -(-clock.every // sender.every) + 1)  # that wait to be averaged
+        self._example = example
+        self._most = max(MOST, -(-reader.every // sender.every) + 1)  # messages that wait to be averaged
 
     # ---- what comes in
 
-    def pull(self) -> None:
-        """Take this tick's packet from the sender."""
-        message = self.messages.get()
-        if message is not None:
-            self.take(message)
+    def begin(self, tick: Tick) -> None:
+        """Take in the messages that can be read in this tick."""
+        if self.ordered:
+            self._pull()
+        if self._active_prediction(tick) is None:
+            self._arrive(tick.number)
+
+    def end(self, tick: Tick) -> None:
+        """Take in the messages that can be read in later ticks. A predictor learns from the one that it predicted."""
+        if not self.ordered:
+            self._pull()
+        if (prediction := self._active_prediction(tick)) is None:
+            return
+        messages = list(self._due(tick.number))
+        for message in prediction.compare(messages):
+            if message.wants:
+                self.ready.append(Answer(message.sent, -1, None))
+        if messages:  # the newest stays, in case the network goes on in eval mode
+            self.entries = [Entry(messages[-1], closed=True, answered=True)]
 
     def take(self, message: Message) -> None:
         """Add a message that is under way."""
         self.coming.append(message)
 
-    def arrive(self, tick: int) -> None:
-        """Move messages whose delay is over into the inbox, and drop the oldest beyond what the policy keeps."""
+    def _active_prediction(self, tick: Tick) -> Prediction | None:
+        return self.prediction if tick.learning else None
+
+    def _pull(self) -> None:
+        """Take this tick's packet from the sender."""
+        message = self.messages.get()
+        if message is not None:
+            self.take(message)
+
+    def _due(self, tick: int) -> Iterable[Message]:
+        """Remove and return, oldest first, the messages whose delay is over."""
         while self.coming and self.coming[0].sent + self.delay <= tick:
-            self.entries.append(Entry(self.coming.popleft()))
+            yield self.coming.popleft()
+
+    def _arrive(self, tick: int) -> None:
+        """Move messages whose delay is over into the inbox, and drop the oldest beyond what the policy keeps."""
+        for message in self._due(tick):
+            self.entries.append(Entry(message))
             self._make_room()
 
     def _make_room(self) -> None:
@@ -60,26 +103,33 @@ class Inbox:
             for entry in [e for e in self.entries if e.read]:
                 self._close(entry)
             self.entries = [e for e in self.entries if not e.read]
-        while len(self.entries) > (self.policy.keeps or self.most):
+        while len(self.entries) > (self.policy.keeps or self._most):
             self._close(self.entries.pop(0))
 
     # ---- reading
 
-    def lacks(self, known: Container[str], anew: bool) -> bool:
-        """Whether this input of the network would be read before it was given in the episode.
+    def missing(self, tick: Tick, known: Container[str], restarted: bool) -> list[str]:
+        """The inputs of the network that a reading in this tick needs and that were not given.
 
         Args:
-            known: inputs of the network that were given until then.
-            anew: whether a new episode has begun since.
+            known: inputs of the network that were given in the episode until then.
+            restarted: whether the episode began after what the inbox holds had come.
         """
-        came = not anew and (self.entries or self.coming)
-        wanted = self.link.outside and self.delay == 0 and self.link.initial is None and not self.optional
-        return wanted and not came and self.link.source.name not in known
+        if (prediction := self._active_prediction(tick)) is not None:
+            return [name for name in prediction.names if name not in tick.inputs]
+        holds = not restarted and (self.entries or self.coming)
+        needed = self.link.outside and self.delay == 0 and self.link.initial is None and not self.optional
+        name = self.link.source.name
+        return [name] if needed and not holds and name not in known else []
 
-    def read(self, tick: int, batch: int | None) -> Reading:
+    def read(self, tick: Tick) -> Reading:
         """What a firing in this tick reads."""
+        if (prediction := self._active_prediction(tick)) is not None:
+            sent = tick.number - self.delay
+            value = prediction.predict(sent, tick.inputs)
+            return Reading(value, [Entry(Message(sent, None, True), open=1, closed=True)])
         if not self.entries:
-            return Reading(self._first(batch))
+            return Reading(self._first(tick.batch))
         entries = list(self.entries)
         for entry in entries:
             if entry.message.spoilt:
@@ -88,24 +138,33 @@ class Inbox:
             entry.open += 1
             entry.read = True
         value = self._joined([entry.message for entry in entries])
-        return Reading(value, entries, tick - entries[0].message.sent)
+        return Reading(value, entries, tick.number - entries[0].message.sent)
+
+    def _first(self, batch: int | None) -> Any:
+        if self.initial is None:
+            return ABSENT
+        return self.policy.joined([first_value(self.initial, batch, self._example)])
 
     def _joined(self, messages: list[Message]) -> Any:
         values = [message.value for message in messages]
         shapes = {tuple(v.shape) for v in values if isinstance(v, Tensor)}
         if len(shapes) > 1:
-            said = ", ".join(f"{list(m.value.shape)} in tick {m.sent}" for m in messages if isinstance(m.value, Tensor))
+            listed = ", ".join(
+                f"{list(m.value.shape)} in tick {m.sent}" for m in messages if isinstance(m.value, Tensor)
+            )
             raise NetworkError(
                 [
-                    f"{self.sink} reads the {self.policy} of what {self.link.source} sent, and that is {said}: send "
+                    f"{self.sink} reads the {self.policy} of what {self.link.source} sent, and that is {listed}: send "
                     "messages of one shape (batches of one size), or end the episode before, tick(..., ends=True)"
                 ],
                 "messages do not fit each other",
             )
         return self.policy.joined(values)
 
+    # ---- answering
+
     def learned(self, tick: int, reading: Reading, gradient: Tensor | None) -> None:
-        """For a firing that has learned, or never will: its messages get their shares of the gradient."""
+        """Called when a firing has learned, or never will: its messages get their shares of the gradient."""
         count = len(reading.entries)
         if not count:
             return
@@ -127,14 +186,7 @@ class Inbox:
         newer = message.sent
         for _ in range(self.policy.keeps or 1):
             newer = self.sender.after(newer)
-        return self.clock.after(tick) >= newer + self.delay
-
-    def _first(self, batch: int | None) -> Any:
-        if self.initial is None:
-            return ABSENT
-        return self.policy.joined([first_value(self.initial, batch, self.like)])
-
-    # ---- answering
+        return self.reader.after(tick) >= newer + self.delay
 
     def _close(self, entry: Entry) -> None:
         entry.closed = True
@@ -161,7 +213,7 @@ class Inbox:
         for entry in self.entries:
             self._close(entry)
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop all messages."""
         self.coming.clear()
         self.entries, self.ready = [], []
@@ -177,12 +229,9 @@ class Inbox:
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
-        state = moved(state, None if self.like is None else self.like.device)
+        state = moved(state, None if self._example is None else self._example.device)
         self.coming = deque(Message(**m) for m in state["coming"])
         self.entries = []
         for e in state["entries"]:
             message = Message(e["sent"], e["value"], e["wants"])
-            self.entries.append(Entry(message, **{name: e[name] for name in KEPT if name in e}))
-
-
-MOST = 64  # messages kept for a paused reader that averages; a bound on memory
+            self.entries.append(Entry(message, **{name: e[name] for name in KEPT}))

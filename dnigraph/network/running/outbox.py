@@ -13,7 +13,7 @@ from ...runners.step import backward, pairs
 from ..description.agent import Agent
 from ..description.link import Link
 from .arrivals import moved
-from .channel import Answer, Channel, Message
+from .channel import Answer, Channel, Line, Message
 from .tick import Tick
 
 Answered: TypeAlias = "Callable[[Outbox, Any], None]"  # takes the gradients that a firing waits for
@@ -42,18 +42,23 @@ class Outbox:
 
     An answer belongs to the message of one tick, however late it comes: the head is then given that message's value
     and label again.
+
+    Args:
+        boundary: None where no gradient can come back.
+        delay: ticks from sending to arriving.
+        readers: the agents that receive the messages.
+        group: the head's parameters and optimiser; None: it does not learn.
     """
 
-    def __init__(self, link: Link, boundary: Boundary | None, delay: int, readers: Sequence[Agent]):
-        self.link, self.boundary, self.delay, self.readers = link, boundary, delay, readers
-        self.ordered = (False,) * len(readers)  # for each receiver, whether its answers come within the tick
-        self.messages: list[Channel[Message | None]] = []
-        self.answers: list[Channel[list[Answer]]] = []
-        self.group: Group | None = None
+    def __init__(
+        self, link: Link, boundary: Boundary | None, delay: int, readers: Sequence[Agent], group: Group | None
+    ):
+        self.link, self.boundary, self.delay, self.readers, self.group = link, boundary, delay, readers, group
+        self.ordered = False  # whether messages are read, and answered, within the tick in which they are sent
+        self.messages: Sequence[Channel[Message | None]] = [Line() for _ in readers]
+        self.answers: Sequence[Channel[list[Answer]]] = [Line() for _ in readers]
         self.sent: dict[int, Sent] = {}
-        self.settled: list[
-            tuple[int, bool]
-        ] = []  # messages answered in this tick, and whether the answer was a gradient
+        self.settled: list[tuple[int, bool]] = []  # messages answered in this tick; True: by a gradient
         self._now: Message | None = None
         self._learned = False
 
@@ -67,6 +72,13 @@ class Outbox:
         if not tick.ends or (self.boundary is not None and not self.boundary.heeds):
             return False
         return self.delay > 0 or not any(reader.reads(tick.number) for reader in self.readers)
+
+    def needs_label(self, tick: Tick) -> bool:
+        """Whether the boundary will look at the label of what is sent in this tick."""
+        boundary = self.boundary
+        if boundary is None or not (boundary.training and boundary.needs_label):
+            return False
+        return boundary.waits or not self.in_vain(tick)
 
     def send(self, tick: int, value: Any, label: Any, waiting: Answered, in_vain: bool = False) -> Visit | None:
         """Prepare the message for `push`. Returns the visit of the boundary, if something learns from it."""
@@ -92,11 +104,12 @@ class Outbox:
             channel.put(message)
 
     def hear(self, within_tick: bool) -> None:
-        """Take the answers of the receivers that answer within the tick, or those of all others."""
-        for number, (channel, ordered) in enumerate(zip(self.answers, self.ordered, strict=True)):
-            if ordered == within_tick:
-                for answer in channel.get():
-                    self._note(number, answer)
+        """Take the answers of the receivers, if they answer within the tick, or if they do not."""
+        if self.ordered != within_tick:
+            return
+        for number, channel in enumerate(self.answers):
+            for answer in channel.get():
+                self._note(number, answer)
 
     def give_up(self) -> bool:
         """Take missing answers as no gradient. Returns whether any were missing."""

@@ -12,13 +12,13 @@ from ...passes.errors import nearest
 from ...runners.optimizers import Group
 from ..description.link import SyntheticChoice
 from ..description.network_error import NetworkError
-from .arrivals import Entry, Reading
-from .channel import Answer, Message
-from .inbox import Inbox
+from .channel import Message
+
+MIN_WIDTH, MAX_WIDTH = 64, 1024  # of the hidden layer: enough for small messages, affordable for large ones
 
 
 class Predictor(nn.Module):
-    """Predicts a message from inputs of the network: one hidden layer, as wide as the message, at least 64.
+    """Predicts a message from inputs of the network: one hidden layer, as wide as the message, 64 to 1024.
 
         inputs, each flattened, side by side ─► Linear ─► Normalise ─► ReLU ─► Linear x GAIN ─► message
 
@@ -30,63 +30,59 @@ class Predictor(nn.Module):
     Source: Jaderberg et al. 2017, arXiv 1608.05343, section 2.3 (complete unlock).
     """
 
-    def __init__(self, seen: list[Tensor], like: Tensor) -> None:
+    def __init__(self, inputs: list[Tensor], example: Tensor) -> None:
         super().__init__()
-        self.shape = like.shape[1:]
-        width, hidden = sum(v[0].numel() for v in seen), min(max(self.shape.numel(), 64), 1024)
-        self.hidden = Hidden(nn.Linear(width, hidden, bias=False))
-        self.output = nn.Linear(hidden, self.shape.numel())
+        self.shape = example.shape[1:]
+        width, units = sum(v[0].numel() for v in inputs), min(max(self.shape.numel(), MIN_WIDTH), MAX_WIDTH)
+        self.hidden = Hidden(nn.Linear(width, units, bias=False))
+        self.output = nn.Linear(units, self.shape.numel())
         with torch.no_grad():
             self.output.weight.div_(GAIN)
             self.output.bias.div_(GAIN)
 
-    def forward(self, *seen: Tensor) -> Tensor:
-        rows = torch.cat([v.flatten(1).to(self.output.weight.dtype) for v in seen], 1)
-        found: Tensor = self.output(self.hidden(rows)).mul(GAIN)
-        return found.view(len(rows), *self.shape)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        rows = torch.cat([v.flatten(1).to(self.output.weight.dtype) for v in inputs], 1)
+        message: Tensor = self.output(self.hidden(rows)).mul(GAIN)
+        return message.view(len(rows), *self.shape)
 
 
-class Foretold(Inbox):
-    """An inbox that is read before its message has come.
+class Prediction:
+    """Replaces the message that an inbox waits for, while the network learns.
 
-        begin   the receiver reads what the predictor says, and learns at once; the gradient answers the message
+        begin   the receiver reads the prediction and learns at once; its gradient answers the message
         end     the real message has come: the predictor learns from it
 
     If no message was sent for this tick, the predictor learns nothing.
+
+    Args:
+        names: the inputs of the network that the predictor sees.
+        group: the predictor's parameters and optimiser; None: it does not learn.
     """
 
-    predictor: nn.Module
-    names: tuple[str, ...]  # of the network's inputs that the predictor sees
-    group: Group | None = None
+    def __init__(self, predictor: nn.Module, names: tuple[str, ...], group: Group | None):
+        self.predictor, self.names, self.group = predictor, names, group
+        self._open: tuple[int, Tensor] | None = None  # the tick of the message, and the prediction with its graph
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._said: tuple[int, Tensor] | None = None  # the tick of the message, and the prediction with its graph
-
-    def foretell(self, tick: int, given: Mapping[str, Any]) -> Reading:
-        """Predict the message for this tick."""
-        sent = tick - self.delay
+    def predict(self, sent: int, inputs: Mapping[str, Any]) -> Tensor:
+        """Predict, from inputs of the network, the message that was sent in this tick."""
         with torch.enable_grad():
-            said = self.predictor(*(given[name] for name in self.names))
-        self._said = (sent, said)
-        return Reading(said.detach(), [Entry(Message(sent, None, True), open=1, closed=True)])
+            prediction: Tensor = self.predictor(*(inputs[name] for name in self.names))
+        self._open = (sent, prediction)
+        return prediction.detach()
 
-    def compare(self, tick: int) -> None:
-        """Train the predictor on the message that it predicted, and answer all others.
+    def compare(self, messages: list[Message]) -> list[Message]:
+        """Train the predictor on the message that it predicted. Returns all other messages."""
+        opened, self._open = self._open, None
+        others = []
+        for message in messages:
+            if opened is not None and message.sent == opened[0]:
+                self._learn(opened[1], message.value)
+            else:
+                others.append(message)
+        return others
 
-        The newest message stays in the inbox, in case the network goes on in eval mode.
-        """
-        said, self._said = self._said, None
-        while self.coming and self.coming[0].sent + self.delay <= tick:
-            message = self.coming.popleft()
-            self.entries = [Entry(message, closed=True, answered=True)]
-            if said is not None and message.sent == said[0]:
-                self._learn(said[1], message.value)
-            elif message.wants:
-                self.ready.append(Answer(message.sent, -1, None))
-
-    def _learn(self, said: Tensor, real: Tensor) -> None:
-        loss = F.mse_loss(said, real.to(said.dtype))
+    def _learn(self, prediction: Tensor, message: Tensor) -> None:
+        loss = F.mse_loss(prediction, message.to(prediction.dtype))
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own has no types
         if self.group is not None:
@@ -94,7 +90,7 @@ class Foretold(Inbox):
 
 
 def make_predictor(
-    choice: SyntheticChoice, inputs: Mapping[str, Any], like: Tensor
+    choice: SyntheticChoice, inputs: Mapping[str, Any], example: Tensor
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The chosen predictor, and the names of the network's inputs that it reads.
 
@@ -102,12 +98,11 @@ def make_predictor(
         NetworkError: there are no such inputs, or none with floating-point numbers.
     """
     real = [name for name, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point() and v.dim()]
-    asked = (choice,) if isinstance(choice, str) else tuple(choice) if isinstance(choice, tuple | list) else tuple(real)
-    if strange := [name for name in asked if name not in real]:
-        said = ", ".join(f"{name!r}{nearest(name, real)}" for name in strange)
-        raise NetworkError([f"synthetic=: no input of the network with floating-point numbers is called {said}"])
-    if not asked:
+    names = (choice,) if isinstance(choice, str) else tuple(choice) if isinstance(choice, tuple | list) else tuple(real)
+    if unknown := [name for name in names if name not in real]:
+        listed = ", ".join(f"{name!r}{nearest(name, real)}" for name in unknown)
+        raise NetworkError([f"synthetic=: no input of the network with floating-point numbers is called {listed}"])
+    if not names:
         raise NetworkError(["synthetic=: the network has no input with floating-point numbers to predict from"])
-    seen = [inputs[name] for name in asked]
     make = choice if callable(choice) else Predictor
-    return make(seen, like).to(like.device), asked
+    return make([inputs[name] for name in names], example).to(example.device), names

@@ -1,48 +1,70 @@
-"""A network that can run: actors, boundaries, and the channels between them."""
+"""A network that can run: actors, boundaries, predictors, and the channels between them, made once."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ...boundaries import Boundary
+from ...boundaries.choices import Choices
+from ...heads.conditions import Context
+from ...passes.errors import DniGraphError
+from ...passes.graph.facts import batch_dim
+from ...passes.plan.plan import Crossing
+from ...runners.optimizers import Group, MakeOptimizer
 from ..checks.delays import Wiring
+from ..checks.dry_run import DryRun
+from ..description.agent import Agent
+from ..description.clock import Clock
+from ..description.link import Link
+from ..description.network_error import NetworkError
+from ..description.samples import batch_of
 from .actor import Actor
 from .channel import Line, Message
+from .event_log import EventLog
 from .inbox import Inbox
 from .outbox import Outbox
+from .prediction import Prediction, make_predictor
 from .tick import Tick
+
+OUTSIDE = Clock()  # an input of the network may come in any tick
 
 
 @dataclass
-class Built:
+class RunningNetwork:
     """Actors, boundaries, predictors and both ends of every link."""
 
     actors: dict[str, Actor]
     boundaries: dict[str, Boundary]  # by their links' names
-    predictors: dict[str, nn.Module]
-    outside: list[tuple[str, Inbox]] = field(
-        default_factory=list
-    )  # inputs of the network, each with an inbox that reads it
-    inboxes: dict[tuple[int, int], Inbox] = field(default_factory=dict)  # by link and receiver
-    outboxes: dict[int, Outbox] = field(default_factory=dict)  # by link
+    predictors: dict[str, nn.Module]  # by output and input
+    inboxes: dict[tuple[int, int], Inbox]  # by the numbers of link and receiver
+    outboxes: dict[int, Outbox]  # by the number of the link
 
-    def order(self, wiring: Wiring) -> None:
+    def __post_init__(self) -> None:
+        self._outside = [(i.link.source.name, i) for i in self.inboxes.values() if i.link.outside]
+
+    def follow(self, wiring: Wiring) -> None:
         """Tell both ends of each link whether its messages are read within the tick."""
         for (number, _), inbox in self.inboxes.items():
             inbox.ordered = wiring.waits(number)
-        for number, box in self.outboxes.items():
-            box.ordered = (wiring.waits(number),) * len(box.link.sinks)
+        for number, outbox in self.outboxes.items():
+            outbox.ordered = wiring.waits(number)
 
-    def connect(self, line: Any = Line) -> None:
+    def connect(self, channel: Any = Line) -> None:
         """Connect all actors by new channels of this kind."""
-        for (number, sink), inbox in self.inboxes.items():
-            inbox.messages, inbox.answers = line(), line()
-            if sink == 0 and number in self.outboxes:
-                self.outboxes[number].messages, self.outboxes[number].answers = [], []
-            if number in self.outboxes:
-                self.outboxes[number].messages.append(inbox.messages)
-                self.outboxes[number].answers.append(inbox.answers)
+        for inbox in self.inboxes.values():
+            inbox.messages, inbox.answers = channel(), channel()
+        for number, outbox in self.outboxes.items():
+            inboxes = [self.inboxes[number, i] for i in range(len(outbox.link.sinks))]
+            outbox.messages = [inbox.messages for inbox in inboxes]
+            outbox.answers = [inbox.answers for inbox in inboxes]
+
+    def deliver(self, tick: Tick) -> None:
+        """Put the network's inputs into the inboxes that read them."""
+        for name, inbox in self._outside:
+            inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)
 
     def mend(self) -> None:
         """After a failed tick: deliver messages under way, and drop half-made gradients."""
@@ -54,7 +76,162 @@ class Built:
             actor.drop()
 
 
-def deliver(outside: list[tuple[str, Inbox]], tick: Tick) -> None:
-    """Put the network's inputs into the inboxes that read them."""
-    for name, inbox in outside:
-        inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)
+def build(
+    agents: Mapping[str, Agent], wiring: Wiring, trial: DryRun, context: Context, optimizer: MakeOptimizer, seed: int,
+    log: EventLog | None,
+) -> RunningNetwork:  # fmt: skip
+    """The running network of these agents and links.
+
+    Heads and predictors draw from torch's random state, which is put back. A parameter of several agents is trained by
+    the last of them.
+
+    Raises:
+        NetworkError: a boundary, head or predictor does not fit its link; all of them are listed.
+    """
+    builder = _Builder(agents, wiring, trial)
+    with torch.random.fork_rng(devices=[]):
+        builder.make_modules(context)
+    owner = {p: name for name, agent in agents.items() for p in agent.module.parameters() if p.requires_grad}
+    actors, inboxes, outboxes = dict[str, Actor](), dict[tuple[int, int], Inbox](), dict[int, Outbox]()
+    for name, agent in agents.items():
+        make = agent.optimizer or optimizer
+        own = [p for p in agent.module.parameters() if owner.get(p) == name]
+        group = builder.group(name, own, make, agent.clip)
+        outputs = {number: builder.outbox(number, make) for number in builder.sends[name]}
+        inputs = {end: builder.inbox(*end, make) for end in builder.reads[name]}
+        actors[name] = Actor(agent, list(inputs.values()), list(outputs.values()), group, seed, log)
+        outboxes |= outputs
+        inboxes |= inputs
+    running = RunningNetwork(actors, builder.named_boundaries(), builder.named_predictors(), inboxes, outboxes)
+    running.connect()
+    running.follow(wiring)
+    return running
+
+
+class _Builder:
+    """Makes what a running network consists of.
+
+    Attributes:
+        sends: by agent, the links from its outputs.
+        reads: by agent, the links to its inputs, each with the number of the receiver.
+    """
+
+    def __init__(self, agents: Mapping[str, Agent], wiring: Wiring, trial: DryRun):
+        self.agents, self.wiring, self.trial = agents, wiring, trial
+        self.batch = batch_of(trial.inputs.values())
+        self.sends: dict[str, list[int]] = {name: [] for name in agents}
+        self.reads: dict[str, list[tuple[int, int]]] = {name: [] for name in agents}
+        for number, link in enumerate(wiring.links):
+            if not link.outside:
+                self.sends[link.source.agent or ""].append(number)
+            for i, sink in enumerate(link.sinks):
+                self.reads[sink.agent or ""].append((number, i))
+        self._boundaries: dict[int, Boundary] = {}
+        self._predictors: dict[tuple[int, int], tuple[nn.Module, tuple[str, ...]]] = {}  # and the inputs that they see
+        self._trained: set[nn.Parameter] = set()  # parameters that have an optimiser
+
+    def make_modules(self, context: Context) -> None:
+        """Make all boundaries with their heads, and all predictors.
+
+        Raises:
+            NetworkError: some do not fit their links; all of them are listed.
+        """
+        misfits: list[str] = []
+        for number, link in enumerate(self.wiring.links):
+            try:
+                for i in range(len(link.sinks)) if link.synthetic else ():
+                    self._predictors[number, i] = self._predictor(link)
+                if (boundary := self._boundary(link, context)) is not None:
+                    self._boundaries[number] = boundary
+            except NetworkError as error:
+                misfits += error.problems
+            except DniGraphError as error:
+                misfits.append(str(error))
+        if misfits:
+            raise NetworkError(misfits)
+
+    def named_boundaries(self) -> dict[str, Boundary]:
+        return {self.wiring.links[number].name: boundary for number, boundary in self._boundaries.items()}
+
+    def named_predictors(self) -> dict[str, nn.Module]:
+        links = self.wiring.links
+        return {f"{links[n].source} → {links[n].sinks[i]}": module for (n, i), (module, _) in self._predictors.items()}
+
+    def inbox(self, number: int, i: int, make: MakeOptimizer) -> Inbox:
+        link = self.wiring.links[number]
+        sink, sample = link.sinks[i], self.trial.sample(link)
+        agent = self.agents[sink.agent or ""]
+        optional = sink.name in agent.inputs.optional
+        prediction = None
+        if (number, i) in self._predictors:
+            module, names = self._predictors[number, i]
+            group = self.group(f"the predictor of {link.name}", list(module.parameters()), make)
+            prediction = Prediction(module, names, group)
+        return Inbox(
+            link, sink, self.wiring.delays[number],
+            sender=OUTSIDE if link.outside else self.agents[link.source.agent or ""].clock, reader=agent.clock,
+            initial=_initial(link, sample, self.batch, optional),
+            example=sample if isinstance(sample, Tensor) else None,
+            optional=optional, copies=str(sink) in self.trial.writes, prediction=prediction,
+        )  # fmt: skip
+
+    def outbox(self, number: int, make: MakeOptimizer) -> Outbox:
+        link, boundary = self.wiring.links[number], self._boundaries.get(number)
+        parameters = [] if boundary is None else list(boundary.parameters())
+        group = self.group(f"the head of {link.name}", parameters, make)
+        readers = [self.agents[sink.agent or ""] for sink in link.sinks]
+        return Outbox(link, boundary, self.wiring.delays[number], readers, group)
+
+    def group(
+        self, name: str, parameters: list[nn.Parameter], make: MakeOptimizer, clip: float | None = None
+    ) -> Group | None:
+        """Those of the parameters that have no optimiser yet, with one; None where nothing is trained.
+
+        Raises:
+            NetworkError: `make` makes no optimiser.
+        """
+        trained = [p for p in dict.fromkeys(parameters) if p.requires_grad and p not in self._trained]
+        if not trained:
+            return None
+        self._trained.update(trained)
+        optimizer = make(trained)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            kind = type(optimizer).__name__
+            raise NetworkError([f"optimizer of {name}: it must return a torch optimiser, not a {kind}"])
+        return Group(name, trained, optimizer, None, clip)
+
+    def _predictor(self, link: Link) -> tuple[nn.Module, tuple[str, ...]]:
+        sample = self.trial.sample(link)
+        if not isinstance(sample, Tensor):
+            raise NetworkError([f"{link.name}: only a tensor can be predicted"])
+        return make_predictor(link.synthetic, self.trial.inputs, sample)
+
+    def _boundary(self, link: Link, context: Context) -> Boundary | None:
+        """What stands on the link; None where no gradient can come back."""
+        sample, batch = self.trial.sample(link), self.batch
+        learns = not link.outside and str(link.source) in self.trial.learns
+        if link.boundary is None or not isinstance(sample, Tensor) or not learns:
+            return None
+        if isinstance(link.boundary, Boundary):
+            return link.boundary
+        crossing = Crossing(str(link.source), str(link.source), "", (), tuple(sample.shape), gradient=True)
+        at = batch_dim(tuple(sample.shape), batch if batch is not None else len(sample) if sample.dim() else 1)
+        if at is None and link.condition is not None and link.boundary != "oracle":
+            facts = f"the message is {list(sample.shape)}, and the batch has {batch}"
+            raise NetworkError(
+                [f"{link.name}: {facts}: which row belongs to which label? Send [batch, ...], or leave out condition="]
+            )
+        meta = {"dtype": sample.dtype, "device": sample.device, "batch_dim": at}
+        return Choices(link.head, link.condition, link.boundary).make(crossing, meta, context)
+
+
+def _initial(link: Link, sample: Any, batch: int | None, optional: bool) -> Any:
+    """What is read before anything has come: as the user said, else nothing where the argument has a default, else
+    zeros.
+    """
+    if link.initial is not None:
+        return link.initial
+    if optional or not isinstance(sample, Tensor):
+        return None
+    zeros = torch.zeros_like(sample)
+    return zeros[:1] if sample.dim() and len(sample) == batch else zeros

@@ -20,8 +20,7 @@ from ..description.agent import Agent
 from ..description.network_error import NetworkError
 from .actor import Actor
 from .channel import Line
-from .inbox import Inbox
-from .running_network import Built, deliver
+from .running_network import RunningNetwork
 from .tick import Tick
 
 T = TypeVar("T")
@@ -62,12 +61,12 @@ class BoundedQueue(Generic[T]):
         return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
 
 
-def run_threads(built: Built, ticks: Sequence[Tick], capacity: int) -> None:
+def run_threads(network: RunningNetwork, ticks: Sequence[Tick], capacity: int) -> None:
     """Run these ticks, one thread for each agent."""
     stop, failures = threading.Event(), list[BaseException]()
-    built.connect(lambda: BoundedQueue(capacity, stop))
-    works: list[Callable[[], None]] = [lambda: _feed(built.outside, ticks)]
-    works += [_work(actor, ticks) for actor in built.actors.values()]
+    network.connect(lambda: BoundedQueue(capacity, stop))
+    works: list[Callable[[], None]] = [lambda: _feed(network, ticks)]
+    works += [_work(actor, ticks) for actor in network.actors.values()]
     threads = [threading.Thread(target=_guarded(work, stop, failures), daemon=True) for work in works]
     try:
         for thread in threads:
@@ -82,15 +81,15 @@ def run_threads(built: Built, ticks: Sequence[Tick], capacity: int) -> None:
         raise
     finally:
         if stop.is_set():
-            built.mend()
-        built.connect(Line)
+            network.mend()
+        network.connect(Line)
     if failures:
         raise failures[0]
 
 
-def _feed(outside: list[tuple[str, Inbox]], ticks: Sequence[Tick]) -> None:
+def _feed(network: RunningNetwork, ticks: Sequence[Tick]) -> None:
     for tick in ticks:
-        deliver(outside, tick)
+        network.deliver(tick)
 
 
 def _work(actor: Actor, ticks: Sequence[Tick]) -> Callable[[], None]:

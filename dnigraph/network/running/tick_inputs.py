@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...passes.errors import nearest
-from ..description.agent import Agent, WindowModule
+from ..description.agent import Agent
 from ..description.link import Link, Port
 from ..description.network_error import NetworkError
 from ..description.samples import batch_of
 from .tick import Tick
 
 
-class Given:
+class TickInputs:
     """The names that a network knows, looked up once.
 
     Attributes:
@@ -27,7 +27,7 @@ class Given:
         self.inputs = [*sources, *(str(port) for port, _ in free)]
         self.needed = [*sources, *(str(port) for port, agent in free if port.name not in agent.inputs.optional)]
         self._known, self._fed = set(self.inputs), {str(sink) for sink in fed}
-        self._in_windows = {name for name, agent in agents.items() if isinstance(agent.module, WindowModule)}
+        self._in_windows = {name for name, agent in agents.items() if agent.takes_windows}
         self.learning = [name for name, agent in agents.items() if agent.loss is not None]
 
     def named(self, inputs: Any) -> tuple[dict[str, Any], list[str]]:
