@@ -4,19 +4,45 @@ import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Self
 
+import torch
+from rich.console import RenderableType
+from torch import nn
+
+from ..boundaries import Boundary, BoundaryChoice
+from ..boundaries.choices import warn_unconditioned
+from ..heads import HeadChoice
+from ..heads.conditions import ConditionChoice, Context
+from ..passes.plan.plan import Plan
 from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint
+from ..runners.optimizers import MakeOptimizer
+from .checks.delays import Graph, graph_of
+from .checks.dry_run import DryRun
+from .checks.problems import problems
+from .description.agent import Agent, AgentLoss
+from .description.arguments import make_agent, make_link
+from .description.clock import is_whole
+from .description.link import Link, SyntheticChoice
 from .description.network_error import NetworkError
-from .network_checkpoint import load_state, refuse_waiting, state_of_network
+from .description.overview import Overview
+from .description.policy import PolicyChoice
+from .network_checkpoint import load_state, refuse_waiting, state_of_network, structure
+from .running.actor import Actor
 from .running.actor_state import set_aside, take_back
 from .running.event_log import EventLog
+from .running.running_network import RunningNetwork, build
+from .running.scheduler import run_tick, settle
 from .running.threads import refuse_shared, run_threads
 from .running.tick import Tick, TickResult
-from .topology import Wired
+from .running.tick_inputs import tick_arguments
+from .showing.network_plan import plan_of
+from .showing.network_table import text, view
+from .topology import Topology
 
 
-class Network(Wired):
+class Network:
     """Agents that send each other messages, and learn without waiting for what becomes of them.
 
         a ──message──► b        a learns at once from what the head on the link predicts that b's gradient will be;
@@ -37,6 +63,107 @@ class Network(Wired):
     Source: Jaderberg et al. 2017, arXiv 1608.05343, sections 2.2, 2.3, 3.2 and 3.3.
     """
 
+    def __init__(
+        self, *, optimizer: MakeOptimizer | None = None, condition: ConditionChoice = None, seed: int = 0,
+        log: bool = False,
+    ):  # fmt: skip
+        self.topology = Topology()
+        self.running: RunningNetwork | None = None  # made before the first tick
+        self.ticks = 0
+        self.training = True
+        self.log = EventLog() if log else None
+        self.context = Context()
+        self._optimizer: MakeOptimizer = optimizer or _adam
+        self._condition, self._seed = condition, seed
+
+    # ---- wiring
+
+    def add(
+        self, name: str, module: nn.Module, *, every: int = 1, phase: int | None = None, loss: AgentLoss = None,
+        optimizer: MakeOptimizer | None = None, clip: float | None = None, p_update: float = 1.0,
+        outputs: Sequence[str] | None = None,
+    ) -> Self:  # fmt: skip
+        """Add an agent.
+
+        Its inputs are called as the arguments of the module's forward method, its outputs as the keys of the dict,
+        or the fields of the dataclass or named tuple, that it returns; entries of a tuple are "0", "1", ..., and a
+        single value is "output", unless `outputs` names them. Inputs that no link feeds are given to `tick`, under any
+        names where forward takes **names.
+
+        Args:
+            every, phase: it fires in the ticks phase, phase + every, ... None: every - 1, so that an agent that
+                fires every 4 ticks first does so when 4 ticks have come.
+            loss: a function of (what the module returned, target), or the name of the output that is a loss.
+            optimizer: makes an optimiser of a list of parameters, also for the heads on its outputs.
+            clip: the largest norm of its gradient.
+            p_update: how probable it is that a firing learns. Else it only sends its messages on.
+
+        Raises:
+            NetworkError: an argument does not fit.
+        """
+        self._refuse_running("add agents")
+        known = self.topology.agents
+        agent = make_agent(name, module, known, every, phase, loss, optimizer, clip, p_update, outputs)
+        self.topology.add(agent)
+        return self
+
+    def connect(
+        self, source: str, sink: str | Sequence[str], *, delay: int | None = None, policy: PolicyChoice = "latest",
+        boundary: "BoundaryChoice | Boundary | None" = "dni", head: HeadChoice = "auto",
+        condition: ConditionChoice = None, synthetic: SyntheticChoice = False, initial: Any = None,
+    ) -> Self:  # fmt: skip
+        """Let an output feed an input, or several with one head for all: "agent.output" to "agent.input".
+
+        A source without a dot is an input of the network: `connect("digits", "a.x", policy=dg.stack(4))`.
+
+        Args:
+            delay: ticks from sending to arriving. None: 0, or 1 where the link closes a circle.
+            policy: what is read where messages come faster than they are read: "latest", the "mean" of all since the
+                last firing, or `dg.stack(n)`, the last n as [batch, n, ...].
+            boundary: what the sender learns from: "dni", "oracle", "local-loss", a factory, a ready boundary; None:
+                nothing comes back.
+            head, condition: as in `decouple`.
+            synthetic: the receiver does not wait for the message of this tick but predicts it from the network's inputs
+                (True: all with floating-point numbers; or names of some; or a factory of a module, called with
+                examples of the inputs and of the message). The real message trains the predictor.
+            initial: what is read before anything has come: the sizes of one sample (zeros), a tensor [batch, ...] or
+                [1, ...], or a function of the batch size. None: the argument is left out where it has a default, else
+                zeros, but an input of the network must have come. A stack is filled up with zeros in any case.
+
+        Raises:
+            NetworkError: an argument does not fit.
+        """
+        self._refuse_running("connect")
+        condition = condition if condition is not None else self._condition
+        link = make_link(source, sink, delay, policy, boundary, head, condition, synthetic, initial)
+        self.topology.connect(link)
+        return self
+
+    def validate(self, inputs: Any = None) -> None:
+        """Check everything. With an example of what `tick` is given, also run every agent on it.
+
+        With an example, boundaries, heads and optimisers are made; `tick` does the same when it is first called.
+
+        Raises:
+            NetworkError: something is wrong; all of it is listed.
+        """
+        trial = self.topology.check(inputs)
+        if trial is not None and self.running is None:
+            self._build(trial)
+
+    def _build(self, trial: DryRun) -> None:
+        """Make boundaries, heads and optimisers, and check the links again with the boundaries that were made."""
+        wiring = self.topology.wiring()
+        running = build(self.agents, wiring, trial, self.context, self._optimizer, self._seed, self.log)
+        links = [replace(link, boundary=running.boundaries.get(link.name)) for link in self.links]
+        if wrong := list(problems(self.agents, links, wiring)):
+            raise NetworkError(wrong)
+        self.running = running
+        running.follow(self.topology.wiring(self.training))
+        warn_unconditioned(running.boundaries, "give tick(...) the target, or label=", stacklevel=4)
+
+    # ---- running
+
     def tick(self, inputs: Any = None, targets: Any = None, *, label: Any = None, ends: bool = False) -> TickResult:
         """One tick of the global clock: agents whose clock says so fire, learn and send.
 
@@ -55,22 +182,12 @@ class Network(Wired):
                 module, a loss or a head raises (a `ConditionError`: the label does not fit) comes through with a note
                 of where it was: that tick is over, with all that had happened in it, and the next one goes on.
         """
-        if self._built is None:
-            self.validate({} if inputs is None else inputs)
-        tick = self._tick(self.ticks, inputs, targets, label, ends)
-        self._refuse_missing([tick])
-        assert self._built is not None, "validate has built it"
-        with self._whole([tick]):
-            tick.begun = True
-            self._built.deliver(tick)
-            actors = [self._built.actors[name] for name in self._wirings[self.training].order]
-            for actor in actors:
-                actor.begin(tick)
-            for actor in reversed(actors):
-                actor.end(tick)
-            for actor in actors:
-                actor.close(tick)
-        return self._result(tick)
+        running = self._made(inputs)
+        tick = self.topology.inputs.tick(self.ticks, inputs, targets, label, ends, self.training)
+        running.refuse_missing([tick])
+        with self._counting([tick]):
+            run_tick(running, self._order, tick)
+        return tick.result(self._order)
 
     def run(self, given: Iterable[tuple[Any, ...]], *, threads: bool = False, capacity: int = 2) -> list[TickResult]:
         """One tick for each entry of `given`, a tuple of what `tick` takes: inputs, targets, label, ends.
@@ -84,24 +201,23 @@ class Network(Wired):
         Raises:
             NetworkError: as in `tick`; or two agents share parameters, which threads must not.
         """
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+        if not is_whole(capacity, 1):
             raise NetworkError([f"capacity={capacity!r} (packets in a queue: a whole number from 1 on)"])
-        ticks = (self._given_tick(one) for one in given)
+        entries = (tick_arguments(entry) for entry in given)
         if not threads:
-            return [self.tick(*one[:2], label=one[2], ends=one[3]) for one in ticks]
-        whole = list(ticks)
-        if whole and self._built is None:
-            self.validate({} if whole[0][0] is None else whole[0][0])
-        episodes = list(self._episodes(whole))
-        self._refuse_missing([tick for episode in episodes for tick in episode])
-        if self._built is None:
+            return [self.tick(*entry[:2], label=entry[2], ends=entry[3]) for entry in entries]
+        known = list(entries)
+        if not known:
             return []
-        if episodes:
-            refuse_shared(self.agents.values())
+        running = self._made(known[0][0])
+        episodes = list(self.topology.inputs.episodes(self.ticks, known, self.training))
+        ticks = [tick for episode in episodes for tick in episode]
+        running.refuse_missing(ticks)
+        refuse_shared(self.agents.values())
         for episode in episodes:
-            with self._whole(episode):
-                run_threads(self._built, episode, capacity)
-        return [self._result(tick) for episode in episodes for tick in episode]
+            with self._counting(episode):
+                run_threads(running, episode, capacity)
+        return [tick.result(self._order) for tick in ticks]
 
     def settle(self) -> None:
         """End the stretch of time through which gradients go back: everything that waits learns from what is known.
@@ -109,23 +225,8 @@ class Network(Wired):
         Messages stay where they are and can still be read, but return no gradient any more. With oracles on a circle
         this ends the window of truncated backprop through time.
         """
-        if self._built is None:
-            return
-        actors = list(self._built.actors.values())
-        last_first = [self._built.actors[name] for name in reversed(self.order)]
-        for actor in actors:
-            for inbox in actor.inboxes:
-                inbox.close()
-        busy = True
-        while busy:
-            for actor in actors:
-                for inbox in actor.inboxes:
-                    inbox.push()
-            now = max(self.ticks - 1, 0)
-            moved = [actor for actor in actors if actor.settle(now)]
-            busy = bool(moved) or any(actor.give_up(now) for actor in last_first)
-        for actor in actors:
-            actor.step()
+        if self.running is not None:
+            settle(self.running, self.order, max(self.ticks - 1, 0))
 
     def finish(self) -> None:
         """End the episode: settle everything, drop all messages, and restart the clock at 0."""
@@ -137,24 +238,24 @@ class Network(Wired):
         if self.log is not None:
             self.log.past += self.ticks
         self.ticks = 0
-        for actor in self._built.actors.values() if self._built else ():
+        for actor in self._actors().values():
             actor.clear()
 
     def pause(self, name: str) -> None:
         """The agent does not fire until `resume`. Messages still reach it; old ones are dropped for new ones."""
-        self._agent(name).present = False
+        self.topology.agent(name).present = False
 
     def resume(self, name: str) -> None:
         """A paused agent fires again by its clock, with the weights that it has."""
-        self._agent(name).present = True
+        self.topology.agent(name).present = True
 
     def train(self, mode: bool = True) -> Self:
         """Set train mode, or with `mode=False` eval mode: nothing learns, and real messages replace synthetic ones."""
         self.training = mode
         for module in self.modules().values():
             module.train(mode)
-        if self._built is not None:
-            self._built.follow(self._wirings[mode])
+        if self.running is not None:
+            self.running.follow(self.topology.wiring(mode))
         return self
 
     def eval(self) -> Self:
@@ -184,7 +285,7 @@ class Network(Wired):
             self.ticks, self.log = ticks, log
             self._set_log(log)
 
-    # ---- to keep
+    # ---- checkpoints
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights, optimisers, messages on their way, clock and random states to a file, atomically.
@@ -192,7 +293,7 @@ class Network(Wired):
         Raises:
             NetworkError: firings wait for true gradients; `settle` or the end of an episode lets them learn.
         """
-        state = state_of_network(self._overview(), self.modules(), self._actors(), self.log)
+        state = state_of_network(self._overview, self.modules(), self._actors(), self.log)
         save_checkpoint(path, {"network": state})
 
     def load(self, path: str | os.PathLike[str], inputs: Any = None) -> None:
@@ -209,64 +310,118 @@ class Network(Wired):
         state = whole["network"]
         if inputs is not None:
             self.validate(inputs)
-        load_state(self._overview(), self.modules(), self._actors(), state)
+        load_state(self._overview, self.modules(), self._actors(), state)
         self.ticks = state["ticks"]
         if self.log is not None and state["log"] is not None:
             self.log.load(state["log"])
         restore_random(whole)
 
+    # ---- to look at
+
+    @property
+    def agents(self) -> dict[str, Agent]:
+        """The agents, by name."""
+        return self.topology.agents
+
+    @property
+    def links(self) -> list[Link]:
+        """The links, in the order in which they were made."""
+        return self.topology.links
+
+    @property
+    def boundaries(self) -> dict[str, Boundary]:
+        """The boundaries on the links, by the links' names; empty before the first tick."""
+        return {} if self.running is None else dict(self.running.boundaries)
+
+    @property
+    def graph(self) -> Graph:
+        """The network as a `networkx.MultiDiGraph`."""
+        return graph_of(self.agents, self.links, self.topology.wiring().delays)
+
+    @property
+    def order(self) -> list[str]:
+        """The agents in running order: over a link without delay the receiver comes after the sender."""
+        return list(self.topology.wiring().order)
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of what `tick` is given: sources without an agent, and "agent.input" that no link feeds."""
+        return list(self.topology.inputs.inputs)
+
+    @property
+    def plan(self) -> Plan:
+        """The network as a plan, for `dg.draw`."""
+        return plan_of(self._overview)
+
+    def to_json(self) -> dict[str, Any]:
+        """The wiring as plain data: agents with their clocks, links with their delays and policies."""
+        return structure(self._overview)
+
+    def delay_of(self, number: int) -> int:
+        """The ticks that the messages of a link take."""
+        return self.topology.wiring().delays[number]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """All modules: agents by name, boundaries as "dni.link", predictors as "synthetic.link"."""
+        modules: dict[str, nn.Module] = {name: agent.module for name, agent in self.agents.items()}
+        if self.running is not None:
+            modules |= {f"dni.{name}": boundary for name, boundary in self.running.boundaries.items()}
+            modules |= {f"synthetic.{name}": predictor for name, predictor in self.running.predictors.items()}
+        return modules
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return list(dict.fromkeys(p for module in self.modules().values() for p in module.parameters()))
+
+    def __str__(self) -> str:
+        return text(self._overview)
+
+    def __rich__(self) -> RenderableType:
+        return view(self._overview)
+
     # ---- inside
 
-    def _tick(self, number: int, inputs: Any, targets: Any, label: Any, ends: bool) -> Tick:
-        return self._given().tick(number, inputs, targets, label, ends, self.training)
+    @property
+    def _overview(self) -> Overview:
+        return self.topology.overview(self.boundaries, self.ticks)
 
-    def _given_tick(self, one: Any) -> tuple[Any, Any, Any, bool]:
-        """Inputs, targets, label and end of one tick of `run`."""
-        if isinstance(one, tuple | list) and len(one) <= 4:
-            inputs, targets, label, ends = list(one) + [None] * (4 - len(one))
-            return inputs, targets, label, bool(ends)
-        said = f"{len(one)} of them" if isinstance(one, tuple | list) else f"a {type(one).__name__}"
-        raise NetworkError(
-            [f"run takes a tuple (inputs, targets, label, ends) for each tick, not {said}"], "the ticks do not fit"
-        )
+    @property
+    def _order(self) -> list[str]:
+        """The agents in the order of the present mode."""
+        return self.topology.wiring(self.training).order
 
-    def _episodes(self, given: Sequence[tuple[Any, Any, Any, bool]]) -> Iterator[list[Tick]]:
-        """The ticks of each episode; the clock restarts after a tick that ends one."""
-        episode: list[Tick] = []
-        first = self.ticks
-        for one in given:
-            episode.append(self._tick(first + len(episode), *one))
-            if episode[-1].ends:
-                yield episode
-                episode, first = [], 0
-        if episode:
-            yield episode
+    def _actors(self) -> dict[str, Actor]:
+        return {} if self.running is None else self.running.actors
 
-    def _refuse_missing(self, ticks: Sequence[Tick]) -> None:
-        """Refuse ticks that lack an input or a label, before any agent fires."""
-        wrong: list[str] = []
-        known, anew = set[str](), False
-        for tick in ticks:
-            known |= set(tick.inputs)
-            wrong += [words for actor in self._actors().values() for words in actor.missing(tick, known, anew)]
-            known, anew = (set(), True) if tick.ends else (known, anew)
-        if wrong:
-            raise NetworkError(wrong, "the tick does not fit")
+    def _made(self, inputs: Any) -> RunningNetwork:
+        """The network that runs; made of these inputs of a tick if it is the first one."""
+        if self.running is None:
+            self.validate({} if inputs is None else inputs)
+        assert self.running is not None, "validate has made it"
+        return self.running
 
     @contextmanager
-    def _whole(self, ticks: Sequence[Tick]) -> Iterator[None]:
+    def _counting(self, ticks: Sequence[Tick]) -> Iterator[None]:
         """The block runs these ticks. If it fails, messages under way are delivered and half-made gradients dropped."""
         try:
             yield
         except BaseException:
-            assert self._built is not None, "it runs"
-            self._built.mend()
+            assert self.running is not None, "it runs"
+            self.running.mend()
             raise
         finally:
             begun = [tick for tick in ticks if tick.begun]
             self.ticks += len(begun)
             if begun and begun[-1].ends:  # also after a failure: the next tick is another episode
                 self.finish()
+
+    def _set_log(self, log: EventLog | None) -> None:
+        for actor in self._actors().values():
+            actor.log = log
+
+    def _refuse_running(self, what: str) -> None:
+        if self.running is not None:
+            raise NetworkError([f"the network runs already: {what} before the first tick"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Network":
         refuse_waiting(self._actors(), "copied")
@@ -275,12 +430,6 @@ class Network(Wired):
         vars(other).update(copy.deepcopy(vars(self), memo))
         return other
 
-    def _set_log(self, log: EventLog | None) -> None:
-        for actor in self._actors().values():
-            actor.log = log
 
-    def _result(self, tick: Tick) -> TickResult:
-        """The tick's results in the order of the agents, whatever the order of threads was."""
-        fired = [name for name in self._wirings[self.training].order if name in tick.outputs]
-        losses = {name: tick.losses[name] for name in fired if name in tick.losses}
-        return TickResult(tick.number, losses, {name: tick.outputs[name] for name in fired})
+def _adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, 1e-3)

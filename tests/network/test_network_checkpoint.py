@@ -42,8 +42,8 @@ def test_a_run_that_is_killed_in_the_middle_and_resumed_is_the_run_that_was_not(
 
     assert same(everything(whole), everything(resumed))
     assert whole.log.sorted() == resumed.log.sorted()
-    assert [actor.chance.get_state().tolist() for actor in whole._actors().values()] == [
-        actor.chance.get_state().tolist() for actor in resumed._actors().values()
+    assert [actor.chance.get_state().tolist() for actor in whole.running.actors.values()] == [
+        actor.chance.get_state().tolist() for actor in resumed.running.actors.values()
     ]
 
 
@@ -175,7 +175,7 @@ def test_a_network_can_be_pickled_in_mid_run():
     net, _ = chain(delay=1)
     for x, y in batches(3):
         net.tick(x, y)
-    message = net._actors()["f1"].inboxes[0].entries[0].message
+    message = net.running.actors["f1"].inboxes[0].entries[0].message
     message.value.add_(0)
 
     assert message.spoilt and not pickle.loads(pickle.dumps(message)).spoilt

@@ -46,7 +46,7 @@ def test_after_a_tick_that_failed_nothing_is_read_late_and_nobody_waits_for_ever
     reads = [(e.tick, e.agent, e.stale) for e in net.log.of("read") if e.tick > 1]
     assert sorted(reads) == [(tick, agent, 0) for tick in (2, 3, 4) for agent in "bc"]
     net.settle()
-    assert not any(actor.waiting or any(box.sent for box in actor.outboxes) for actor in net._actors().values())
+    assert not any(actor.waiting or any(box.sent for box in actor.outboxes) for actor in net.running.actors.values())
 
 
 def test_a_module_that_fails_on_threads_hands_its_error_to_the_caller_and_the_run_can_go_on():
@@ -345,8 +345,8 @@ def test_in_which_order_agents_fire_and_learn_within_a_tick_changes_no_number(op
 
     for x, y in batches(25):
         one.tick({"f0.input": x}, y)
-        if other._built is not None:
-            chance.shuffle(other._wirings[True].order)
+        if other.running is not None:
+            chance.shuffle(other.topology.wiring().order)
         other.tick({"f0.input": x}, y)
 
     assert same(everything(one), everything(other))

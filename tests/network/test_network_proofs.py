@@ -150,7 +150,7 @@ def test_any_network_of_oracles_learns_what_backprop_through_the_unrolled_networ
     net.settle()
 
     unrolled(agents, links, modules, given, targets).backward()
-    for name, actor in net._actors().items():
+    for name, actor in net.running.actors.items():
         assert not actor.waiting, f"{name} still waits"
         for key, p in net.agents[name].module.named_parameters():
             found = None if actor.group is None else actor.group.optimizer.state[p].get("sum")
@@ -179,7 +179,9 @@ def test_a_wrong_head_is_felt_below_it_and_by_nobody_above(wrong):
             net.connect(f"a{i}.output", f"a{i + 1}.input", boundary=boundaries[i])
         net.tick(torch.ones(BATCH, WIDTH).double(), torch.zeros(BATCH, WIDTH).double())
         return [
-            actor.group.optimizer.state[p]["sum"] for actor in net._actors().values() for p in actor.group.parameters
+            actor.group.optimizer.state[p]["sum"]
+            for actor in net.running.actors.values()
+            for p in actor.group.parameters
         ]
 
     true = chain(["oracle"] * 3)

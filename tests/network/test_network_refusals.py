@@ -208,6 +208,6 @@ def test_optimisers_of_a_decoupled_model_are_found_by_glob_and_strange_names_ref
     net = dm.network(loss=F.cross_entropy, optimizer={"part_*": sgd})
     net.tick(x, y)
 
-    assert all(isinstance(actor.group.optimizer, torch.optim.SGD) for actor in net._actors().values())
+    assert all(isinstance(actor.group.optimizer, torch.optim.SGD) for actor in net.running.actors.values())
     with pytest.raises(dg.DniGraphError, match="no part or boundary is called 'prat_1'; nearest: part_1"):
         dm.network(loss=F.cross_entropy, optimizer={"prat_1": sgd})

@@ -134,7 +134,7 @@ def test_unlocked_parts_run_on_predictions_and_real_messages_train_the_predictor
     seen = []
     reader = net.agents["part_1"].module
     reader.register_forward_pre_hook(lambda module, args, kwargs: seen.append(*kwargs.values()), with_kwargs=True)
-    (predictor,) = net._built.predictors.values()
+    (predictor,) = net.running.predictors.values()
 
     net.tick(x, y)
     said = seen[0]

@@ -13,7 +13,7 @@ from ...heads.selection import NAMED as HEADS
 from ...passes.errors import nearest
 from ...runners.optimizers import MakeOptimizer
 from .agent import Agent, AgentLoss
-from .clock import Clock
+from .clock import Clock, is_whole
 from .link import Link, Port, SyntheticChoice
 from .network_error import NetworkError
 from .policy import LATEST, PolicyChoice, make_policy
@@ -66,26 +66,26 @@ def make_link(
     wrong = [f"{s!r}: an input is called 'agent.input'" for s in sinks if not isinstance(s, str) or "." not in s]
     if not isinstance(source, str) or not source:
         wrong.append(f"{source!r}: an output is called 'agent.output', an input of the whole network by one word")
-    if delay is not None and (isinstance(delay, bool) or not isinstance(delay, int) or delay < 0):
+    if delay is not None and not is_whole(delay, 0):
         wrong.append(f"delay={delay!r} (a whole number from 0 on)")
     if not sinks:
         wrong.append(f"{source!r} is connected to nothing")
     sizes = initial if isinstance(initial, tuple | list) else ()
-    if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in sizes):
+    if not all(is_whole(n, 0) for n in sizes):
         wrong.append(f"initial={initial!r} (sizes of one sample, a tensor, or a function of the batch size)")
     for what, choice, known in (("boundary", boundary, BOUNDARIES), ("head", head, HEADS)):
         if isinstance(choice, str) and choice not in known:
             wrong.append(f"{what}={choice!r}{nearest(choice, known)}: there are {', '.join(known)}")
-    made = LATEST
+    checked_policy = LATEST
     try:
-        made = make_policy(policy)
+        checked_policy = make_policy(policy)
     except NetworkError as error:
         wrong += error.problems
     if wrong:
         raise NetworkError(wrong, "the link does not fit")
     begin = _port(source) if "." in source else Port(None, source)
     ends = tuple(map(_port, sinks))
-    return Link(begin, ends, delay, made, boundary, head, condition, synthetic, initial)
+    return Link(begin, ends, delay, checked_policy, boundary, head, condition, synthetic, initial)
 
 
 def _port(words: str) -> Port:

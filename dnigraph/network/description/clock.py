@@ -22,12 +22,13 @@ class Clock:
 
     def misfits(self) -> list[str]:
         """What is wrong with the clock, a line each."""
-        wrong = [] if _whole(self.every, 1) else [f"every={self.every!r} (a whole number from 1 on)"]
-        return wrong if _whole(self.phase, 0) else [*wrong, f"phase={self.phase!r} (a whole number from 0 on)"]
+        wrong = [] if is_whole(self.every, 1) else [f"every={self.every!r} (a whole number from 1 on)"]
+        return wrong if is_whole(self.phase, 0) else [*wrong, f"phase={self.phase!r} (a whole number from 0 on)"]
 
     def __str__(self) -> str:
         return f"every {self.every}" + (f" from {self.phase}" if self.phase else "")
 
 
-def _whole(value: object, least: int) -> bool:
+def is_whole(value: object, least: int) -> bool:
+    """Whether it is a whole number from `least` on."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...passes.errors import nearest
+from .clock import is_whole
 from .network_error import NetworkError
 
 
@@ -95,7 +96,7 @@ def stack(size: int) -> Policy:
     Raises:
         NetworkError: `size` is not a positive whole number.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    if not is_whole(size, 1):
         raise NetworkError([f"stack: size must be a positive whole number, not {size!r}"])
     return Stack(size)
 

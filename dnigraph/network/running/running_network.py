@@ -1,6 +1,6 @@
 """A network that can run: actors, boundaries, predictors, and the channels between them, made once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,21 @@ class RunningNetwork:
         """Put the network's inputs into the inboxes that read them."""
         for name, inbox in self._outside:
             inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)
+
+    def refuse_missing(self, ticks: Sequence[Tick]) -> None:
+        """Refuse ticks that lack an input or a label, before any agent fires.
+
+        Raises:
+            NetworkError: all that is missing is listed.
+        """
+        wrong: list[str] = []
+        known, restarted = set[str](), False
+        for tick in ticks:
+            known |= set(tick.inputs)
+            wrong += [line for actor in self.actors.values() for line in actor.missing(tick, known, restarted)]
+            known, restarted = (set(), True) if tick.ends else (known, restarted)
+        if wrong:
+            raise NetworkError(wrong, "the tick does not fit")
 
     def mend(self) -> None:
         """After a failed tick: deliver messages under way, and drop half-made gradients."""

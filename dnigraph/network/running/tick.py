@@ -1,10 +1,24 @@
 """The inputs and the results of one tick."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TickResult:
+    """The losses and outputs of one tick."""
+
+    tick: int
+    losses: dict[str, Tensor]  # by agent: a detached scalar, of agents that fired and had a target
+    outputs: dict[str, dict[str, Any]]  # by agent and output: detached, of agents that fired
+
+    @property
+    def fired(self) -> list[str]:
+        """The agents that fired, in order."""
+        return list(self.outputs)
 
 
 @dataclass
@@ -23,16 +37,8 @@ class Tick:
     losses: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class TickResult:
-    """The losses and outputs of one tick."""
-
-    tick: int
-    losses: dict[str, Tensor]  # by agent: a detached scalar, of agents that fired and had a target
-    outputs: dict[str, dict[str, Any]]  # by agent and output: detached, of agents that fired
-
-    @property
-    def fired(self) -> list[str]:
-        """The agents that fired, in order."""
-        return list(self.outputs)
+    def result(self, order: Sequence[str]) -> TickResult:
+        """Its losses and outputs in this order of agents, whatever the order of threads was."""
+        fired = [name for name in order if name in self.outputs]
+        losses = {name: self.losses[name] for name in fired if name in self.losses}
+        return TickResult(self.number, losses, {name: self.outputs[name] for name in fired})

@@ -1,6 +1,6 @@
 """The inputs, targets and labels of a tick, by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...passes.errors import nearest
@@ -49,7 +49,7 @@ class TickInputs:
         Raises:
             NetworkError: names that the network does not have; all of them are listed.
         """
-        given, wrong = self.named(inputs)
+        by_name, wrong = self.named(inputs)
         by_agent = self._by_agent("targets", targets, wrong)
         if label is None:
             known = {name: target for name, target in by_agent.items() if name not in self._in_windows}
@@ -61,12 +61,30 @@ class TickInputs:
             labels = dict.fromkeys(self.agents, label)
         if wrong:
             raise NetworkError(wrong, "the tick does not fit")
-        batch = batch_of([*given.values(), *by_agent.values()])  # a network may have no inputs at all
-        tick = Tick(number, given, by_agent, labels, batch, learning, ends=ends)
-        for port in given.keys() - self._known:
+        batch = batch_of([*by_name.values(), *by_agent.values()])  # a network may have no inputs at all
+        tick = Tick(number, by_name, by_agent, labels, batch, learning, ends=ends)
+        for port in by_name.keys() - self._known:
             agent, _, name = port.partition(".")
-            tick.others.setdefault(agent, {})[name] = given[port]
+            tick.others.setdefault(agent, {})[name] = by_name[port]
         return tick
+
+    def episodes(
+        self, first: int, entries: Iterable[tuple[Any, Any, Any, bool]], learning: bool
+    ) -> Iterator[list[Tick]]:
+        """The ticks of each episode of a run; the clock restarts after a tick that ends one.
+
+        Args:
+            first: the number of the first tick.
+            entries: of each tick, what `tick_arguments` returns.
+        """
+        episode: list[Tick] = []
+        for inputs, targets, label, ends in entries:
+            episode.append(self.tick(first + len(episode), inputs, targets, label, ends, learning))
+            if ends:
+                yield episode
+                episode, first = [], 0
+        if episode:
+            yield episode
 
     def _by_agent(self, what: str, given: Any, wrong: list[str]) -> dict[str, Any]:
         if given is None:
@@ -90,3 +108,18 @@ class TickInputs:
     def _strange(self, name: Any) -> str:
         known = ", ".join(self.inputs) or "none"
         return f"there is no input {name!r}{nearest(str(name), self.inputs)}; inputs: {known}"
+
+
+def tick_arguments(entry: Any) -> tuple[Any, Any, Any, bool]:
+    """Inputs, targets, label and end of one tick, from an entry of what `Network.run` takes.
+
+    Raises:
+        NetworkError: it is no tuple of up to four of them.
+    """
+    if isinstance(entry, tuple | list) and len(entry) <= 4:
+        inputs, targets, label, ends = list(entry) + [None] * (4 - len(entry))
+        return inputs, targets, label, bool(ends)
+    kind = f"{len(entry)} of them" if isinstance(entry, tuple | list) else f"a {type(entry).__name__}"
+    raise NetworkError(
+        [f"run takes a tuple (inputs, targets, label, ends) for each tick, not {kind}"], "the ticks do not fit"
+    )
