@@ -1,7 +1,7 @@
 """The receiver's end of a link: messages come in, are read, and are answered once."""
 
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Container
 from typing import Any
 
 from torch import Tensor
@@ -58,28 +58,19 @@ class Inbox:
         """Take in the messages that can be read in this tick."""
         if self.ordered:
             self._pull()
-        if self._active_prediction(tick) is None:
+        if self.prediction is None or not tick.learning:
             self._arrive(tick.number)
 
     def end(self, tick: Tick) -> None:
         """Take in the messages that can be read in later ticks. A predictor learns from the one that it predicted."""
         if not self.ordered:
             self._pull()
-        if (prediction := self._active_prediction(tick)) is None:
-            return
-        messages = list(self._due(tick.number))
-        for message in prediction.compare(messages):
-            if message.wants:
-                self.ready.append(Answer(message.sent, -1, None))
-        if messages:  # the newest stays, in case the network goes on in eval mode
-            self.entries = [Entry(messages[-1], closed=True, answered=True)]
+        if self.prediction is not None and tick.learning:
+            self._compare(self.prediction, tick.number)
 
     def take(self, message: Message) -> None:
         """Add a message that is under way."""
         self.coming.append(message)
-
-    def _active_prediction(self, tick: Tick) -> Prediction | None:
-        return self.prediction if tick.learning else None
 
     def _pull(self) -> None:
         """Take this tick's packet from the sender."""
@@ -87,16 +78,21 @@ class Inbox:
         if message is not None:
             self.take(message)
 
-    def _due(self, tick: int) -> Iterable[Message]:
-        """Remove and return, oldest first, the messages whose delay is over."""
-        while self.coming and self.coming[0].sent + self.delay <= tick:
-            yield self.coming.popleft()
-
     def _arrive(self, tick: int) -> None:
         """Move messages whose delay is over into the inbox, and drop the oldest beyond what the policy keeps."""
-        for message in self._due(tick):
-            self.entries.append(Entry(message))
+        while self.coming and self.coming[0].sent + self.delay <= tick:
+            self.entries.append(Entry(self.coming.popleft()))
             self._make_room()
+
+    def _compare(self, prediction: Prediction, tick: int) -> None:
+        """Train the predictor on the message that it predicted, and answer all others whose delay is over."""
+        while self.coming and self.coming[0].sent + self.delay <= tick:
+            message = self.coming.popleft()
+            # The newest stays in the inbox, in case the network goes on in eval mode.
+            self.entries = [Entry(message, closed=True, answered=True)]
+            if not prediction.learn(message) and message.wants:
+                self.ready.append(Answer(message.sent, -1, None))
+        prediction.forget()
 
     def _make_room(self) -> None:
         if self.policy.keeps is None:  # messages that were read are replaced by the new ones
@@ -115,8 +111,8 @@ class Inbox:
             known: inputs of the network that were given in the episode until then.
             restarted: whether the episode began after what the inbox holds had come.
         """
-        if (prediction := self._active_prediction(tick)) is not None:
-            return [name for name in prediction.names if name not in tick.inputs]
+        if self.prediction is not None and tick.learning:
+            return [name for name in self.prediction.names if name not in tick.inputs]
         holds = not restarted and (self.entries or self.coming)
         needed = self.link.outside and self.delay == 0 and self.link.initial is None and not self.optional
         name = self.link.source.name
@@ -124,9 +120,9 @@ class Inbox:
 
     def read(self, tick: Tick) -> Reading:
         """What a firing in this tick reads."""
-        if (prediction := self._active_prediction(tick)) is not None:
+        if self.prediction is not None and tick.learning:
             sent = tick.number - self.delay
-            value = prediction.predict(sent, tick.inputs)
+            value = self.prediction.predict(sent, tick.inputs)
             return Reading(value, [Entry(Message(sent, None, True), open=1, closed=True)])
         if not self.entries:
             return Reading(self._first(tick.batch))

@@ -70,23 +70,21 @@ class Prediction:
         self._open = (sent, prediction)
         return prediction.detach()
 
-    def compare(self, messages: list[Message]) -> list[Message]:
-        """Train the predictor on the message that it predicted. Returns all other messages."""
-        opened, self._open = self._open, None
-        others = []
-        for message in messages:
-            if opened is not None and message.sent == opened[0]:
-                self._learn(opened[1], message.value)
-            else:
-                others.append(message)
-        return others
-
-    def _learn(self, prediction: Tensor, message: Tensor) -> None:
-        loss = F.mse_loss(prediction, message.to(prediction.dtype))
+    def learn(self, message: Message) -> bool:
+        """Train the predictor on the message that it predicted. Returns False if that was another one."""
+        if self._open is None or message.sent != self._open[0]:
+            return False
+        prediction = self._open[1]
+        loss = F.mse_loss(prediction, message.value.to(prediction.dtype))
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own has no types
         if self.group is not None:
             self.group.update()
+        return True
+
+    def forget(self) -> None:
+        """Release the graph of the prediction."""
+        self._open = None
 
 
 def make_predictor(
