@@ -102,8 +102,8 @@ class Network:
             NetworkError: an argument does not fit.
         """
         self._refuse_running("add agents")
-        known = self.topology.agents
-        agent = make_agent(name, module, known, every, phase, loss, optimizer, clip, p_update, outputs)
+        agents = self.topology.agents
+        agent = make_agent(name, module, agents, every, phase, loss, optimizer, clip, p_update, outputs)
         self.topology.add(agent)
         return self
 
@@ -206,11 +206,11 @@ class Network:
         entries = (tick_arguments(entry) for entry in given)
         if not threads:
             return [self.tick(*entry[:2], label=entry[2], ends=entry[3]) for entry in entries]
-        known = list(entries)
-        if not known:
+        whole_run = list(entries)
+        if not whole_run:
             return []
-        running = self._made(known[0][0])
-        episodes = list(self.topology.inputs.episodes(self.ticks, known, self.training))
+        running = self._made(whole_run[0][0])
+        episodes = list(self.topology.inputs.episodes(self.ticks, whole_run, self.training))
         ticks = [tick for episode in episodes for tick in episode]
         running.refuse_missing(ticks)
         refuse_shared(self.agents.values())
@@ -267,7 +267,7 @@ class Network:
         """A block in eval mode that starts without messages; afterwards the run continues where it was."""
         ticks, log, mode = self.ticks, self.log, self.training
         modes = [(m, m.training) for module in self.modules().values() for m in module.modules()]
-        kept = {name: set_aside(actor) for name, actor in self._actors().items()}
+        messages = {name: set_aside(actor) for name, actor in self._actors().items()}
         self.ticks, self.log = 0, None
         self._set_log(None)
         self.eval()
@@ -275,8 +275,8 @@ class Network:
             yield self
         finally:
             for name, actor in self._actors().items():
-                if name in kept:
-                    take_back(actor, kept[name])
+                if name in messages:
+                    take_back(actor, messages[name])
                 else:  # it was made in the block
                     actor.clear()
             self.train(mode)
@@ -306,15 +306,15 @@ class Network:
             CheckpointError: the file is no such checkpoint.
             NetworkError: it belongs to another network; all differences are listed.
         """
-        whole = load_checkpoint(path, {"network"})
-        state = whole["network"]
+        checkpoint = load_checkpoint(path, {"network"})
+        state = checkpoint["network"]
         if inputs is not None:
             self.validate(inputs)
         load_state(self._overview, self.modules(), self._actors(), state)
         self.ticks = state["ticks"]
         if self.log is not None and state["log"] is not None:
             self.log.load(state["log"])
-        restore_random(whole)
+        restore_random(checkpoint)
 
     # ---- to look at
 

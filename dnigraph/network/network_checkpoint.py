@@ -96,7 +96,7 @@ def load_state(net: Overview, modules: Modules, actors: Actors, state: Mapping[s
     wrong += _differences("optimizer", _optimizers(actors), state["optimizers"])
     if wrong:
         raise NetworkError(wrong, "the checkpoint belongs to another network")
-    with _as_it_was(modules, actors):
+    with _undone_on_failure(modules, actors):
         for name, module in modules.items():
             _load(name, module, state["modules"][name])
         for name, actor in actors.items():
@@ -139,21 +139,21 @@ def _load(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _as_it_was(modules: Modules, actors: Actors) -> Iterator[None]:
+def _undone_on_failure(modules: Modules, actors: Actors) -> Iterator[None]:
     """If the block fails, the network is put back as it was.
 
     Raises:
         NetworkError: something did not take its state.
     """
     before = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
-    held = {name: (state_of(actor), set_aside(actor)) for name, actor in actors.items()}
+    before_actors = {name: (state_of(actor), set_aside(actor)) for name, actor in actors.items()}
     try:
         yield
     except Exception as error:
         for name, module in modules.items():
             module.load_state_dict(before[name])
         for name, actor in actors.items():
-            state, waiting = held[name]
+            state, waiting = before_actors[name]
             restore_state(actor, state)
             take_back(actor, waiting)
         if isinstance(error, NetworkError):

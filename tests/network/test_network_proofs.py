@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.network.checks.topological_order import Order
+from dnigraph.network.checks.topological_order import TopologicalOrder
 
 WIDTH, BATCH, TICKS = 3, 4, 9
 
@@ -194,12 +194,12 @@ def test_a_wrong_head_is_felt_below_it_and_by_nobody_above(wrong):
 @pytest.mark.parametrize("seed", range(20))
 def test_an_order_that_grows_link_by_link_knows_every_way_back(seed):
     chance, names = random.Random(seed), [str(i) for i in range(30)]
-    order, graph = Order(names), nx.DiGraph()
+    order, graph = TopologicalOrder(names), nx.DiGraph()
     graph.add_nodes_from(names)
 
     for _ in range(120):
         a, b = chance.choice(names), chance.choice(names)
-        way = order.way(b, a)
+        way = order.path(b, a)
         assert bool(way) == nx.has_path(graph, b, a)
         if way:
             assert len(way) == len(nx.shortest_path(graph, b, a))

@@ -7,7 +7,7 @@ import networkx as nx
 
 from ..description.agent import Agent
 from ..description.link import Link
-from .topological_order import Order
+from .topological_order import TopologicalOrder
 
 Graph = Any  # nx.DiGraph: networkx is untyped
 
@@ -27,7 +27,7 @@ class Wiring:
         self.agents, self.links, self.predicting = agents, links, predicting
         self.delays: dict[int, int] = {}
         self.circles: list[list[str]] = []  # of links that the user wants without delay
-        self._order = Order(agents)
+        self._order = TopologicalOrder(agents)
         for number in sorted(range(len(links)), key=lambda i: links[i].delay is None):
             self._decide(number, links[number])
         graph: Graph = nx.DiGraph()
@@ -47,12 +47,12 @@ class Wiring:
         self.delays[number] = delay = link.delay or 0
         if link.outside or delay or (self.predicting and link.synthetic):
             return
-        ways = [self._order.way(b, a) for a, b in known]
-        if any(ways):
+        paths = [self._order.path(b, a) for a, b in known]
+        if any(paths):
             self.delays[number] = 1  # added although it closes a circle: the remaining problems are found too
-        if any(ways) and link.delay is None and not link.synthetic:
+        if any(paths) and link.delay is None and not link.synthetic:
             return
-        for (a, b), back in zip(known, ways, strict=True):
+        for (a, b), back in zip(known, paths, strict=True):
             if back:
                 self.circles.append([a, *back])
             else:

@@ -20,8 +20,8 @@ def problems(agents: Mapping[str, Agent], links: Sequence[Link], wiring: Wiring)
         yield from _unknown(agents, link)
     yield from _fed_twice(links)
     for circle in wiring.circles:
-        way = " → ".join(circle)
-        yield f"a circle without delay: {way}; give one of its links delay=1"
+        path = " → ".join(circle)
+        yield f"a circle without delay: {path}; give one of its links delay=1"
     yield from _strange_synthetic(agents, links)
     yield from _time_first(agents, links)
     for name in _deaf(agents, links):

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 
-class Order:
+class TopologicalOrder:
     """Ranks of agents: over a link without delay the sender has a lower rank than the receiver.
 
     A link that agrees with the ranks costs nothing; otherwise only agents with ranks between its two ends are visited.
@@ -17,15 +17,15 @@ class Order:
         self.after: dict[str, dict[str, None]] = {name: {} for name in self.rank}
         self._before: dict[str, dict[str, None]] = {name: {} for name in self.rank}
 
-    def way(self, begin: str, end: str) -> list[str]:
+    def path(self, begin: str, end: str) -> list[str]:
         """The agents on a shortest path from one to the other; empty if there is none."""
-        came = self._reached(begin, self.after, last=self.rank[end]) if self.rank[begin] <= self.rank[end] else {}
-        if end not in came:
+        previous = self._reached(begin, self.after, last=self.rank[end]) if self.rank[begin] <= self.rank[end] else {}
+        if end not in previous:
             return []
-        way: list[str] = [end]
-        while (before := came[way[-1]]) is not None:
-            way.append(before)
-        return way[::-1]
+        path: list[str] = [end]
+        while (earlier := previous[path[-1]]) is not None:
+            path.append(earlier)
+        return path[::-1]
 
     def add(self, begin: str, end: str) -> None:
         """Add a link. There must be no path from its end back to its beginning."""
@@ -42,11 +42,11 @@ class Order:
         self, begin: str, links: Mapping[str, Iterable[str]], first: int = 0, last: int | None = None
     ) -> dict[str, str | None]:
         """The agents that can be reached within a range of ranks, nearest first, each with its predecessor."""
-        came: dict[str, str | None] = {begin: None}
-        edge = [begin]
-        for name in edge:  # the list grows while it is read
+        previous: dict[str, str | None] = {begin: None}
+        frontier = [begin]
+        for name in frontier:  # the list grows while it is read
             for other in links[name]:
-                if other not in came and first <= self.rank[other] <= (len(self.rank) if last is None else last):
-                    came[other] = name
-                    edge.append(other)
-        return came
+                if other not in previous and first <= self.rank[other] <= (len(self.rank) if last is None else last):
+                    previous[other] = name
+                    frontier.append(other)
+        return previous

@@ -36,7 +36,7 @@ def inputs_of(module: nn.Module) -> Inputs:
     )
 
 
-def outputs_of(made: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
+def outputs_of(returned: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
     """What a module returned, by name.
 
         a dict                   its keys
@@ -47,11 +47,11 @@ def outputs_of(made: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
     Args:
         names: the names that the user gave, in order; they replace those of tuples and of single values.
     """
-    if isinstance(made, Mapping):
-        return {str(key): value for key, value in made.items()}
-    if dataclasses.is_dataclass(made) and not isinstance(made, type):
-        return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
-    if isinstance(made, tuple | list):
-        known = names or getattr(made, "_fields", None) or [str(i) for i in range(len(made))]
-        return dict(zip(known, made, strict=False))
-    return {(names or [OUTPUT])[0]: made}
+    if isinstance(returned, Mapping):
+        return {str(key): value for key, value in returned.items()}
+    if dataclasses.is_dataclass(returned) and not isinstance(returned, type):
+        return {field.name: getattr(returned, field.name) for field in dataclasses.fields(returned)}
+    if isinstance(returned, tuple | list):
+        known = names or getattr(returned, "_fields", None) or [str(i) for i in range(len(returned))]
+        return dict(zip(known, returned, strict=False))
+    return {(names or [OUTPUT])[0]: returned}

@@ -21,14 +21,14 @@ def first_value(initial: Any, batch: int | None, like: Tensor | None) -> Any:
         initial: a tensor, of one sample or of the batch; the sizes of one sample (zeros); or a function of the size.
         like: a tensor whose precision and device the value takes.
     """
-    given = initial(batch) if callable(initial) else initial
-    if isinstance(given, tuple | list):
-        given = torch.zeros(1, *given)
-    if not isinstance(given, Tensor):
-        return given
-    if batch is not None and given.dim() and len(given) == 1:
-        given = given.expand(batch, *given.shape[1:])
-    return given.to(like) if like is not None and given.is_floating_point() else given
+    value = initial(batch) if callable(initial) else initial
+    if isinstance(value, tuple | list):
+        value = torch.zeros(1, *value)
+    if not isinstance(value, Tensor):
+        return value
+    if batch is not None and value.dim() and len(value) == 1:
+        value = value.expand(batch, *value.shape[1:])
+    return value.to(like) if like is not None and value.is_floating_point() else value
 
 
 def batch_of(values: Any) -> int | None:

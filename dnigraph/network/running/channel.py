@@ -68,9 +68,9 @@ class Line(Generic[T]):
 
     def rest(self) -> list[T]:
         """Take all packets."""
-        found = list(self._packets)
+        packets = list(self._packets)
         self._packets.clear()
-        return found
+        return packets
 
 
 def _version(value: Any) -> int:

@@ -95,7 +95,7 @@ class EventLog:
 
     def state(self) -> dict[str, Any]:
         """The log as plain data, for a checkpoint."""
-        return {"past": self.past, "events": [_said(e) for e in self.events]}
+        return {"past": self.past, "events": [_plain(e) for e in self.events]}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
@@ -103,7 +103,7 @@ class EventLog:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the events as JSON, one object for each."""
-        Path(path).write_text(json.dumps([_said(e) for e in self.sorted()], indent=1) + "\n")
+        Path(path).write_text(json.dumps([_plain(e) for e in self.sorted()], indent=1) + "\n")
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write the run for chrome://tracing or ui.perfetto.dev: a row for each agent, an arrow for each message.
@@ -112,17 +112,17 @@ class EventLog:
         """
         agents = list(dict.fromkeys(e.agent for e in self.events))
         rows = {name: i for i, name in enumerate(agents, 1)}  # 0 is the idle thread to a viewer
-        found: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "network"}}]
-        found += [
+        events: list[dict[str, Any]] = [{"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "network"}}]
+        events += [
             {"ph": "M", "name": "thread_name", "pid": 1, "tid": row, "args": {"name": name}}
             for name, row in rows.items()
         ]
         for number, event in enumerate(self.sorted()):
-            found += _traced(event, rows, number)
-        Path(path).write_text(json.dumps({"traceEvents": found, "displayTimeUnit": "ms"}) + "\n")
+            events += _traced(event, rows, number)
+        Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n")
 
 
-def _said(event: Event) -> dict[str, Any]:
+def _plain(event: Event) -> dict[str, Any]:
     return {key: value for key, value in asdict(event).items() if value is not None}
 
 
@@ -130,16 +130,16 @@ def _traced(event: Event, rows: dict[str, int], number: int) -> list[dict[str, A
     place = {"pid": 1, "tid": rows[event.agent], "ts": event.tick * TICK}
     if event.kind == "fire":
         return [{"ph": "X", "name": "fire" if event.learns else "fire, no update", "dur": TICK * 6 // 10, **place}]
-    said = {"args": _said(event)}
+    details = {"args": _plain(event)}
     if event.kind == "send":
-        return [{"ph": "i", "s": "t", "name": f"sends {event.port}", **place, "ts": place["ts"] + TICK // 2, **said}]
+        return [{"ph": "i", "s": "t", "name": f"sends {event.port}", **place, "ts": place["ts"] + TICK // 2, **details}]
     if event.kind in ("target", "unused"):
         words = f"target of {event.port}" if event.kind == "target" else f"{event.port} was not used"
-        return [{"ph": "i", "s": "t", "name": words, **place, "ts": place["ts"] + TICK * 8 // 10, **said}]
+        return [{"ph": "i", "s": "t", "name": words, **place, "ts": place["ts"] + TICK * 8 // 10, **details}]
     sender = rows.get((event.source or "").split(".")[0])
     if event.sent is None or sender is None:
         return []
     start = {"pid": 1, "tid": sender, "ts": event.sent * TICK + TICK // 2}
     name = {"name": event.source, "cat": "message", "id": number}
     end = {**place, "ts": place["ts"] + (TICK * 55 // 100 if event.stale == 0 else 1)}
-    return [{"ph": "s", **name, **start, **said}, {"ph": "f", "bp": "e", **name, **end}]
+    return [{"ph": "s", **name, **start, **details}, {"ph": "f", "bp": "e", **name, **end}]

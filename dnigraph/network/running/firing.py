@@ -71,12 +71,12 @@ def stashed(modules: Sequence[nn.Module]) -> Iterator[None]:
 
     Source: Narayanan et al. 2019, PipeDream (weight stashing).
     """
-    held = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+    addresses = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
 
     def keep(value: Tensor) -> Tensor:
-        is_weight = value.layout == torch.strided and value.untyped_storage().data_ptr() in held
-        seen = value.detach()  # the value itself would hold the graph that holds it: a cycle, if no gradient ever comes
-        return seen.clone() if is_weight else seen
+        is_weight = value.layout == torch.strided and value.untyped_storage().data_ptr() in addresses
+        detached = value.detach()  # the value itself would hold its graph: a cycle, if no gradient ever comes
+        return detached.clone() if is_weight else detached
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         yield

@@ -1,6 +1,6 @@
 """A network that can run: actors, boundaries, predictors, and the channels between them, made once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..description.link import Link
 from ..description.network_error import NetworkError
 from ..description.samples import batch_of
 from .actor import Actor
-from .channel import Line, Message
+from .channel import Channel, Line, Message
 from .event_log import EventLog
 from .inbox import Inbox
 from .outbox import Outbox
@@ -52,10 +52,10 @@ class RunningNetwork:
         for number, outbox in self.outboxes.items():
             outbox.ordered = wiring.waits(number)
 
-    def connect(self, channel: Any = Line) -> None:
+    def connect(self, make_channel: Callable[[], Channel[Any]] = Line) -> None:
         """Connect all actors by new channels of this kind."""
         for inbox in self.inboxes.values():
-            inbox.messages, inbox.answers = channel(), channel()
+            inbox.messages, inbox.answers = make_channel(), make_channel()
         for number, outbox in self.outboxes.items():
             inboxes = [self.inboxes[number, i] for i in range(len(outbox.link.sinks))]
             outbox.messages = [inbox.messages for inbox in inboxes]

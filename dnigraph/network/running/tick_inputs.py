@@ -52,9 +52,9 @@ class TickInputs:
         by_name, wrong = self.named(inputs)
         by_agent = self._by_agent("targets", targets, wrong)
         if label is None:
-            known = {name: target for name, target in by_agent.items() if name not in self._in_windows}
-            only = known.get(self.learning[0]) if len(self.learning) == 1 else None
-            labels = {name: known.get(name, only) for name in self.agents}
+            usable = {name: target for name, target in by_agent.items() if name not in self._in_windows}
+            only = usable.get(self.learning[0]) if len(self.learning) == 1 else None
+            labels = {name: usable.get(name, only) for name in self.agents}
         elif isinstance(label, Mapping):
             labels = self._by_agent("label", label, wrong)
         else:
@@ -86,17 +86,17 @@ class TickInputs:
         if episode:
             yield episode
 
-    def _by_agent(self, what: str, given: Any, wrong: list[str]) -> dict[str, Any]:
-        if given is None:
+    def _by_agent(self, what: str, values: Any, wrong: list[str]) -> dict[str, Any]:
+        if values is None:
             return {}
-        if isinstance(given, Mapping):
-            strange = [name for name in given if name not in self.agents]
-            wrong += [f"{what}: there is no agent {name!r}{nearest(str(name), self.agents)}" for name in strange]
-            return dict(given)
+        if isinstance(values, Mapping):
+            unknown = [name for name in values if name not in self.agents]
+            wrong += [f"{what}: there is no agent {name!r}{nearest(str(name), self.agents)}" for name in unknown]
+            return dict(values)
         if len(self.learning) != 1:
             wrong.append(f"{len(self.learning)} agents have a loss, so name them: {what}={{agent: ...}}")
             return {}
-        return {self.learning[0]: given}
+        return {self.learning[0]: values}
 
     def _takes(self, name: Any) -> bool:
         """Whether there is such an input, or an agent that takes arguments of any name."""

@@ -35,10 +35,10 @@ def plan_of(net: Overview) -> Plan:
         for number, link in enumerate(net.links)
         if not link.outside and number not in late
     )
-    given = [*net.inputs, *(_words(net, n, net.links[n]) for n in sorted(late))]
+    entries = [*net.inputs, *(_words(net, n, net.links[n]) for n in sorted(late))]
     cuts = tuple((str(link.source), str(sink)) for link in net.links for sink in link.sinks if not link.outside)
     notes = tuple(f"goes back in a circle: {_words(net, n, net.links[n])}" for n in sorted(late))
-    return Plan("Network", "wired", cuts, parts, crossings, _once(given), notes)
+    return Plan("Network", "wired", cuts, parts, crossings, _once(entries), notes)
 
 
 def _goes_back(link: Link, order: dict[str, int]) -> bool:
