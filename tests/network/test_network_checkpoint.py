@@ -1,8 +1,7 @@
-"""Networks that are killed, saved, loaded, copied: they go on as if nothing had been, or say why they cannot."""
+"""Networks that are killed, saved and loaded: they go on as if nothing had been, or say why they cannot."""
 
 import copy
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kit import killed_network
-from kit.networks import adam, batches, chain, everything, same, sgd, weights
+from kit.networks import adam, batches, chain, circle, everything, given, same, sgd, weights
 from torch import nn
 
 import dnigraph as dg
@@ -47,23 +46,21 @@ def test_a_run_that_is_killed_in_the_middle_and_resumed_is_the_run_that_was_not(
     ]
 
 
-def test_a_checkpoint_with_other_sizes_or_optimisers_is_refused_before_a_weight_is_touched(tmp_path):
-    def net(width, optimizer):
-        found = dg.Network(optimizer=optimizer).add("a", nn.Linear(3, 2), loss=F.mse_loss)
-        return found.add("b", nn.Linear(3, width), loss=F.mse_loss)
+@pytest.mark.parametrize("at", [1, 7, 12])
+def test_a_run_that_is_killed_and_resumed_repeats_it_exactly(at, tmp_path):
+    whole, first = circle(), circle()
+    data = list(given(20))
+    whole.run(data)
+    first.run(data[:at])
+    first.save(tmp_path / "run.pt")
 
-    x = {"a.input": torch.ones(2, 3), "b.input": torch.ones(2, 3)}
-    saved, other, third = net(4, adam), net(5, adam), net(4, sgd)
-    saved.tick(x)
-    saved.save(tmp_path / "run.pt")
-    before = weights(other.agents["a"].module)
+    torch.manual_seed(99)
+    second = circle()
+    second.load(tmp_path / "run.pt", data[0][0])
+    second.run(data[at:])
 
-    with pytest.raises(dg.NetworkError, match=r"b.weight\[0\] is 5 here and 4 in the file\n.*b.bias\[0\] is 5 here"):
-        other.load(tmp_path / "run.pt", x)
-    with pytest.raises(dg.NetworkError, match=r"optimizer.a\[0\] is 'SGD' here and 'Adam' in the file"):
-        third.load(tmp_path / "run.pt", x)
-
-    assert same(before, weights(other.agents["a"].module))
+    assert same(everything(whole), everything(second))
+    assert second.ticks == 20
 
 
 def unlocked():
@@ -116,27 +113,6 @@ def test_whatever_it_is_made_of_a_resumed_network_goes_on_bitwise(make, at, tmp_
     assert whole.log.sorted() == second.log.sorted()
 
 
-def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path):
-    def halves(parameters):
-        groups = [{"params": parameters[:1]}, {"params": parameters[1:]}] if len(parameters) > 1 else parameters
-        return torch.optim.SGD(groups, 0.1)
-
-    (x, y), *_ = batches(1)
-    net, _ = chain()
-    net.tick(x, y)
-    net.save(tmp_path / "net.pt")
-    other, _ = chain(optimizer=halves)
-    other.tick(x, y)
-    other.tick(x, y)
-    before = copy.deepcopy(everything(other))
-
-    with pytest.raises(dg.NetworkError, match="different number of parameter groups"):
-        other.load(tmp_path / "net.pt")
-
-    assert same(before, everything(other))
-    assert other.ticks == 2
-
-
 @pytest.mark.parametrize("fits", [False, True])
 def test_a_load_in_the_middle_of_an_episode_of_oracles(fits, tmp_path):
     def net(clip=None):
@@ -171,33 +147,64 @@ def test_a_load_in_the_middle_of_an_episode_of_oracles(fits, tmp_path):
         assert same(everything(one), everything(kept))
 
 
-def test_a_network_can_be_pickled_in_mid_run():
-    net, _ = chain(delay=1)
-    for x, y in batches(3):
-        net.tick(x, y)
-    message = net.running.actors["f1"].inboxes[0].entries[0].message
-    message.value.add_(0)
+def test_firings_that_wait_for_true_gradients_are_not_saved_silently(tmp_path):
+    net, _ = chain(boundary="oracle", delay=1)
+    net.run(batches(1))
 
-    assert message.spoilt and not pickle.loads(pickle.dumps(message)).spoilt
-
-
-def test_a_copy_of_a_network_goes_on_as_the_network_does():
-    net, _ = chain(condition=dg.one_hot(3))
-    for x, y in batches(4):
-        net.tick(x, y)
-    other = copy.deepcopy(net)
-
-    for x, y in batches(4):
-        net.tick(x, y)
-        other.tick(x, y)
-
-    assert same(weights(net), weights(other))
+    with pytest.raises(dg.NetworkError, match="f0: 1 firings wait"):
+        net.save(tmp_path / "run.pt")
+    net.settle()
+    net.save(tmp_path / "run.pt")
 
 
-def test_a_network_that_waits_for_true_gradients_cannot_be_copied():
-    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 3), loss=F.mse_loss)
-    net.connect("a.output", "b.input", delay=2, boundary="oracle")
-    net.tick(torch.ones(2, 6), torch.ones(2, 3))
+def test_a_checkpoint_of_another_wiring_is_refused_with_all_differences(tmp_path):
+    net, _ = chain()
+    net.run(batches(1))
+    net.save(tmp_path / "run.pt")
+    other, _ = chain(delay=1, boundary="local-loss", condition=dg.one_hot(3))
 
-    with pytest.raises(dg.NetworkError, match="cannot be copied now"):
-        copy.deepcopy(net)
+    with pytest.raises(dg.NetworkError) as caught:
+        other.load(tmp_path / "run.pt", next(batches(1))[0])
+
+    assert "links[0].delay is 1 here and 0 in the file" in str(caught.value)
+    assert "links[1].boundary is 'local-loss' here and 'dni' in the file" in str(caught.value)
+
+
+def test_a_checkpoint_with_other_sizes_or_optimisers_is_refused_before_a_weight_is_touched(tmp_path):
+    def net(width, optimizer):
+        found = dg.Network(optimizer=optimizer).add("a", nn.Linear(3, 2), loss=F.mse_loss)
+        return found.add("b", nn.Linear(3, width), loss=F.mse_loss)
+
+    x = {"a.input": torch.ones(2, 3), "b.input": torch.ones(2, 3)}
+    saved, other, third = net(4, adam), net(5, adam), net(4, sgd)
+    saved.tick(x)
+    saved.save(tmp_path / "run.pt")
+    before = weights(other.agents["a"].module)
+
+    with pytest.raises(dg.NetworkError, match=r"b.weight\[0\] is 5 here and 4 in the file\n.*b.bias\[0\] is 5 here"):
+        other.load(tmp_path / "run.pt", x)
+    with pytest.raises(dg.NetworkError, match=r"optimizer.a\[0\] is 'SGD' here and 'Adam' in the file"):
+        third.load(tmp_path / "run.pt", x)
+
+    assert same(before, weights(other.agents["a"].module))
+
+
+def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path):
+    def halves(parameters):
+        groups = [{"params": parameters[:1]}, {"params": parameters[1:]}] if len(parameters) > 1 else parameters
+        return torch.optim.SGD(groups, 0.1)
+
+    (x, y), *_ = batches(1)
+    net, _ = chain()
+    net.tick(x, y)
+    net.save(tmp_path / "net.pt")
+    other, _ = chain(optimizer=halves)
+    other.tick(x, y)
+    other.tick(x, y)
+    before = copy.deepcopy(everything(other))
+
+    with pytest.raises(dg.NetworkError, match="different number of parameter groups"):
+        other.load(tmp_path / "net.pt")
+
+    assert same(before, everything(other))
+    assert other.ticks == 2

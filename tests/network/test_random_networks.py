@@ -1,14 +1,14 @@
-"""Random networks of oracles against backprop through time, written out by hand; and what a wrong head may touch."""
+"""Random networks of oracles against backprop through time, written out by hand."""
 
 import random
 
 import networkx as nx
 import pytest
 import torch
+from kit.networks import Collect
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.network.checks.topological_order import TopologicalOrder
 
 WIDTH, BATCH, TICKS = 3, 4, 9
 
@@ -29,19 +29,6 @@ class Node(nn.Module):
 
 def loss_of(output, target):
     return (output["other"] - target).square().sum()
-
-
-class Collect(torch.optim.Optimizer):
-    """Moves nothing, and adds up the gradients that it is stepped with."""
-
-    def __init__(self, parameters):
-        super().__init__(parameters, {})
-
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.state[p]["sum"] = self.state[p].get("sum", 0) + p.grad
 
 
 def drawn(seed):
@@ -118,7 +105,6 @@ def unrolled(agents, links, modules, inputs, targets):
     return total
 
 
-@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
 @pytest.mark.parametrize("threads", [False, True], ids=["scheduler", "threads"])
 @pytest.mark.parametrize("seed", range(30))
 def test_any_network_of_oracles_learns_what_backprop_through_the_unrolled_network_would(seed, threads):
@@ -157,56 +143,3 @@ def test_any_network_of_oracles_learns_what_backprop_through_the_unrolled_networ
             expected = torch.zeros_like(p) if p.grad is None else p.grad
             found = torch.zeros_like(p) if found is None else found
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda m: f"{name}.{key}: {m}")  # noqa: B023
-
-
-class Loud(dg.Boundary):
-    """A head that is wrong on purpose: it says one everywhere, and never learns."""
-
-    kind = "loud"
-
-    def visit(self, value):
-        return dg.Visit((value,), (torch.ones_like(value),), lambda target: (None,))
-
-
-@pytest.mark.parametrize("wrong", range(3))
-def test_a_wrong_head_is_felt_below_it_and_by_nobody_above(wrong):
-    def chain(boundaries):
-        torch.manual_seed(0)
-        net = dg.Network(optimizer=Collect)
-        for i in range(4):
-            net.add(f"a{i}", nn.Linear(WIDTH, WIDTH).double(), loss=nn.functional.mse_loss if i == 3 else None)
-        for i in range(3):
-            net.connect(f"a{i}.output", f"a{i + 1}.input", boundary=boundaries[i])
-        net.tick(torch.ones(BATCH, WIDTH).double(), torch.zeros(BATCH, WIDTH).double())
-        return [
-            actor.group.optimizer.state[p]["sum"]
-            for actor in net.running.actors.values()
-            for p in actor.group.parameters
-        ]
-
-    true = chain(["oracle"] * 3)
-    lied_to = chain(["oracle" if i != wrong else lambda spec, context, head: Loud(spec, context) for i in range(3)])
-
-    felt = [not torch.allclose(a, b) for a, b in zip(true, lied_to, strict=True)]
-    assert felt == [i <= wrong for i in range(4) for _ in ("weight", "bias")]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_an_order_that_grows_link_by_link_knows_every_way_back(seed):
-    chance, names = random.Random(seed), [str(i) for i in range(30)]
-    order, graph = TopologicalOrder(names), nx.DiGraph()
-    graph.add_nodes_from(names)
-
-    for _ in range(120):
-        a, b = chance.choice(names), chance.choice(names)
-        way = order.path(b, a)
-        assert bool(way) == nx.has_path(graph, b, a)
-        if way:
-            assert len(way) == len(nx.shortest_path(graph, b, a))
-            assert nx.is_path(graph, way)
-        else:
-            order.add(a, b)
-            graph.add_edge(a, b)
-
-    assert all(order.rank[a] < order.rank[b] for a, b in graph.edges)
-    assert sorted(order.rank.values()) == list(range(30))

@@ -1,0 +1,93 @@
+"""The runner with one thread for each agent."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kit.networks import batches, chain, circle, everything, fork, given, same
+from torch import nn
+
+import dnigraph as dg
+
+pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+
+
+@pytest.mark.parametrize("capacity", [1, 3])
+def test_threads_give_bitwise_what_the_scheduler_gives(capacity):
+    one, other = circle(log=True), circle(log=True)
+
+    plain = one.run(given(40))
+    threaded = other.run(given(40), threads=True, capacity=capacity)
+
+    assert same(everything(one), everything(other))
+    assert [r.losses for r in plain] == [r.losses for r in threaded]
+    assert one.log.sorted() == other.log.sorted()
+
+
+def test_threads_agree_with_the_scheduler_when_agents_drop_out_between_runs():
+    runs = []
+    for threads in (False, True):
+        net = circle(log=True)
+        results = net.run(given(7), threads=threads)
+        net.pause("b")
+        results += net.run(given(5, start=1), threads=threads)
+        net.resume("b")
+        net.pause("a")
+        results += net.run(given(6, start=2), threads=threads)
+        net.resume("a")
+        results += net.run(given(9, start=3), threads=threads)
+        runs.append((everything(net), [(r.tick, r.fired, r.losses) for r in results], net.log.sorted()))
+
+    assert same(runs[0][0], runs[1][0])
+    assert runs[0][1:] == runs[1][1:]
+
+
+def test_threads_compute_in_the_precision_of_the_thread_that_starts_them():
+    runs = []
+    for threads in (False, True):
+        net = circle()
+        with torch.autocast("cpu", torch.bfloat16):
+            results = net.run(given(6), threads=threads)
+        runs.append((everything(net), [r.outputs["a"]["guess"] for r in results]))
+
+    assert runs[0][1][0].dtype == torch.bfloat16
+    assert same(runs[0][0], runs[1][0]) and same(runs[0][1], runs[1][1])
+
+
+def test_a_failure_in_one_thread_ends_the_run_and_is_raised():
+    net = circle()
+    net.run(given(2))
+    net.agents["b"].module.forward = None
+
+    with pytest.raises(TypeError):
+        net.run(given(4), threads=True)
+
+
+def test_a_module_that_fails_on_threads_hands_its_error_to_the_caller_and_the_run_can_go_on():
+    net, x, targets = fork()
+    net.run([(x, targets)] * 2, threads=True)
+    net.agents["b"].module.bad = True
+
+    with pytest.raises(ValueError, match="not today"):
+        net.run([(x, targets)] * 50, threads=True, capacity=1)
+
+    net.agents["b"].module.bad = False
+    assert 3 <= net.ticks <= 8  # so many had begun, in the fastest thread
+    assert net.tick(x, targets).fired == ["a", "b", "c"]
+
+
+def test_agents_that_share_parameters_do_not_run_on_threads():
+    shared = nn.Linear(6, 6)
+    net = dg.Network().add("a", shared).add("b", nn.Sequential(shared), loss=F.cross_entropy)
+    net.connect("a.output", "b.input")
+
+    with pytest.raises(dg.NetworkError, match="a and b share a parameter"):
+        net.run(batches(1), threads=True)
+
+
+@pytest.mark.parametrize("capacity", [0, -5, True, 1.5, "x"])
+def test_queues_hold_at_least_one_packet(capacity):
+    net, _ = chain()
+    (x, y), *_ = batches(1)
+
+    with pytest.raises(dg.NetworkError, match=r"capacity=.* a whole number from 1 on"):
+        net.run([(x, y)], threads=True, capacity=capacity)
