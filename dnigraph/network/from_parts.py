@@ -72,8 +72,8 @@ def network_of(
     for crossing in plan.crossings:
         boundary = dm.boundaries.get(crossing.name) if crossing.gradient else None
         sinks = [f"{name}.{crossing.node}" for name in crossing.consumers]
-        foretold = synthetic and boundary is not None
-        net.connect(f"{crossing.producer}.{crossing.node}", sinks, delay=0, boundary=boundary, synthetic=foretold)
+        predicted = synthetic and boundary is not None
+        net.connect(f"{crossing.producer}.{crossing.node}", sinks, delay=0, boundary=boundary, synthetic=predicted)
     if alone is None:
         _gather(net, specialization, _loss(loss, build, specialization))
     return net

@@ -1,1 +1,1 @@
-"""Agents at work: messages, answers, and who learns when."""
+"""Agents at work: messages, answers, and when each agent learns."""

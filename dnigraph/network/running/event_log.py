@@ -40,7 +40,7 @@ class Event:
     stale: int | None = None
     learns: bool | None = None
     source: str | None = None  # of a reading: the output that sent the message
-    to: str | None = None  # of what is sent: who will read it
+    to: str | None = None  # of what is sent: its readers
 
 
 class EventLog:

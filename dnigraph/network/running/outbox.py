@@ -104,7 +104,7 @@ class Outbox:
             channel.put(message)
 
     def hear(self, within_tick: bool) -> None:
-        """Take the answers of the receivers, if they answer within the tick, or if they do not."""
+        """Take the receivers' answers: within the tick if the link is read within it, else when the tick closes."""
         if self.ordered != within_tick:
             return
         for number, channel in enumerate(self.answers):
