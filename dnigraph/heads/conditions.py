@@ -81,14 +81,20 @@ class Condition(nn.Module, ABC):
         """
         if label is None:
             raise ConditionError(
-                f"boundary '{name}' looks at the label: run the forward pass inside `with dm.conditioned(label):`"
+                f"boundary '{name}' looks at the label: run the forward pass inside `with dm.conditioned(label):`, or "
+                "give run.step(...) a target= or a label="
             )
         if not isinstance(label, Tensor):
-            raise ConditionError(f"boundary '{name}' needs the label as a tensor, not as {type(label).__name__}")
+            raise ConditionError(
+                f"boundary '{name}' needs the label as a tensor, not as {type(label).__name__}: give the heads one of "
+                "their own, run.step(..., label=tensor) or dm.conditioned(tensor)"
+            )
         if batch is not None and (label.ndim == 0 or len(label) != batch):
             got = "a single number" if label.ndim == 0 else f"{len(label)} samples"
             raise ConditionError(
-                f"boundary '{name}': the label has {got} (shape {list(label.shape)}), the batch has {batch}"
+                f"boundary '{name}': the label has {got} (shape {list(label.shape)}), the batch has {batch}: give "
+                "the heads a label with an entry for each of them, label=... (of graphs: y[batch], so that each "
+                "node sees its graph's)"
             )
         return label
 
@@ -126,7 +132,7 @@ class _Numbered(Condition):
         if low < 0 or high >= self.labels:
             raise ConditionError(
                 f"boundary '{name}': {self._expected()}, but this label goes from {low} to {high}"
-                + (f"; entries equal to {self.ignore} count as unlabelled" if low < 0 else "")
+                f"; entries equal to {self.ignore} count as unlabelled: give the mark that your labels have as ignore="
             )
         self._seen_in_range = True
 

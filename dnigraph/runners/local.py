@@ -1,23 +1,30 @@
 """The runner in one process: a part runs forward, backward and its update before the next part runs."""
 
+import inspect
 import os
+import threading
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
 from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
-from ..passes.errors import DniGraphError
+from ..decoupled.specialization import Specialization
+from ..passes.errors import DniGraphError, bullets
 from ..passes.graph.pytrees import field_of
-from .checkpoint import load_checkpoint, restore_random, save_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, restore_random, save_checkpoint
+from .misfits import settings_misfits, state_misfits
 from .optimizers import MakeOptimizer, MakeScheduler, Updates
 from .step import Step
 
 Loss = Callable[[Any, Any], Tensor] | str
+TARGET: Any = object()  # in place of a label: the heads see the target
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,15 @@ class Local:
         clip: the largest norm of the gradient of a part; or such a dict of numbers.
         monitor: metrics are computed every so many steps; 0: never.
 
+    One thread at a time: a step, a save or a load waits until another thread is through with its own.
+
     Raises:
-        DniGraphError: an argument does not fit the model.
+        DniGraphError: an argument does not fit the model; all that do not are listed.
+
+    Example:
+        >>> dm = dg.decouple(model, "1", (x,), condition=dg.one_hot(10))
+        >>> run = dg.Local(dm, loss=F.cross_entropy, optimizer=lambda params: torch.optim.Adam(params, 1e-3))
+        >>> loss = run.step(x, target=y).loss
     """
 
     def __init__(
@@ -63,7 +77,10 @@ class Local:
         monitor: int = 1,
     ):
         if not isinstance(dm, DecoupledModule):
-            raise DniGraphError(f"Local trains what decouple(...) returns, not a {type(dm).__name__}")
+            inner = getattr(dm, "module", None)
+            wrapped = isinstance(inner, DecoupledModule)
+            way = ": hand over the model inside, .module, or train it drop-in, with loss.backward()" if wrapped else ""
+            raise DniGraphError(f"Local trains what decouple(...) returns, not a {type(dm).__name__}{way}")
         if not isinstance(dm, CapturedModule):
             raise DniGraphError(
                 "Local runs a model part by part, and this one runs whole, on hooks (dm.plan.notes says why): train it "
@@ -74,50 +91,125 @@ class Local:
                 "Local runs the parts one after the other, and this model was unlocked forward, so that none waits for "
                 "another: run it as net = dm.network(loss=..., optimizer=...); net.tick(x, y)"
             )
+        _check_arguments(loss, optimizer, scheduler, clip, monitor)
         self.dm, self.loss, self.monitor = dm, loss, monitor
         self.updates = Updates(dm, optimizer, scheduler, clip)
         self.steps = 0
+        self._lock = threading.RLock()
 
-    def step(self, *args: Any, target: Any = None, **kwargs: Any) -> StepResult:
-        """One step of training on one batch. The target goes to the loss, and to the heads that look at the label.
+    def step(self, *args: Any, target: Any = None, label: Any = TARGET, **kwargs: Any) -> StepResult:
+        """One step of training on one batch.
+
+        Args:
+            args, kwargs: the model's own.
+            target: what the loss is called with beside the output, in any form; the loss may also do without.
+            label: what heads with a `condition` look at: a tensor with the batch first. Without it they see the label
+                of a `dm.conditioned(...)` block around the call, and outside of such a block the target.
 
         Raises:
-            DniGraphError: the model is in eval mode, or the loss is not one number.
+            DniGraphError: the model is in eval mode, the call does not fit its signature, or the loss is not one
+                number.
+            ConditionError: a head looks at the label, and it is missing or does not fit.
             GuardMiss: data made the model take another path in the middle of the step.
         """
+        with self._lock:
+            return self._step(args, kwargs, target, label)
+
+    def _step(self, args: Any, kwargs: Any, target: Any, label: Any) -> StepResult:
         if not self.dm.training:
             raise DniGraphError("the model is in eval mode: call dm.train() before run.step(...)")
-        with torch.enable_grad(), self.dm.conditioned(target):
-            specialization, inputs = self.dm.choose(*args, **kwargs)
+        if self.steps == 0:
+            _warn_of_other_processes()
+        if label is TARGET:
+            label = target if self.dm.context.label is None else self.dm.context.label
+        with torch.enable_grad(), self.dm.conditioned(label):
+            specialization, inputs = self._choose(args, kwargs)
             self.updates.begin(specialization)
             boundaries = self.dm.boundaries
             step = Step(specialization, boundaries, self.updates)
             output = specialization.build(step.forward(inputs))
             loss = self._loss(output, target)
             step.backward(loss)
-        self.updates.end_step()
+        self.updates.end_step(loss.detach())
         self.steps += 1
         look = self.monitor and self.steps % self.monitor == 0
         metrics = {name: b.metrics() for name, b in boundaries.items()} if look else {}
         return StepResult(loss.detach(), _detached(output), metrics)
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        """One optimiser that stands for all of this run's, for a trainer that counts, schedules and saves optimisers.
+
+        Its `step(closure)` calls the closure and returns what that returns: `run.step` has updated the weights then.
+        Its groups are those of the run's optimisers; its state dict has their states, the schedules' and the number of
+        steps. In Lightning, with `automatic_optimization = False`:
+
+            def configure_optimizers(self): return self.run.optimizer()
+            def training_step(self, batch, i): self.optimizers().step(lambda: self.run.step(x, target=y).loss)
+        """
+        return StandIn(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the optimisers and schedules, and the number of steps: all but the model's own state."""
+        with self._lock:
+            return {"updates": self.updates.state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned.
+
+        Raises:
+            CheckpointError: it is of another model or of other optimisers; then nothing has changed.
+        """
+        with self._lock:
+            if misfits := self._misfits(state):
+                raise CheckpointError(f"the state does not fit this run:{bullets(misfits)}")
+            self.updates.load_state_dict(state["updates"])
+            self.steps = state["steps"]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write model, heads, optimisers, schedules, step and random states to a file, atomically."""
-        state = {"model": self.dm.state_dict(), "updates": self.updates.state_dict(), "steps": self.steps}
-        save_checkpoint(path, state)
+        with self._lock:
+            state = {"model": self.dm.state_dict(), "boundaries": self._settings(), **self.state_dict()}
+            save_checkpoint(path, state)
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Go on from a file that `save` wrote, with the same numbers as without a stop.
 
         Raises:
-            CheckpointError: the file is no such checkpoint.
-            DniGraphError: it belongs to other cuts.
+            CheckpointError: the file is no such checkpoint, or belongs to another model, other cuts, heads or
+                optimisers. All differences are listed, and nothing has changed.
         """
         state = load_checkpoint(path, {"model", "updates", "steps"})
-        self.dm.load_state_dict(state["model"])
-        self.updates.load_state_dict(state["updates"])
-        self.steps = state["steps"]
-        restore_random(state)
+        with self._lock:
+            misfits = [*state_misfits(self.dm.state_dict(), state["model"]), *self._misfits(state)]
+            misfits += settings_misfits(self._settings(), state.get("boundaries"))
+            if misfits:
+                raise CheckpointError(f"{path} does not fit this run:{bullets(misfits)}")
+            self.dm.load_state_dict(state["model"])
+            self.load_state_dict(state)
+            restore_random(state)
+
+    def _misfits(self, state: Mapping[str, Any]) -> list[str]:
+        steps, updates = state.get("steps"), state.get("updates")
+        misfits = [] if isinstance(updates, Mapping) else ["it has no states of optimisers"]
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            misfits.append(f"its number of steps is {steps!r}")
+        return misfits or self.updates.misfits(state["updates"])
+
+    def _settings(self) -> dict[str, dict[str, Any]]:
+        """What each boundary was made with."""
+        return {name: {"kind": b.kind, **b.settings()} for name, b in self.dm.boundaries.items()}
+
+    def _choose(self, args: Any, kwargs: Any) -> tuple[Specialization, list[Any]]:
+        try:
+            return self.dm.choose(*args, **kwargs)
+        except TypeError as error:
+            signature = inspect.signature(self.dm.original.forward)
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as misfit:
+                words = f"run.step(...) takes the arguments of the model, {signature}, and target= for the loss"
+                raise DniGraphError(f"{words}: {misfit}") from error
+            raise
 
     def _loss(self, output: Any, target: Any) -> Tensor:
         loss: Any
@@ -129,6 +221,67 @@ class Local:
             kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise DniGraphError(f"loss={self.loss!r} must give one number in a tensor, not {kind}")
         return loss
+
+
+class StandIn(torch.optim.Optimizer):
+    """One optimiser in place of all optimisers of a run. See `Local.optimizer`."""
+
+    def __init__(self, run: Local):
+        groups = [group for one in run.updates.groups.values() for group in one.optimizer.param_groups]
+        super().__init__([p for group in groups for p in group["params"]], {})
+        self.param_groups = groups  # the very groups: a schedule of them is heeded
+        self._run = run
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Call the closure, which steps the run."""
+        return None if closure is None else closure()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing: a step of the run begins without gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's."""
+        return self._run.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The run's."""
+        self._run.load_state_dict(state_dict)
+
+
+def _check_arguments(loss: Any, optimizer: Any, scheduler: Any, clip: Any, monitor: Any) -> None:
+    misfits = []
+    if isinstance(loss, type) and issubclass(loss, torch.nn.Module):
+        misfits.append(f"loss={loss.__name__} is a class: make one, loss={loss.__name__}()")
+    elif not callable(loss) and not isinstance(loss, str):
+        misfits.append(f"loss={loss!r}: it is a function of (output, target), or the name of a field of the output")
+    for name, choice, kind in (("optimizer", optimizer, torch.optim.Optimizer), ("scheduler", scheduler, LRScheduler)):
+        for made in choice.values() if isinstance(choice, Mapping) else () if choice is None else (choice,):
+            if isinstance(made, kind):
+                given = f"{name}= takes a function that makes one, not a {type(made).__name__} that is made already"
+                argument = "params" if name == "optimizer" else "optimizer"
+                misfits.append(f"{given}: {name}=lambda {argument}: {type(made).__name__}({argument}, ...)")
+            elif not callable(made):
+                misfits.append(f"{name}={made!r}: it is a function that makes one, or a dict of such functions")
+    if optimizer is None:
+        misfits.append("optimizer=None: give a function, optimizer=lambda params: torch.optim.Adam(params, 1e-3)")
+    norms = clip.values() if isinstance(clip, Mapping) else () if clip is None else (clip,)
+    wrong = [norm for norm in norms if isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0]
+    misfits += [f"clip={norm!r}: it is the largest norm of a gradient, a number above 0" for norm in wrong]
+    if isinstance(monitor, bool) or not isinstance(monitor, int) or monitor < 0:
+        misfits.append(f"monitor={monitor!r}: it is a whole number of steps; 0: never")
+    if misfits:
+        raise DniGraphError(f"Local does not take these arguments:{bullets(misfits)}")
+
+
+def _warn_of_other_processes() -> None:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        warnings.warn(
+            f"this is one of {distributed.get_world_size()} processes, and Local trains the model of its own process "
+            "only: their weights drift apart. For one model over all of them train drop-in: "
+            "DistributedDataParallel(dm), loss.backward() and an optimiser of dm.parameters()",
+            stacklevel=5,
+        )
 
 
 def _detached(output: Any) -> Any:

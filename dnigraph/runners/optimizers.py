@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..boundaries import sum_in_order
 from ..decoupled.module import DecoupledModule
 from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, nearest
+from .misfits import optimizer_misfits
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], Any]
@@ -61,6 +63,7 @@ class Updates:
         self._needs: dict[int, tuple[Specialization, dict[str, set[str]], dict[nn.Parameter, list[str]]]] = {}
         self._done: set[str] = set()
         self._kept: dict[nn.Parameter, dict[str, Tensor | None]] = {}
+        self._memory: frozenset[int | None] | None = None  # where the parameters lie; None: not looked up in this step
 
     def begin(self, specialization: Specialization) -> None:
         """Start a step through these parts, without gradients."""
@@ -68,7 +71,7 @@ class Updates:
         if id(specialization) not in self._needs:
             self._needs[id(specialization)] = (specialization, *_needs(specialization, self.groups))
         _, self._wanted, self._shared = self._needs[id(specialization)]
-        self._done, self._kept = set(), {p: {} for p in self._shared}
+        self._done, self._kept, self._memory = set(), {p: {} for p in self._shared}, None
         for group in self.groups.values():
             group.forget()
 
@@ -82,42 +85,68 @@ class Updates:
             if part in wanted and wanted <= self._done:
                 self._step(self.groups[name])
 
+    def moves(self, value: Tensor) -> bool:
+        """Whether an update of a parameter would change this value, since it is a view of one."""
+        if self._memory is None:
+            parameters = [p for group in self.groups.values() for p in group.parameters]
+            self._memory = frozenset(_memory(p) for p in parameters)
+        return _memory(value) in self._memory
+
     def boundary_done(self, name: str) -> None:
         """A boundary has its gradients: step its group."""
         if group := self.groups.get(f"dni.{name}"):
             self._step(group)
 
-    def end_step(self) -> None:
-        """Step the schedules."""
+    def end_step(self, loss: Tensor) -> None:
+        """Step what waited for no part of this step, and the schedules.
+
+        The first are weights that no node of a graph reads: those that an autograd function of the user's finds by
+        itself. Their gradients may come from any part.
+
+        Args:
+            loss: the step's, for schedules that look at it.
+        """
+        for name, wanted in self._wanted.items():
+            if not wanted:
+                self._step(self.groups[name])
         for group in self.groups.values():
-            if group.scheduler is not None:
+            if isinstance(group.scheduler, ReduceLROnPlateau):
+                group.scheduler.step(float(loss))
+            elif group.scheduler is not None:
                 group.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all optimisers and schedules, by group."""
         return {
             name: {
+                "kind": type(g.optimizer).__name__,
                 "optimizer": g.optimizer.state_dict(),
+                "schedule": type(g.scheduler).__name__ if g.scheduler else None,
                 "scheduler": g.scheduler.state_dict() if g.scheduler else None,
             }
             for name, g in self.groups.items()
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned.
-
-        Raises:
-            DniGraphError: it has other groups.
-        """
+    def misfits(self, state: Mapping[str, Any]) -> list[str]:
+        """Why `load_state_dict` could not load this state; empty where it can."""
         self._add_boundaries()
-        if set(state) != set(self.groups):
-            raise DniGraphError(
-                f"the checkpoint has optimisers for {sorted(state)}, this model for {sorted(self.groups)}: "
-                "were the cuts others?"
-            )
+        misfits = []
+        for name in sorted(state.keys() | self.groups.keys()):
+            if name not in state:
+                misfits.append(f"{name}: it has no optimiser of it; were the cuts others?")
+            elif name not in self.groups:
+                misfits.append(f"{name}: this model has nothing of this name; were the cuts others?")
+            else:
+                misfits += optimizer_misfits(
+                    name, self.groups[name].optimizer, self.groups[name].scheduler, state[name]
+                )
+        return misfits
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned, and in which there are no `misfits`."""
         for name, group in self.groups.items():
             group.optimizer.load_state_dict(state[name]["optimizer"])
-            if group.scheduler is not None and state[name]["scheduler"] is not None:
+            if group.scheduler is not None:
                 group.scheduler.load_state_dict(state[name]["scheduler"])
 
     def _add_boundaries(self) -> None:
@@ -174,6 +203,11 @@ def _needs(
         n: {u for p in g.parameters for u in users.get(p, [])} for n, g in groups.items() if not n.startswith("dni.")
     }
     return wanted, {p: parts for p, parts in users.items() if len(parts) > 1 and p.requires_grad}
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Where the numbers of a tensor begin; None where they are not in one place."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else None
 
 
 def _boundary_groups(dm: DecoupledModule) -> list[str]:

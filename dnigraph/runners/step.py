@@ -99,6 +99,8 @@ class Step:
         return run.entered[name]
 
     def _hand_on(self, run: _Run, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and self.updates.moves(value):  # heads and later parts read it after the update
+            value = value.clone()
         learns = isinstance(value, Tensor) and value.requires_grad
         self.values[name] = value.detach().requires_grad_() if learns else value
         if learns and name in self.crossings:

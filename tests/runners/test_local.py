@@ -1,6 +1,8 @@
 """The runner of one process: who learns when, what it keeps, what it saves."""
 
 import copy
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -138,16 +140,6 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         run.load(tmp_path / "half.pt")
 
 
-def test_a_checkpoint_of_other_cuts_is_refused(tmp_path):
-    run, _ = runner("chain")
-    run.save(tmp_path / "run.pt")
-    dm, _ = cut_up("chain")
-    other = dg.Local(dg.decouple(dm.recouple(), [], (torch.randn(4, 6),)), loss=loss_of, optimizer=adam)
-
-    with pytest.raises((dg.DniGraphError, RuntimeError)):
-        other.load(tmp_path / "run.pt")
-
-
 def test_parts_and_heads_can_have_optimisers_schedules_and_clips_of_their_own():
     dm, args = cut_up("chain")
     run = dg.Local(
@@ -282,3 +274,216 @@ def test_a_part_that_hands_nothing_on_still_runs():
     run.step(torch.ones(2, 4), target=None)
 
     assert model.b.weight.abs().max() <= 0.1
+
+
+class ReadsViews(nn.Module):
+    """A parameter's view is read on both sides of every cut: it crosses them all."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.view = view
+        self.table = nn.Parameter(torch.randn(1, 9, 8))
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        view = self.view(self.table, x)
+        h = self.a(x + view).relu()
+        return self.c(self.b(h + view).relu() * view).mean(1)
+
+
+VIEWS = {
+    "a slice": lambda table, x: table[:, : x.shape[1]],
+    "one row for all samples": lambda table, x: table[:, :5].expand(len(x), -1, -1),
+    "a transposition of a detached parameter": lambda table, x: table.detach().mT.mT[:, :5],
+    "its own numbers, without gradient": lambda table, x: table.data.narrow(1, 2, 5),
+}
+
+
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_update_does_not_reach_what_later_parts_read(view):
+    x, y = torch.randn(4, 5, 8), labels(4)
+
+    def losses(local):
+        torch.manual_seed(0)
+        dm = dg.decouple(ReadsViews(VIEWS[view]), ["a", "b"], (x,), condition=dg.one_hot(CLASSES)).train()
+        if local:
+            run = dg.Local(dm, loss=F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.5))
+            return [float(run.step(x, target=y).loss) for _ in range(4)]
+        optimizer, found = torch.optim.SGD(dm.parameters(), 0.5), []
+        for _ in range(4):
+            optimizer.zero_grad()
+            with dm.conditioned(y):
+                loss = F.cross_entropy(dm(x), y)
+            loss.backward()
+            optimizer.step()
+            found.append(float(loss.detach()))
+        return found
+
+    assert losses(local=True) == losses(local=False)
+
+
+class Checkpointed(torch.autograd.Function):
+    """Finds the weights of a module in its backward pass, as checkpoint functions and reversible blocks do."""
+
+    @staticmethod
+    def forward(ctx, x, module):
+        ctx.module = module
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return module(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.module(x).backward(gradient)
+        return x.grad, None
+
+
+class HidesWeights(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.hidden, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.c(Checkpointed.apply(self.a(x).relu(), self.hidden).relu())
+
+
+@pytest.mark.parametrize("cut", [dg.before("c")])
+def test_weights_that_no_graph_reads_are_trained_as_in_drop_in_training(cut):
+    x, y, weights = torch.randn(4, 8), labels(4), []
+    for local in (True, False):
+        torch.manual_seed(0)
+        dm = dg.decouple(HidesWeights(), cut, (x,), condition=dg.one_hot(CLASSES)).train()
+        optimizer = torch.optim.SGD(dm.parameters(), 0.5)
+        run = dg.Local(dm, loss=F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.5))
+        for _ in range(5):
+            if local:
+                run.step(x, target=y)
+                continue
+            optimizer.zero_grad()
+            with dm.conditioned(y):
+                loss = F.cross_entropy(dm(x), y)
+            loss.backward()
+            optimizer.step()
+        weights.append(dict(dm.original.named_parameters()))
+
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_label_of_its_own_lets_the_target_have_any_form():
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 6), labels(4)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    dm = dg.decouple(model, "1", (x,), condition=dg.one_hot(CLASSES))
+    run = dg.Local(dm, loss=lambda scores, t: F.cross_entropy(scores, t["class"]) * t["weight"], optimizer=adam)
+
+    for _ in range(3):
+        run.step(x, target={"class": y, "weight": 0.5}, label=y)
+    with dm.conditioned(y):
+        run.step(x, target={"class": y, "weight": 0.5})
+
+    assert run.steps == 4
+    with pytest.raises(dg.ConditionError, match=r"label="):
+        run.step(x, target={"class": y, "weight": 0.5})
+
+
+def test_a_label_beside_the_target_is_what_the_heads_see(monkeypatch):
+    x, y = torch.randn(4, 6), labels(4)
+    dm = dg.decouple(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, CLASSES)), "0", (x,), condition=dg.one_hot(CLASSES))
+    run = dg.Local(dm, loss=F.cross_entropy, optimizer=adam)
+    seen = []
+    visit = dm.boundaries["0"].visit
+    monkeypatch.setattr(dm.boundaries["0"], "visit", lambda value: (seen.append(dm.context.label), visit(value))[1])
+
+    run.step(x, target=y)
+    run.step(x, target=y, label=y.flip(0))
+    with dm.conditioned(y + 0):
+        run.step(x, target=y.flip(0))
+
+    assert [torch.equal(label, expected) for label, expected in zip(seen, [y, y.flip(0), y], strict=True)] == [True] * 3
+
+
+def test_misuse_is_told_with_the_way_out_and_all_at_once():
+    x, y = torch.randn(4, 6), labels(4)
+    dm = dg.decouple(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, CLASSES)), "0", (x,), condition=dg.one_hot(CLASSES))
+
+    with pytest.raises(dg.DniGraphError) as error:
+        dg.Local(dm, loss=nn.CrossEntropyLoss, optimizer=torch.optim.Adam(dm.parameters()), clip=0, monitor=-1)
+    assert all(
+        words in str(error.value) for words in ("CrossEntropyLoss()", "lambda params: Adam", "clip=0", "monitor=-1")
+    )
+    with pytest.raises(dg.DniGraphError, match=r"target= for the loss"):
+        dg.Local(dm, loss=F.cross_entropy, optimizer=adam).step(x, y)
+    with pytest.raises(dg.DniGraphError, match=r"\.module"):
+        dg.Local(nn.DataParallel(dm), loss=F.cross_entropy, optimizer=adam)
+
+
+def test_a_schedule_may_look_at_the_loss():
+    x, y = torch.randn(4, 6), labels(4)
+    dm = dg.decouple(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, CLASSES)), "0", (x,), condition=dg.one_hot(CLASSES))
+    plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode="max", factor=0.1, patience=0)
+    run = dg.Local(dm, loss=F.cross_entropy, optimizer=adam, scheduler=plateau)
+
+    for _ in range(10):  # the loss falls, so that it is never above the first one
+        run.step(x, target=y)
+
+    assert run.updates.groups["part_0"].optimizer.param_groups[0]["lr"] < 1e-4
+
+
+def test_a_trainer_counts_saves_and_schedules_one_optimiser_in_place_of_all():
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 6), labels(4)
+
+    def fresh():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+        dm = dg.decouple(model, "1", (x,), condition=dg.one_hot(CLASSES))
+        return dg.Local(dm, loss=F.cross_entropy, optimizer=adam)
+
+    run = fresh()
+    optimizer = run.optimizer()
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    losses = []
+    for _ in range(3):
+        losses.append(optimizer.step(lambda: run.step(x, target=y).loss))
+        schedule.step()
+    again = fresh()
+    again.dm.load_state_dict(run.dm.state_dict())
+    again.optimizer().load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    assert losses[2] < losses[0] and run.steps == 3
+    assert run.updates.groups["part_0"].optimizer.param_groups[0]["lr"] == 1e-2 / 8
+    assert torch.equal(run.step(x, target=y).loss, again.step(x, target=y).loss) and again.steps == 4
+
+
+def test_one_thread_waits_for_the_step_of_another(tmp_path):
+    x, y = torch.randn(4, 6), labels(4)
+    dm = dg.decouple(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, CLASSES)), "0", (x,), condition=dg.one_hot(CLASSES))
+    inside, on = threading.Event(), threading.Event()
+    first = True
+
+    def loss(output, target):
+        nonlocal first
+        if first:
+            first = False
+            inside.set()
+            assert on.wait(60)
+        return F.cross_entropy(output, target)
+
+    run = dg.Local(dm, loss=loss, optimizer=adam)
+    threads = [
+        threading.Thread(target=lambda: run.step(x, target=y)),
+        threading.Thread(target=lambda: run.save(tmp_path / "a")),
+    ]
+    threads[0].start()
+    assert inside.wait(60)
+    threads[1].start()
+    threads[1].join(0.2)
+    waited = threads[1].is_alive()
+    on.set()
+    for thread in threads:
+        thread.join(60)
+
+    assert waited and torch.load(tmp_path / "a")["steps"] == 1

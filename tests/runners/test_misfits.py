@@ -1,0 +1,106 @@
+"""A file that does not fit a run is refused with every difference, and nothing has changed by then."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kit.models import CLASSES
+from torch import nn
+
+import dnigraph as dg
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, 1e-2)
+
+
+def run_of(width=8, cuts="1", optimizer=adam, scheduler=None, dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    x = torch.randn(4, 6, dtype=dtype)
+    dm = dg.decouple(model.to(dtype), cuts, (x,), **{"condition": dg.one_hot(CLASSES), **options})
+    return dg.Local(dm, loss=F.cross_entropy, optimizer=optimizer, scheduler=scheduler), x
+
+
+def state_of(run):
+    return copy.deepcopy([run.dm.state_dict(), run.state_dict(), torch.get_rng_state()])
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+OTHERS = {
+    "another width": ({"width": 12}, r"0\.weight: \[12, 6\] float32 here, \[8, 6\] float32 in the file"),
+    "other cuts": ({"cuts": ["1", "3"]}, r"part_2: it has no optimiser of it"),
+    "another dtype": ({"dtype": torch.float64}, r"0\.weight: \[8, 6\] float64 here"),
+    "another head": ({"head": "linear"}, r"boundary 1: head='linear' here"),
+    "another boundary": ({"boundary": "oracle"}, r"missing here, .* in the file"),
+    "another option of the boundary": ({"boundary": dg.dni(warm_up=7)}, r"boundary 1: warm_up=7 here, 0 in the file"),
+    "another optimiser": (
+        {"optimizer": torch.optim.Adagrad},
+        r"part_0: optimised by Adagrad here, by Adam in the file",
+    ),
+    "a schedule": (
+        {"scheduler": lambda o: torch.optim.lr_scheduler.StepLR(o, 2)},
+        r"part_0: its schedule is StepLR here, None in the file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_that_was_made_otherwise_is_refused_and_nothing_changes(name, tmp_path):
+    saved, x = run_of()
+    saved.step(x, target=torch.tensor([0, 1, 2, 3]))
+    saved.save(tmp_path / "run.pt")
+    options, words = OTHERS[name]
+    run, _ = run_of(**options)
+    before = state_of(run)
+
+    with pytest.raises(dg.CheckpointError, match=words):
+        run.load(tmp_path / "run.pt")
+
+    assert same(before, state_of(run))
+
+
+@pytest.mark.parametrize("steps", [-5, "abc", float("nan"), None, True])
+def test_a_number_of_steps_that_is_none_is_refused(steps, tmp_path):
+    run, _ = run_of()
+    run.save(tmp_path / "run.pt")
+    state = torch.load(tmp_path / "run.pt")
+    torch.save({**state, "steps": steps}, tmp_path / "run.pt")
+
+    with pytest.raises(dg.CheckpointError, match="number of steps"):
+        run.load(tmp_path / "run.pt")
+
+
+def test_all_differences_are_listed_at_once(tmp_path):
+    saved, _ = run_of()
+    saved.save(tmp_path / "run.pt")
+    run, _ = run_of(width=12, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+
+    with pytest.raises(dg.CheckpointError) as error:
+        run.load(tmp_path / "run.pt")
+
+    assert {"0.weight", "2.weight", "part_0", "part_1"} <= {
+        line.split(":")[0].removeprefix("  * ") for line in str(error.value).splitlines()[1:]
+    }
+
+
+def test_the_state_of_one_parameter_must_have_its_shape(tmp_path):
+    run, x = run_of()
+    run.step(x, target=torch.tensor([0, 1, 2, 3]))
+    run.save(tmp_path / "run.pt")
+    state = torch.load(tmp_path / "run.pt")
+    state["updates"]["part_0"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    torch.save(state, tmp_path / "run.pt")
+
+    with pytest.raises(dg.CheckpointError, match=r"part_0: exp_avg of its parameter 0 is \[3\] in the file"):
+        run.load(tmp_path / "run.pt")
