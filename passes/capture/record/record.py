@@ -1,20 +1,32 @@
 """The main rung: record a model, and believe the recording only after other runs agree with it."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from ...errors import CaptureError, FirstCallError, GuardMiss, StatefulModelError
 from ...graph.captured_graph import CapturedGraph
+from ...graph.equality import equal
+from ...graph.nodes import Call, guard
 from ...sandbox.example import one_more_row, varied
+from ...sandbox.object_graph import ObjectGraph
 from ...sandbox.rng import ExtremeDraws
 from ...sandbox.runs import Run
-from ...sandbox.snapshot import Snapshot, untouched
-from .compare import difference
-from .first_call import CALL_BEFORE, SEED, FirstCall
-from .session import Recording, Session
+from ...sandbox.snapshot import Kind, Snapshot, untouched
 from .side_effects import Attributes
+from .tracer import Recording, Session
+from .writer import PLAIN
+
+SEED = 1  # of plain runs, any number; recordings have others, so that what Python draws shows
+
+CALL_BEFORE = "call the model once before"
+
+_OTHER_WEIGHTS = 0.875  # what weights are multiplied by: near enough to one that the model still runs
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedGraph:
@@ -39,6 +51,73 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
         captured = _later_or_first(session, first_call)
         first_call.refuse_decisions()
         return captured
+
+
+class FirstCall:
+    """A plain run, the first of a session, and what it left in the model."""
+
+    def __init__(self, session: Session):
+        self._session, model, before = session, session.model, session.before
+        self.run = session.plain(session.leaves, SEED)  # the model's own errors come up here
+        self._changed_the_model = False
+        lost = set()  # tables that entries are gone from
+        for change in before.changes():
+            self._changed_the_model |= change.kind in (Kind.ATTRIBUTE, Kind.CONTAINER)
+            if change.kind is Kind.CONTAINER and isinstance(change.old, dict) and change.old.keys() - change.new.keys():
+                lost.add(id(change.holder))
+        for path, module in model.named_modules() if lost else ():
+            if id(module._forward_pre_hooks) in lost or id(module._forward_hooks) in lost:
+                place = f"'{path}'" if path else "the model"
+                raise FirstCallError([f"a hook of {place} is gone after one call: {CALL_BEFORE}"])
+        self._tensors = ObjectGraph.of(model).tensors  # keeps them alive, so that their ids stay theirs
+        self.caches = self._tensors.keys() - before.graph.tensors.keys()
+
+    def is_read_by(self, captured: CapturedGraph) -> bool:
+        """Whether a graph reads a tensor that this call made."""
+        return not self.caches.isdisjoint(map(id, captured.constants.values()))
+
+    def refuse_other_results(self, later: Run) -> None:
+        """Check that a later run gives what the first one gave.
+
+        Raises:
+            StatefulModelError: it does not.
+        """
+        if wrong := self.run.differences(later):
+            words = f"the first call of the model gives other {wrong[0]} than later ones: {CALL_BEFORE}"
+            raise StatefulModelError([words])
+
+    def refuse_decisions(self) -> None:
+        """Check that what this call made does not depend on its inputs nor, in train mode, on the present weights.
+
+        Raises:
+            StatefulModelError: a call gives other results after a first call with other inputs or weights.
+        """
+        if not self._changed_the_model:
+            return
+        session, runs = self._session, []
+        scale = _OTHER_WEIGHTS if session.model.training else 1.0  # weights are at rest in eval mode
+        for other in (None, self._other_inputs()):
+            session.before.restore()
+            if other is not None:
+                session.plain(other, SEED)
+            try:
+                runs.append(session.plain(session.leaves, SEED, scale))
+            except Exception:  # with other weights it may fail; after other inputs, `prove` has run it
+                return
+        if wrong := runs[0].differences(runs[1]):
+            words = f"what the first call makes of its inputs or weights decides the {wrong[0]} of later ones"
+            raise StatefulModelError([f"{words}: {CALL_BEFORE}, if that is when it gets ready"])
+
+    def _other_inputs(self) -> list[Any]:
+        """Other inputs, as far from the example as the model takes them."""
+        for other in (one_more_row(self._session.leaves), varied(self._session.leaves)):
+            try:
+                if other is not None:
+                    self._session.plain(other, SEED)
+                    return other
+            except Exception:
+                continue
+        return self._session.leaves
 
 
 class _ReadsFirstCall(Exception):
@@ -144,3 +223,57 @@ def _refuse_difference(first: CapturedGraph, other: Recording, inputs: str) -> N
         causes = "Python or numpy randomness, a counter, state kept between calls"
         reason = f"something here is no function of the inputs ({causes})"
         raise StatefulModelError([f"two recordings on {inputs} differ at {place}: {reason}"])
+
+
+def difference(one: CapturedGraph, other: CapturedGraph) -> str | None:
+    """Where two recordings differ before a guard explains why, as one line; `None` if they agree.
+
+    A guard with another outcome explains everything behind it: on such data the graph refuses to run.
+    """
+    # Constants are written to the front when they are first met: their place in the order says nothing.
+    nodes = [n for n in one.graph.nodes if n.op != "get_attr"]
+    others = [n for n in other.graph.nodes if n.op != "get_attr"]
+    same = _Comparison(one.constants, other.constants, dict(zip(nodes, others, strict=False))).same
+    for x, y in zip(nodes, others, strict=False):
+        if x.target is guard and y.target is guard and same(x.args[0], y.args[0]) and not same(x.args[1], y.args[1]):
+            return None
+        if x.op != y.op or not same((x.target, x.args, x.kwargs), (y.target, y.args, y.kwargs)):
+            return f"{_spelled(x)} against {_spelled(y)}"
+    if len(nodes) != len(others):
+        return "one of them is longer"
+    if one.outputs.spec != other.outputs.spec:
+        return "the structure of the results"
+    return None if same(one.outputs.constants, other.outputs.constants) else "a constant among the results"
+
+
+@dataclass
+class _Comparison:
+    """Compares arguments of nodes of two graphs. `partners`: the nodes at the same place in the other graph."""
+
+    constants: Mapping[str, torch.Tensor]
+    other_constants: Mapping[str, torch.Tensor]
+    partners: dict[fx.Node, fx.Node]
+
+    def same(self, x: Any, y: Any) -> bool:
+        """Whether two arguments are the same: nodes by their place, constants by their numbers, functions by type."""
+        if isinstance(x, fx.Node) and isinstance(y, fx.Node):
+            if x.op != "get_attr" or y.op != "get_attr":
+                return self.partners.get(x) is y
+            constant, other = self.constants.get(str(x.target)), self.other_constants.get(str(y.target))
+            return x.target == y.target if constant is None or other is None else equal(constant, other)
+        if isinstance(x, Call) and isinstance(y, Call):
+            return x.__name__ == y.__name__ and x.mode == y.mode and self.same(x.slots, y.slots)
+        if isinstance(x, slice) and isinstance(y, slice):
+            return self.same((x.start, x.stop, x.step), (y.start, y.stop, y.step))
+        if type(x) is not type(y):
+            return False
+        if isinstance(x, list | tuple):
+            return len(x) == len(y) and all(map(self.same, x, y))
+        if isinstance(x, dict):
+            return list(x) == list(y) and all(map(self.same, x.values(), y.values()))
+        return equal(x, y) if isinstance(x, (torch.Tensor, np.ndarray, *PLAIN)) else True  # objects: not looked into
+
+
+def _spelled(node: fx.Node) -> str:
+    what = getattr(node.target, "__name__", str(node.target))
+    return f"{what}({', '.join(map(str, node.args[:3]))}{', ...' if len(node.args) > 3 else ''})"

@@ -9,16 +9,26 @@ A symbol hands Python its bare value only together with a `guard` node, so repla
 `GuardMiss` rather than follow a path that the model would not have taken.
 """
 
+import functools
 import math
 import operator
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ...graph.pytrees import rebuild
+from ...graph.walk import walk
+
+_DEPTH = 5  # how deep is searched: objects handed to torch, and attributes set in a forward, are shallow
+
+_CLOSED = (
+    int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device,
+    nn.Module, type, types.ModuleType, types.BuiltinFunctionType,
+)  # fmt: skip
 
 
 class Writer(Protocol):
@@ -176,6 +186,36 @@ def unwrap(value: Any) -> Any:
     return rebuild(value, lambda v: v.value if is_symbol(v) else v)
 
 
+def reachable(value: Any) -> Iterator[Any]:
+    """The tensors and symbols in a value: in its items, its fields, its closure, its bound arguments.
+
+    Modules stay closed: attributes that are set on them in a forward are recorded there.
+    """
+    return (held for _, _, held in walk(value, _inside, _DEPTH) if is_live(held))
+
+
+def _inside(value: Any) -> Any:
+    """What a container, a function or an object of any class holds."""
+    if is_live(value) or isinstance(value, _CLOSED):
+        return None
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return value
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, types.FunctionType):
+        return [*map(_content, value.__closure__ or ()), *(value.__defaults__ or ())]
+    return getattr(value, "__dict__", None)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that has no value yet
+        return None
+
+
 def _pair(quotient: Any, rest: Any) -> Any:
     return NotImplemented if quotient is NotImplemented else (quotient, rest)
 
@@ -191,11 +231,16 @@ for _name in "add sub mul truediv floordiv mod pow lshift rshift and or xor".spl
     _function = getattr(operator, _name + "_" * (_name in ("and", "or")))
     _arithmetic(_name, _function)
     _arithmetic(_name, _function, swapped=True)
+
 for _name in "neg pos abs invert lt le gt ge eq ne".split():
     _arithmetic(_name, getattr(operator, _name))
+
 for _name, _function in (("ceil", math.ceil), ("floor", math.floor), ("trunc", math.trunc)):
     _arithmetic(_name, _function)
+
 _arithmetic("round", round)
+
 _arithmetic("bool", operator.truth)
+
 for _name, _function in (("int", int), ("float", float), ("index", operator.index)):
     setattr(Symbol, f"__{_name}__", lambda self, function=_function: function(self.bare()))

@@ -16,8 +16,7 @@ from torch import fx
 from ...errors import CaptureError
 from ...graph.nodes import Call, Mode, guard, leaf_of
 from ...graph.pytrees import flatten, opens, rebuild, take_apart
-from .reachable import reachable
-from .symbols import Int, is_live, is_symbol
+from .symbols import Int, is_live, is_symbol, reachable
 
 # What fx can write into its code as it is.
 PLAIN = (
