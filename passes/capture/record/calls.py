@@ -18,7 +18,6 @@ from .symbols import symbol, unwrap
 from .writer import GraphWriter
 
 _LONGEST = 64  # a list of more numbers than this is compared as one constant
-
 CONTAINERS = (
     nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder,
     nn.TransformerEncoderLayer, nn.TransformerDecoderLayer,
@@ -31,7 +30,7 @@ class TorchCalls(TorchFunctionMode):
     def __init__(self, writer: GraphWriter):
         super().__init__()
         self.writer = writer
-        self._arrays: list[tuple[Any, Any, torch.Tensor, int]] = []  # array on a tensor's memory, its copy, version
+        self.arrays: list[tuple[Any, Any, torch.Tensor, int]] = []  # array on a tensor's memory, its copy, version
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the call, then write it."""
@@ -49,17 +48,9 @@ class TorchCalls(TorchFunctionMode):
         rule = RULES.get(field if field in _SIZES else name, _computes)
         return rule(self, TorchCall(function, args, kwargs or {}, field or name, out))
 
-    def watch(self, array: Any, tensor: torch.Tensor) -> None:
-        """Remember an array that shares the memory of a tensor."""
-        self._arrays.append((array, array.copy(), tensor, tensor._version))
-
     def finish(self) -> None:
-        """Refuse a run that wrote into a tensor through numpy: no call of torch shows that.
-
-        Raises:
-            CaptureError: it did.
-        """
-        for array, copy, tensor, version in self._arrays:
+        """Raise a `CaptureError` if the run wrote into a tensor through numpy: no call of torch shows that."""
+        for array, copy, tensor, version in self.arrays:
             if tensor._version == version and not np.array_equal(array, copy, equal_nan=array.dtype.kind == "f"):
                 raise CaptureError(["the model writes into a tensor through numpy"])
 
@@ -96,8 +87,7 @@ def _acts(calls: TorchCalls, call: TorchCall, look: Any = None) -> Any:
 
 def _read_attribute(calls: TorchCalls, call: TorchCall) -> Any:
     if isinstance(call.out, torch.Tensor):
-        arguments = calls.writer.arguments((call.args[0], call.name))
-        calls.writer.bind(call.out, calls.writer.call(getattr, arguments))
+        calls.writer.bind(call.out, calls.writer.call(getattr, calls.writer.arguments((call.args[0], call.name))))
     return call.out
 
 
@@ -117,8 +107,8 @@ def _set_item(calls: TorchCalls, call: TorchCall) -> Any:
 def _size(calls: TorchCalls, call: TorchCall) -> Any:
     """Sizes of a computed tensor are symbols; those of parameters and constants are numbers."""
     writer, (tensor, *args) = calls.writer, call.args
-    node = writer.node_of(tensor)
-    if node is None or node.op == "get_attr" or not isinstance(call.out, int | tuple):
+    node = writer.computed(tensor)
+    if node is None or not isinstance(call.out, int | tuple):
         return call.out
     method = getattr(torch.Tensor, "size" if call.name == "shape" else call.name)
     if isinstance(call.out, int):
@@ -155,7 +145,7 @@ def _array(calls: TorchCalls, call: TorchCall) -> Any:
     tensor = call.args[0]
     if calls.writer.known(tensor) is not None:
         calls.writer.guard(calls.writer.attribute(tensor), tensor.detach())
-        calls.watch(call.out, tensor)
+        calls.arrays.append((call.out, call.out.copy(), tensor, tensor._version))
     return call.out
 
 
@@ -175,7 +165,6 @@ def _test(calls: TorchCalls, call: TorchCall) -> Any:
 
 
 _SIZES = ("size", "shape", "numel", "nelement", "stride", "storage_offset")
-
 _PIECES = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
 
 RULES: dict[str, Callable[[TorchCalls, TorchCall], Any]] = {
@@ -226,10 +215,9 @@ class ModuleCalls:
 
     def _is_leaf(self, module: nn.Module) -> bool:
         """Whether a module is one node: torch's own layers, scripts, and modules with backward hooks."""
-        if isinstance(module, torch.jit.ScriptModule):
+        # torch keeps the state of backward hooks on the stack of this one call: nodes cannot replay that.
+        if isinstance(module, torch.jit.ScriptModule) or module._backward_hooks or module._backward_pre_hooks:
             return True
-        if module._backward_hooks or module._backward_pre_hooks:
-            return True  # torch keeps their state on the stack of this one call: nodes cannot replay that
         if id(module) not in self._of_torch:
             self._of_torch[id(module)] = all(type(m).__module__.startswith("torch.nn") for m in module.modules())
         if not self._of_torch[id(module)]:

@@ -1,7 +1,5 @@
 """The main rung: record a model, and believe the recording only after other runs agree with it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,16 +14,13 @@ from ...graph.nodes import Call, guard
 from ...sandbox.example import one_more_row, varied
 from ...sandbox.object_graph import ObjectGraph
 from ...sandbox.rng import ExtremeDraws
-from ...sandbox.runs import Run
 from ...sandbox.snapshot import Kind, Snapshot, untouched
 from .side_effects import Attributes
 from .tracer import Recording, Session
 from .writer import PLAIN
 
 SEED = 1  # of plain runs, any number; recordings have others, so that what Python draws shows
-
 CALL_BEFORE = "call the model once before"
-
 _OTHER_WEIGHTS = 0.875  # what weights are multiplied by: near enough to one that the model still runs
 
 
@@ -71,20 +66,6 @@ class FirstCall:
                 raise FirstCallError([f"a hook of {place} is gone after one call: {CALL_BEFORE}"])
         self._tensors = ObjectGraph.of(model).tensors  # keeps them alive, so that their ids stay theirs
         self.caches = self._tensors.keys() - before.graph.tensors.keys()
-
-    def is_read_by(self, captured: CapturedGraph) -> bool:
-        """Whether a graph reads a tensor that this call made."""
-        return not self.caches.isdisjoint(map(id, captured.constants.values()))
-
-    def refuse_other_results(self, later: Run) -> None:
-        """Check that a later run gives what the first one gave.
-
-        Raises:
-            StatefulModelError: it does not.
-        """
-        if wrong := self.run.differences(later):
-            words = f"the first call of the model gives other {wrong[0]} than later ones: {CALL_BEFORE}"
-            raise StatefulModelError([words])
 
     def refuse_decisions(self) -> None:
         """Check that what this call made does not depend on its inputs nor, in train mode, on the present weights.
@@ -146,10 +127,8 @@ def _proven(
 ) -> CapturedGraph:
     """The recording from a state of the model, where all other runs agree with it.
 
-    Args:
-        first_call: the run that led to this state: what changes in the model now changes in every call. None: there is
-            none.
-        allowed: the attributes that replays may set; None: all.
+    `first_call`: the run that led to this state, so that what changes in the model now changes in every call, or None.
+    `allowed`: the attributes that replays may set; None: all.
     """
     leaves, settled = session.leaves, first_call is not None
 
@@ -171,15 +150,20 @@ def _proven(
     except Exception as error:  # it has run on these inputs before
         words = f"after a call with other inputs it fails: {type(error).__name__}: {error}"
         raise StatefulModelError([f"the model keeps state between calls: {words}"]) from error
-    if first_call is not None:
-        first_call.refuse_other_results(plain)
+    if first_call is not None and (wrong := first_call.run.differences(plain)):
+        raise StatefulModelError([f"the first call of the model gives other {wrong[0]} than later ones: {CALL_BEFORE}"])
     state.restore()
 
     # [5] Record the same input again: what is decided by something else may show now.
     _refuse_difference(graph, session.recorded(leaves, 3, settled, allowed), "the same input")
 
     # [6] Replay the first recording on the random numbers of the run in [4].
-    _compare_replay(session, first, plain)
+    try:
+        replay, expected = session.replayed(graph, leaves, SEED), plain
+    except GuardMiss:  # random numbers decide: with these it would be recorded anew
+        replay, expected = session.replayed(graph, leaves, None), first.run
+    if wrong := expected.differences(replay):
+        raise StatefulModelError([f"run again, the graph gives other {wrong[0]} than the model"])
     return graph
 
 
@@ -191,7 +175,7 @@ def _recorded(session: Session, first_call: FirstCall | None, allowed: Attribute
         if first_call is not None and first_call.caches:
             raise _ReadsFirstCall(None) from None
         raise
-    if first_call is not None and first_call.is_read_by(recording.captured):
+    if first_call is not None and not first_call.caches.isdisjoint(map(id, recording.captured.constants.values())):
         raise _ReadsFirstCall(recording.attributes)
     return recording
 
@@ -209,15 +193,6 @@ def _record_other_inputs(session: Session, graph: CapturedGraph, allowed: Attrib
             return
 
 
-def _compare_replay(session: Session, first: Recording, plain: Run) -> None:
-    try:
-        replay, expected = session.replayed(first.captured, session.leaves, SEED), plain
-    except GuardMiss:  # random numbers decide: with these it would be recorded anew
-        replay, expected = session.replayed(first.captured, session.leaves, None), first.run
-    if wrong := expected.differences(replay):
-        raise StatefulModelError([f"run again, the graph gives other {wrong[0]} than the model"])
-
-
 def _refuse_difference(first: CapturedGraph, other: Recording, inputs: str) -> None:
     if place := difference(first, other.captured):
         causes = "Python or numpy randomness, a counter, state kept between calls"
@@ -231,10 +206,31 @@ def difference(one: CapturedGraph, other: CapturedGraph) -> str | None:
     A guard with another outcome explains everything behind it: on such data the graph refuses to run.
     """
     # Constants are written to the front when they are first met: their place in the order says nothing.
-    nodes = [n for n in one.graph.nodes if n.op != "get_attr"]
-    others = [n for n in other.graph.nodes if n.op != "get_attr"]
-    same = _Comparison(one.constants, other.constants, dict(zip(nodes, others, strict=False))).same
-    for x, y in zip(nodes, others, strict=False):
+    nodes, others = ([n for n in g.graph.nodes if n.op != "get_attr"] for g in (one, other))
+    partners = dict(zip(nodes, others, strict=False))
+
+    def same(x: Any, y: Any) -> bool:
+        """Whether two arguments are the same: nodes by their place, constants by their numbers, functions by type."""
+        if isinstance(x, fx.Node) and isinstance(y, fx.Node):
+            if x.op != "get_attr" or y.op != "get_attr":
+                return partners.get(x) is y
+            constant, other_constant = one.constants.get(str(x.target)), other.constants.get(str(y.target))
+            if constant is None or other_constant is None:
+                return x.target == y.target
+            return equal(constant, other_constant)
+        if isinstance(x, Call) and isinstance(y, Call):
+            return x.__name__ == y.__name__ and x.mode == y.mode and same(x.slots, y.slots)
+        if isinstance(x, slice) and isinstance(y, slice):
+            return same((x.start, x.stop, x.step), (y.start, y.stop, y.step))
+        if type(x) is not type(y):
+            return False
+        if isinstance(x, list | tuple):
+            return len(x) == len(y) and all(map(same, x, y))
+        if isinstance(x, dict):
+            return list(x) == list(y) and all(map(same, x.values(), y.values()))
+        return equal(x, y) if isinstance(x, (torch.Tensor, np.ndarray, *PLAIN)) else True  # objects: not looked into
+
+    for x, y in partners.items():
         if x.target is guard and y.target is guard and same(x.args[0], y.args[0]) and not same(x.args[1], y.args[1]):
             return None
         if x.op != y.op or not same((x.target, x.args, x.kwargs), (y.target, y.args, y.kwargs)):
@@ -244,34 +240,6 @@ def difference(one: CapturedGraph, other: CapturedGraph) -> str | None:
     if one.outputs.spec != other.outputs.spec:
         return "the structure of the results"
     return None if same(one.outputs.constants, other.outputs.constants) else "a constant among the results"
-
-
-@dataclass
-class _Comparison:
-    """Compares arguments of nodes of two graphs. `partners`: the nodes at the same place in the other graph."""
-
-    constants: Mapping[str, torch.Tensor]
-    other_constants: Mapping[str, torch.Tensor]
-    partners: dict[fx.Node, fx.Node]
-
-    def same(self, x: Any, y: Any) -> bool:
-        """Whether two arguments are the same: nodes by their place, constants by their numbers, functions by type."""
-        if isinstance(x, fx.Node) and isinstance(y, fx.Node):
-            if x.op != "get_attr" or y.op != "get_attr":
-                return self.partners.get(x) is y
-            constant, other = self.constants.get(str(x.target)), self.other_constants.get(str(y.target))
-            return x.target == y.target if constant is None or other is None else equal(constant, other)
-        if isinstance(x, Call) and isinstance(y, Call):
-            return x.__name__ == y.__name__ and x.mode == y.mode and self.same(x.slots, y.slots)
-        if isinstance(x, slice) and isinstance(y, slice):
-            return self.same((x.start, x.stop, x.step), (y.start, y.stop, y.step))
-        if type(x) is not type(y):
-            return False
-        if isinstance(x, list | tuple):
-            return len(x) == len(y) and all(map(self.same, x, y))
-        if isinstance(x, dict):
-            return list(x) == list(y) and all(map(self.same, x.values(), y.values()))
-        return equal(x, y) if isinstance(x, (torch.Tensor, np.ndarray, *PLAIN)) else True  # objects: not looked into
 
 
 def _spelled(node: fx.Node) -> str:

@@ -35,9 +35,8 @@ _DRAWS = "the model draws from a random number generator of its own"
 class SideEffects:
     """The side effects of one run: written for replays, or refused.
 
-    Args:
-        allowed: the attributes that replays may set; None: all.
-        settled: the model ran before, so that what changes now changes in every call.
+    `allowed`: the attributes that replays may set; None: all. `settled`: the model ran before, so that what changes now
+    changes in every call.
     """
 
     def __init__(self, model: nn.Module, writer: GraphWriter, allowed: Attributes | None, settled: bool):
@@ -51,8 +50,7 @@ class SideEffects:
         """Write the changes that replays make too.
 
         Raises:
-            CaptureError: a change cannot be replayed.
-            StatefulModelError: the changes decide the next call.
+            CaptureError: a change cannot be replayed. `StatefulModelError`: the changes decide the next call.
         """
         reasons = [POLICY[change.kind](self, change) for change in (*draws, *self._before.changes())]
         if refused := [reason for reason in reasons if reason is not None]:
@@ -113,10 +111,6 @@ class SideEffects:
         shape = tuple(tensor.shape)
         return f"a tensor of shape {shape} that the model made in its first call is written in every call"
 
-    def generator(self, _: Change) -> str | None:
-        """Refused: replays of a graph draw from torch's default one."""
-        return _DRAWS
-
     def _keep(self, module: nn.Module, name: str, effect: "functools.partial[None]", value: Any) -> None:
         self.sets.add((self.paths[id(module)], name))
         effect.__name__ = f"keep_{name}"  # type: ignore[attr-defined]  # the name of the node
@@ -140,18 +134,15 @@ POLICY: dict[Kind, Callable[[SideEffects, Change], str | None]] = {
     Kind.ATTRIBUTE: SideEffects.attribute,
     Kind.CONTAINER: SideEffects.container,
     Kind.TENSOR: SideEffects.tensor,
-    Kind.GENERATOR: SideEffects.generator,
+    Kind.GENERATOR: lambda *_: _DRAWS,  # replays draw from torch's default one
 }
 
 
 def refuse_exported(changes: Iterable[Change]) -> None:
-    """The policy for exported graphs, which replay nothing but writes to buffers: every other change is refused.
-
-    Args:
-        changes: of a call after the first.
+    """The policy for exported graphs, which replay only writes to buffers.
 
     Raises:
-        CaptureError: there is one.
+        CaptureError: one of `changes`, which a call after the first made, is another change.
     """
     for change in changes:
         old, new = change.old, change.new
@@ -166,26 +157,15 @@ def refuse_exported(changes: Iterable[Change]) -> None:
 
 
 def refuse_changed_containers(before: Any, after: Any, names: list[str]) -> None:
-    """Refuse a run that put other tensors into the containers among its inputs: they belong to the caller.
-
-    Args:
-        before, after: the inputs, each as its leaves and their structure.
+    """Check the containers among the inputs. `before`, `after`: the inputs, each as its leaves and their structure.
 
     Raises:
-        StatefulModelError: it did. A graph returns results; it does not reach into lists and caches of the caller.
+        StatefulModelError: the run put other tensors into them. A graph returns results; they belong to the caller.
     """
     (leaves, structure), (leaves_after, structure_after) = before, after
-    where = "" if structure == structure_after and len(leaves) == len(leaves_after) else "one of its inputs"
-    for name, x, y in zip(names, leaves, leaves_after, strict=False):
-        if isinstance(x, torch.Tensor) and x is not y:
-            where = f"'{name}'"
-            break
-    if where:
+    triples = zip(names, leaves, leaves_after, strict=False)
+    others = [name for name, x, y in triples if isinstance(x, torch.Tensor) and x is not y]
+    if others or structure != structure_after or len(leaves) != len(leaves_after):
+        where = f"'{others[0]}'" if others else "one of its inputs"
         words = f"the model puts something else into {where}, a container that belongs to the caller"
         raise StatefulModelError([words])
-
-
-def written_inputs(before: list[Any], after: list[Any]) -> tuple[int, ...]:
-    """Which of the tensors among the inputs hold other numbers after the run."""
-    tensors = [(x, y) for x, y in zip(before, after, strict=True) if isinstance(x, torch.Tensor)]
-    return tuple([i for i, pair in enumerate(tensors) if not equal(*pair)])

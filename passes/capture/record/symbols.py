@@ -31,23 +31,16 @@ _CLOSED = (
 )  # fmt: skip
 
 
-class Writer(Protocol):
-    """What symbols need of the recorder that made them."""
+class _Writer(Protocol):
+    """What symbols need of the `GraphWriter` that made them."""
 
     hashable: bool
 
     @property
-    def listening(self) -> bool:
-        """Whether what happens now belongs to the model."""
-
-    def call(self, function: Callable[..., Any], args: Any) -> fx.Node:
-        """Write the call of a function."""
-
-    def arguments(self, value: Any) -> Any:
-        """The value with nodes for tensors and symbols."""
-
-    def guard(self, node: fx.Node, expected: Any) -> None:
-        """Write a guard on a node."""
+    def listening(self) -> bool: ...
+    def call(self, function: Callable[..., Any], args: Any) -> fx.Node: ...
+    def arguments(self, value: Any) -> Any: ...
+    def guard(self, node: fx.Node, expected: Any) -> None: ...
 
 
 class UnhashableSizeError(TypeError):
@@ -57,7 +50,7 @@ class UnhashableSizeError(TypeError):
 class Symbol:
     """A number, the expression (function, arguments) that made it, and the node that holds it once one is written."""
 
-    def __init__(self, writer: Writer, value: Any, function: Callable[..., Any], *args: Any):
+    def __init__(self, writer: _Writer, value: Any, function: Callable[..., Any], *args: Any):
         self.writer, self.value, self.expression = writer, value, (function, args)
         self.written: fx.Node | None = None
         self.pinned = False  # a guard holds it to its value
@@ -99,10 +92,10 @@ class Symbol:
         return getattr(self.bare(), name)  # bit_length, real, numerator, ...: Python reads the value
 
     def __divmod__(self, other: Any) -> Any:
-        return _pair(self // other, self % other)
+        return self // other, self % other
 
     def __rdivmod__(self, other: Any) -> Any:
-        return _pair(other // self, other % self)
+        return other // self, other % self
 
     def __repr__(self) -> str:
         return repr(self.bare() if self.data else self.value)
@@ -142,14 +135,14 @@ class Bare:
 class Int(Symbol, torch.SymInt):
     """An integer to Python, a `SymInt` to torch's argument parser, an `int` to no C code: nothing reads it unseen."""
 
-    __class__ = property(lambda self: int)  # isinstance(x, int) must hold
+    __class__ = property(lambda _: int)  # isinstance(x, int) must hold
     __hash__ = Symbol.__hash__
 
 
 class Float(Symbol, torch.SymFloat):
     """The same for a float."""
 
-    __class__ = property(lambda self: float)  # isinstance(x, float) must hold
+    __class__ = property(lambda _: float)  # isinstance(x, float) must hold
     __hash__ = Symbol.__hash__
 
     def is_integer(self) -> bool:
@@ -157,13 +150,9 @@ class Float(Symbol, torch.SymFloat):
         return bool(self.bare().is_integer())
 
 
-class Truth(Symbol):
-    """A truth value; never handed out, only guarded."""
-
-
-def symbol(writer: Writer, value: Any, function: Callable[..., Any], *args: Any) -> Any:
+def symbol(writer: _Writer, value: Any, function: Callable[..., Any], *args: Any) -> Any:
     """The symbol of the right kind for `value`; a value that is no number stays as it is."""
-    for kind, symbol_class in ((bool, Truth), (int, Int), (float, Float)):
+    for kind, symbol_class in ((bool, Symbol), (int, Int), (float, Float)):  # a truth value is guarded at once
         if isinstance(value, kind):
             return symbol_class(writer, value, function, *args)
     return value
@@ -195,7 +184,6 @@ def reachable(value: Any) -> Iterator[Any]:
 
 
 def _inside(value: Any) -> Any:
-    """What a container, a function or an object of any class holds."""
     if is_live(value) or isinstance(value, _CLOSED):
         return None
     if isinstance(value, dict | list | tuple | set | frozenset):
@@ -216,10 +204,6 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
-def _pair(quotient: Any, rest: Any) -> Any:
-    return NotImplemented if quotient is NotImplemented else (quotient, rest)
-
-
 def _arithmetic(name: str, function: Callable[..., Any], swapped: bool = False) -> None:
     def method(self: Symbol, *args: Any) -> Any:
         return self.compute(function, *((args[0], self) if swapped else (self, *args)))
@@ -231,16 +215,11 @@ for _name in "add sub mul truediv floordiv mod pow lshift rshift and or xor".spl
     _function = getattr(operator, _name + "_" * (_name in ("and", "or")))
     _arithmetic(_name, _function)
     _arithmetic(_name, _function, swapped=True)
-
 for _name in "neg pos abs invert lt le gt ge eq ne".split():
     _arithmetic(_name, getattr(operator, _name))
-
 for _name, _function in (("ceil", math.ceil), ("floor", math.floor), ("trunc", math.trunc)):
     _arithmetic(_name, _function)
-
 _arithmetic("round", round)
-
 _arithmetic("bool", operator.truth)
-
 for _name, _function in (("int", int), ("float", float), ("index", operator.index)):
     setattr(Symbol, f"__{_name}__", lambda self, function=_function: function(self.bare()))

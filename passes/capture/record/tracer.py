@@ -1,12 +1,10 @@
 """Record one real run of a model as an `fx.Graph`.
 
-The model runs eagerly under a `TorchFunctionMode`. Each call of torch that makes or changes a tensor is written as a
-node, and a whole leaf module (`nn.Linear`, `nn.LSTM`, ...) as one `call_module` on the user's own module, so that its
-hooks, buffers and train mode stay alive. Python never sees a raw number that came out of a tensor: see `symbols`.
-
     model(x) ──runs──► torch calls ──TorchCalls──► nodes of the GraphWriter
                  ├───► modules, hooks, autograd functions ──ModuleCalls──► nodes
                  └───► what changed in the model ──SideEffects──► nodes, or a refusal
+
+A leaf module (`nn.Linear`, ...) is one call of the user's own module: its hooks, buffers and train mode stay alive.
 
 Why none of torch's own tracers:
 `make_fx` records aten calls with the sizes of the example as constants, and leaves no module to call or to cut at.
@@ -17,23 +15,25 @@ Dynamo compiles the code instead of running it, breaks graphs at what it does no
 import builtins
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd import Function
 from torch.utils import _pytree as pytree
 
 from ...errors import CaptureError, GuardMiss
 from ...graph.captured_graph import CapturedGraph
+from ...graph.equality import equal
 from ...graph.pytrees import HOLE, Tree, flatten, unflatten
 from ...sandbox.example import input_names
 from ...sandbox.rng import ExtremeDraws, fingerprint, seed_all
 from ...sandbox.runs import Run, graph_call, model_call, observe
 from ...sandbox.snapshot import Snapshot, tensor_names
 from .calls import ModuleCalls, TorchCalls
-from .side_effects import Attributes, SideEffects, refuse_changed_containers, written_inputs
+from .side_effects import Attributes, SideEffects, refuse_changed_containers
 from .symbols import UnhashableSizeError, is_live, unwrap
 from .writer import GraphWriter
 
@@ -43,13 +43,7 @@ Seed = int | ExtremeDraws | None  # None: the random states are those that were 
 
 
 class Tracer:
-    """Everything that listens to one run of `model`: `run`, then `finish`, then `writer.release`.
-
-    Args:
-        names: id -> path of every tensor that the model owns.
-        hashable: sizes can serve as keys, and are guarded when they do.
-        allowed, settled: as in `SideEffects`.
-    """
+    """Everything that listens to one run of `model`: `run`, then `finish`, then `writer.release`."""
 
     def __init__(
         self, model: nn.Module, names: dict[int, str], hashable: bool, allowed: Attributes | None, settled: bool
@@ -67,20 +61,17 @@ class Tracer:
         with self._attached():
             results = self.model(*args, **kwargs)
         refuse_changed_containers(inputs, flatten((args, kwargs)), names)
+        self._inputs, self._results = leaves, results
         return results
 
-    def finish(self, results: Any, before: Snapshot, leaves: list[Any], inputs: list[Any]) -> CapturedGraph:
-        """Write the side effects of the run, and close the graph.
-
-        Args:
-            before: the state of the model before the run.
-            leaves, inputs: the inputs before the run, and those that it ran on.
+    def finish(self, before: Snapshot, leaves: list[Any]) -> CapturedGraph:
+        """Write the side effects of the run, and close the graph. `before`, `leaves`: model and inputs as they were.
 
         Raises:
             CaptureError: no graph can do what the run did.
         """
         self._torch_calls.finish()
-        values, structure = flatten(results)
+        values, structure = flatten(self._results)
         nodes = self.writer.arguments([v for v in values if is_live(v)])
         self.side_effects.write(before.draws())
         self.writer.graph.output(tuple(nodes))
@@ -91,22 +82,27 @@ class Tracer:
             names.pop(id(b), None)
         writes = tuple([names[id(t)] for t in before.written() if id(t) in names])
         tree = Tree(structure, tuple([HOLE if is_live(v) else v for v in values]))
-        return CapturedGraph(self.writer.graph, "record", tree, constants, sets, writes, written_inputs(leaves, inputs))
+        tensors = [(x, y) for x, y in zip(leaves, self._inputs, strict=True) if isinstance(x, torch.Tensor)]
+        written = tuple([i for i, pair in enumerate(tensors) if not equal(*pair)])
+        return CapturedGraph(self.writer.graph, "record", tree, constants, sets, writes, written)
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
         """Send what this thread does through the tracer; other threads notice nothing."""
         # The stance first: it imports Dynamo, which remembers the builtins that it finds for the rest of the process.
         stance = torch.compiler.set_stance("force_eager")
-        with _patching, stance, contextlib.ExitStack() as patches:
-            patches.enter_context(_patched(nn.Module, "__call__", self._call))
-            patches.enter_context(_patched(torch.autograd.Function, "apply", self._apply))
-            patches.enter_context(_patched(builtins, "len", self._len))
+        patches = ((nn.Module, "__call__", self._call), (Function, "apply", self._apply), (builtins, "len", self._len))
+        with _patching, stance:
+            originals = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
             try:
+                for owner, name, patch in patches:
+                    setattr(owner, name, patch(vars(owner)[name]))
                 with self._torch_calls:
                     yield
             finally:
-                self.writer.close()
+                self.writer.open = False
+                for original in originals:
+                    setattr(*original)
 
     def _call(self, original: Any) -> Any:
         return lambda module, *args, **kwargs: self._module_calls.module(original, module, args, kwargs)
@@ -124,17 +120,6 @@ class Tracer:
             return value.size(0) if on_tensor else original(value)
 
         return length
-
-
-@contextlib.contextmanager
-def _patched(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
-    """Replace `owner.name` by what `make` makes of it."""
-    original = vars(owner)[name]
-    setattr(owner, name, make(original))
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
 
 
 class Recording(NamedTuple):
@@ -168,8 +153,7 @@ class Session:
     ) -> Recording:
         """Record the model. Where sizes serve as keys the first try dies; in the second they are guarded instead.
 
-        Args:
-            settled, allowed: as in `SideEffects`.
+        `settled`, `allowed`: as in `SideEffects`.
         """
         try:
             return self._recorded(leaves, seed, settled, allowed, hashable=False)
@@ -177,12 +161,7 @@ class Session:
             return self._recorded(leaves, seed, settled, allowed, hashable=True)
 
     def replayed(self, captured: CapturedGraph, leaves: list[Any], seed: Seed) -> Run:
-        """Run the graph.
-
-        Raises:
-            GuardMiss: it does not hold for these random numbers.
-            CaptureError: it fails.
-        """
+        """Run the graph. Raises `GuardMiss` if these random numbers are not its own, `CaptureError` if it fails."""
         self._start(seed)
         try:
             return observe(graph_call(captured, self.model), self.model, leaves)
@@ -196,19 +175,11 @@ class Session:
     ) -> Recording:
         self._start(seed)
         tracer = Tracer(self.model, self.tensor_names, hashable, allowed, settled)
-        calls: list[tuple[Any, Any]] = []  # one: the inputs and the results
-
-        def call(inputs: list[Any]) -> Any:
-            results = tracer.run(inputs, self.spec, self.input_names)
-            calls.append((inputs, results))
-            return results
-
         random_before = fingerprint()
         try:
-            run = observe(call, self.model, leaves)
+            run = observe(lambda inputs: tracer.run(inputs, self.spec, self.input_names), self.model, leaves)
             draws = fingerprint() != random_before
-            ((inputs, results),) = calls
-            captured = tracer.finish(results, self.before, leaves, inputs)
+            captured = tracer.finish(self.before, leaves)
             run = replace(run, results=unwrap(run.results))
             return Recording(captured, run, tracer.side_effects.attributes, draws)
         except (CaptureError, UnhashableSizeError):

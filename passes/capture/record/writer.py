@@ -36,9 +36,8 @@ _HERE = os.path.dirname(__file__) + os.sep
 class GraphWriter:
     """Writes the run of a model into `graph`.
 
-    Args:
-        names: id -> path of every tensor that the model owned before the run.
-        hashable: sizes can serve as keys, and are guarded when they do.
+    `names`: id -> path of every tensor that the model owned before the run. `hashable`: sizes can serve as keys, and
+    are guarded when they do.
     """
 
     def __init__(self, names: dict[int, str], hashable: bool = False):
@@ -46,7 +45,7 @@ class GraphWriter:
         self.constants: dict[str, torch.Tensor] = {}
         self.entry = Mode.now()
         self._thread = threading.get_ident()
-        self._open, self._asides = True, 0
+        self.open, self._asides = True, 0  # open: until the run is over
         self._stack: list[tuple[str, str, type]] = []  # running modules: key (path@2 for a second call), path, class
         self._calls: dict[str, int] = {}  # path -> how often the module was called
         self._nodes: dict[int, fx.Node] = {}  # id of a live object -> the node that made it
@@ -58,7 +57,7 @@ class GraphWriter:
     @property
     def listening(self) -> bool:
         """Whether the running code is the model's: on the recording's thread, not in a call that is written."""
-        return self._open and not self._asides and threading.get_ident() == self._thread
+        return self.open and not self._asides and threading.get_ident() == self._thread
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -79,10 +78,6 @@ class GraphWriter:
         finally:
             self._stack.pop()
 
-    def close(self) -> None:
-        """The run is over: write nothing more of what happens."""
-        self._open = False
-
     def release(self) -> None:
         """Free all that the run made. Sizes may outlive it in caches of libraries, and they hold their writer."""
         self._nodes.clear()
@@ -93,8 +88,6 @@ class GraphWriter:
     def where(self) -> str:
         """The module that is running, for messages."""
         return f"'{self._stack[-1][1]}'" if self._stack and self._stack[-1][1] else "the model"
-
-    # ---- objects and the nodes that made them
 
     def inputs(self, names: list[str], values: list[Any]) -> None:
         """Write the tensors among the inputs, before any other node. One given twice must be so in every replay."""
@@ -156,14 +149,14 @@ class GraphWriter:
         """The node that made `value` in this run, or reads it from the model."""
         return self._nodes.get(id(value))
 
+    def computed(self, value: Any) -> fx.Node | None:
+        """The node that computed `value` from the inputs, as far as one knows: no parameter nor a constant."""
+        node = self._nodes.get(id(value))
+        return None if node is None or node.op == "get_attr" else node
+
     def known(self, tensor: torch.Tensor) -> fx.Node | None:
         """The node of a tensor that may differ in the next call (computed, or owned by the model); None: a constant."""
         return self.attribute(tensor) if id(tensor) in self.names else self._nodes.get(id(tensor))
-
-    def is_live(self, value: Any) -> bool:
-        """Whether `value` was computed from the inputs, as far as one knows; not a parameter nor a constant."""
-        node = self._nodes.get(id(value))
-        return node is not None and node.op != "get_attr"
 
     def attribute(self, tensor: torch.Tensor) -> fx.Node:
         """The node of a parameter, a buffer, or a tensor that was there before the run."""
@@ -189,8 +182,6 @@ class GraphWriter:
             symbol = self._sizes[key] = Int(self, value, method, node, *args)
         return symbol
 
-    # ---- arguments
-
     def arguments(self, value: Any) -> Any:
         """The arguments of a call with nodes in the place of tensors and symbols."""
         return rebuild(value, self._argument)  # a container as it is now: the model may change a list later
@@ -212,22 +203,16 @@ class GraphWriter:
             node = self.call(type(value), tuple(map(self.arguments, value)))
             self._remember(value, node)
             return node
-        return self._object(value)
-
-    def _object(self, value: Any) -> Any:
-        """A function or an object. One that holds values of this run is built anew in every replay."""
-        if not self.reaches(value):
+        if not self.reaches(value):  # a function or an object
             return value
         if callable(value):
             raise CaptureError([f"{self.where()} hands torch a function that holds tensors or sizes of this call"])
-        live, tree = take_apart(value, is_live)
+        live, tree = take_apart(value, is_live)  # it is built anew in every replay
         return self.call(Call(tree.build), (list(map(self.arguments, live)),))
 
     def reaches(self, value: Any) -> bool:
         """Whether a value holds tensors or symbols that were computed in this run, in its fields or in its closure."""
-        return any(v.writer is self if is_symbol(v) else self.is_live(v) for v in reachable(value))
-
-    # ---- writing nodes
+        return any(v.writer is self if is_symbol(v) else self.computed(v) is not None for v in reachable(value))
 
     def call(self, function: Callable[..., Any], args: Any, kwargs: Any = None) -> fx.Node:
         """Write the call of a function whose arguments are nodes already."""
@@ -260,10 +245,10 @@ class GraphWriter:
         nodes: list[fx.Node] = []
 
         def hole(value: Any) -> Any:
-            if isinstance(value, fx.Node):
-                nodes.append(value)
-                return fx.Node
-            return value
+            if not isinstance(value, fx.Node):
+                return value
+            nodes.append(value)
+            return fx.Node
 
         slots = rebuild((args, kwargs), hole)
         return self.call(Call(function, mode, self.entry, slots), tuple(nodes))

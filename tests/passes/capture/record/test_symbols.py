@@ -386,7 +386,7 @@ def test_a_symbol_writes_nothing_until_an_operation_uses_it(writer):
 def test_a_symbol_of_an_earlier_run_is_a_number():
     old = GraphWriter({})
     stale = symbol(old, 5, torch.Tensor.size, old.graph.placeholder("x"), 0)
-    old.close()
+    old.open = False
     new = GraphWriter({})
     fresh = symbol(new, 7, torch.Tensor.size, new.graph.placeholder("x"), 0)
 
