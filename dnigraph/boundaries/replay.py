@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MOST = 2**28  # bytes of a batch from a file that stores fewer: labels may be repeated views
+
 
 class Replay(nn.Module):
     """The last `size` batches of one crossing: value, label and target in units of the scale, oldest first.
@@ -57,10 +59,20 @@ class Replay(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         self._buffers.clear()
-        names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
-        for name in names:
-            self._buffers[name] = torch.empty_like(state_dict[prefix + name])
+        for i in range(self.size):  # no other names are ours: torch says of them that it does not expect them
+            for part in ("value", "label", "target"):
+                name = f"{prefix}{part}_{i}"
+                saved = state_dict.get(name)
+                if isinstance(saved, torch.Tensor) and _inflates(saved):
+                    args[-1].append(f"{name} repeats a few numbers until there are {saved.nbytes} bytes")
+                elif isinstance(saved, torch.Tensor):
+                    self._buffers[f"{part}_{i}"] = torch.empty_like(saved)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _inflates(tensor: Tensor) -> bool:
+    """Whether a view repeats what is stored until a copy of it would fill the memory."""
+    return tensor.nbytes > max(MOST, 16 * tensor.untyped_storage().nbytes())
 
 
 def _form(tensor: Tensor | None) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from ..boundaries.choices import warn_unconditioned
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice, Context
 from ..passes.plan.plan import Plan
-from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint
+from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint, taken_up
 from ..runners.optimizers import MakeOptimizer
 from .checks.delays import Graph, graph_of
 from .checks.dry_run import DryRun
@@ -304,17 +304,32 @@ class Network:
 
         Raises:
             CheckpointError: the file is no such checkpoint.
-            NetworkError: it belongs to another network; all differences are listed.
+            NetworkError: it belongs to another network; all differences are listed. Nothing has changed then.
         """
         checkpoint = load_checkpoint(path, {"network"})
-        state = checkpoint["network"]
-        if inputs is not None:
+        running = self.running
+        try:
+            with taken_up(path):
+                self._take_up(checkpoint["network"], inputs)
+        except BaseException:
+            self.running = running
+            raise
+        restore_random(checkpoint)
+
+    def _take_up(self, state: dict[str, Any], inputs: Any) -> None:
+        """Go on from a state of a checkpoint. One of before the first tick has no heads: the next tick makes them."""
+        log = EventLog()
+        log.load(state["log"] or log.state())
+        if not state["actors"]:
+            self.running = None
+        if inputs is not None and state["actors"]:
             self.validate(inputs)
+        elif inputs is not None:
+            self.topology.check(inputs)
         load_state(self._overview, self.modules(), self._actors(), state)
         self.ticks = state["ticks"]
         if self.log is not None and state["log"] is not None:
-            self.log.load(state["log"])
-        restore_random(checkpoint)
+            self.log.past, self.log.events = log.past, log.events
 
     # ---- to look at
 
@@ -364,6 +379,8 @@ class Network:
     def modules(self) -> dict[str, nn.Module]:
         """All modules: agents by name, boundaries as "dni.link", predictors as "synthetic.link"."""
         modules: dict[str, nn.Module] = {name: agent.module for name, agent in self.agents.items()}
+        ready = {link.name: link.boundary for link in self.links if isinstance(link.boundary, Boundary)}
+        modules |= {f"dni.{name}": boundary for name, boundary in ready.items()}  # also before the first tick
         if self.running is not None:
             modules |= {f"dni.{name}": boundary for name, boundary in self.running.boundaries.items()}
             modules |= {f"synthetic.{name}": predictor for name, predictor in self.running.predictors.items()}

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..runners.misfits import groups_misfit
+from .description.clock import is_whole
 from .description.network_error import NetworkError
 from .description.overview import Overview
 from .running.actor import Actor
-from .running.actor_state import groups_of, restore_state, set_aside, state_of, take_back
+from .running.actor_state import groups_of, restore_state, saved_groups, set_aside, state_of, take_back
 from .running.event_log import EventLog
 
 Actors = Mapping[str, Actor]
@@ -75,6 +77,7 @@ def state_of_network(net: Overview, modules: Modules, actors: Actors, log: Event
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "actors": {name: state_of(actor) for name, actor in actors.items()},
         "optimizers": _optimizers(actors),
+        "present": {name: agent.present for name, agent in net.agents.items()},
         "ticks": net.ticks,
         "log": None if log is None else log.state(),
     }
@@ -91,9 +94,15 @@ def load_state(net: Overview, modules: Modules, actors: Actors, state: Mapping[s
             ["this network has not run yet, so it has no heads: net.load(path, inputs), with what `tick` is given"],
             "the checkpoint cannot be loaded",
         )
-    wrong = list(_differences("", structure(net), state["structure"]))
+    here, there = structure(net), state["structure"]
+    if not state["actors"]:  # the file is of before the first tick, when boundaries are made
+        here, there = _without_boundaries(here), _without_boundaries(there)
+    wrong = list(_differences("", here, there))
     wrong = wrong or list(_other_weights(modules, state["modules"]))
     wrong += _differences("optimizer", _optimizers(actors), state["optimizers"])
+    wrong = wrong or list(_other_groups(actors, state["actors"]))
+    if not is_whole(state["ticks"], 0):
+        wrong.append(f"its clock stands at {state['ticks']!r}, which is no number of ticks")
     if wrong:
         raise NetworkError(wrong, "the checkpoint belongs to another network")
     with _undone_on_failure(modules, actors):
@@ -101,6 +110,8 @@ def load_state(net: Overview, modules: Modules, actors: Actors, state: Mapping[s
             _load(name, module, state["modules"][name])
         for name, actor in actors.items():
             restore_state(actor, state["actors"][name])
+    for name, agent in net.agents.items():
+        agent.present = bool(state.get("present", {}).get(name, agent.present))
 
 
 def _plain_initial(initial: Any) -> Any:
@@ -125,10 +136,29 @@ def _other_weights(modules: Modules, saved: Mapping[str, Mapping[str, Any]]) -> 
 
     Other keys are left to the modules: some hold buffers that come and go.
     """
+    yield from _differences("modules", sorted(modules), sorted(saved))
     for name, module in modules.items():
-        here = {key: list(p.shape) for key, p in module.named_parameters()}
-        there = {key: list(v.shape) for key, v in saved[name].items() if key in here and isinstance(v, Tensor)}
+        here = {key: _form(p) for key, p in module.named_parameters()}
+        there = {key: _form(v) for key, v in saved.get(name, {}).items() if key in here and isinstance(v, Tensor)}
         yield from _differences(name, here, there)
+
+
+def _form(weight: Tensor) -> str:
+    return f"{list(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
+
+
+def _other_groups(actors: Actors, saved: Mapping[str, Any]) -> Iterator[str]:
+    """States of optimisers that do not fit the optimisers here."""
+    for name, actor in actors.items():
+        states = saved_groups(saved[name])
+        for group, state in zip(groups_of(actor), states, strict=True):
+            if group is not None and (misfit := groups_misfit(group.optimizer, state)):
+                yield f"{group.name}: {misfit}"
+
+
+def _without_boundaries(structure: Mapping[str, Any]) -> dict[str, Any]:
+    links = [{**link, "boundary": None, "options": None} for link in structure["links"]]
+    return {**structure, "links": links}
 
 
 def _load(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
@@ -140,25 +170,19 @@ def _load(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _undone_on_failure(modules: Modules, actors: Actors) -> Iterator[None]:
-    """If the block fails, the network is put back as it was.
-
-    Raises:
-        NetworkError: something did not take its state.
-    """
+    """If the block fails, the network is put back as it was."""
     before = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
     before_actors = {name: (state_of(actor), set_aside(actor)) for name, actor in actors.items()}
     try:
         yield
-    except Exception as error:
+    except BaseException:
         for name, module in modules.items():
             module.load_state_dict(before[name])
         for name, actor in actors.items():
             state, waiting = before_actors[name]
             restore_state(actor, state)
             take_back(actor, waiting)
-        if isinstance(error, NetworkError):
-            raise
-        raise NetworkError([f"{type(error).__name__}: {error}"], "the checkpoint belongs to another network") from error
+        raise
 
 
 def _differences(where: str, here: Any, there: Any) -> Iterator[str]:

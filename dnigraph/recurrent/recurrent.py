@@ -3,7 +3,8 @@
 import copy
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..boundaries import Boundary
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice
 from ..network import Network
-from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint
+from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint, taken_up
 from ..runners.local import StepResult
 from ..runners.optimizers import MakeOptimizer, MakeScheduler
 from .as_network import network_of
@@ -260,10 +261,15 @@ class Recurrent:
 
         Raises:
             CheckpointError: the file is no such checkpoint.
-            RecurrentError: it belongs to another model.
+            RecurrentError: it belongs to another model. All differences are listed, and nothing has changed.
         """
         state = load_checkpoint(path, {"recurrent"})
-        self._waiting = fitting(self.modules(), self._learner, self.options, state["recurrent"])
+        with taken_up(path), self._undone_on_failure():
+            self._take_up(state["recurrent"])
+        restore_random(state)
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        self._waiting = fitting(self.modules(), self._learner, self.options, state)
         self._given = self._waiting.get("given")
         for name, module in self.modules().items():
             if name in ("core", "initial"):  # at once: a user may want to look at them before the first window
@@ -273,7 +279,19 @@ class Recurrent:
             self._learner = None  # the file is of before the first window
         if self._learner is not None or not self._waiting["groups"]:
             self._resume()
-        restore_random(state)
+
+    @contextmanager
+    def _undone_on_failure(self) -> Iterator[None]:
+        """If the block fails, the run is put back as it was."""
+        fields, known, learner = dict(vars(self)), self.ending, self._learner
+        state = copy.deepcopy(state_of(self.modules(), learner, self.options, None, ()))
+        try:
+            yield
+        except BaseException:
+            vars(self).update(fields)
+            self.ending = known
+            take_up(self.modules(), learner, self.options, state)
+            raise
 
     def _state(self) -> dict[str, Any]:
         """Everything that the next window depends on."""
@@ -378,7 +396,8 @@ class Recurrent:
             )
             try:
                 if self._waiting is not None:
-                    self._resume()
+                    with taken_up("the file that load was given"):
+                        self._resume()
             except BaseException:
                 self._learner = None  # so that another file can be loaded
                 raise

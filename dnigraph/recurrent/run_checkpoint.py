@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from ..runners.misfits import groups_misfit, state_misfits
 from .carried_state import Place
 from .learner import Learner
 from .options import Options, weight_of
@@ -26,6 +27,7 @@ def state_of(
             name: {
                 "kind": type(group.optimizer).__name__,
                 "optimizer": group.optimizer.state_dict(),
+                "schedule": type(group.scheduler).__name__ if group.scheduler else None,
                 "scheduler": group.scheduler.state_dict() if group.scheduler else None,
                 "gradients": [p.grad for p in group.parameters],
             }
@@ -54,19 +56,20 @@ def fitting(modules: Modules, learner: Learner | None, options: Options, state: 
     both = learner is not None and state["groups"]  # else one of them has not seen a window yet
     for name in ("core", "initial", "head", "auxiliary") if both else ("core", "initial"):
         module = modules.get(name)
-        own = {} if module is None else {k: tuple(getattr(v, "shape", ())) for k, v in module.state_dict().items()}
-        theirs = {k: tuple(getattr(v, "shape", ())) for k, v in state["modules"].get(name, {}).items()}
-        misfits += [
-            f"{name}: {key} is {_shape_of(own, key)} here and {_shape_of(theirs, key)} in the file"
-            for key in sorted(own.keys() | theirs.keys())
-            if own.get(key) != theirs.get(key)
-        ]
+        own = {} if module is None else module.state_dict()
+        misfits += [f"{name}: {line}" for line in state_misfits(own, state["modules"].get(name, {}))]
     for name, group in ({} if learner is None else learner.groups).items():
         saved, kind = state["groups"].get(name), type(group.optimizer).__name__
         if saved is not None and saved.get("kind", kind) != kind:
             misfits.append(f"{name}: optimised by {kind} here and {saved['kind']} in the file")
-        elif saved is not None and len(saved["optimizer"]["param_groups"]) != len(group.optimizer.param_groups):
-            misfits.append(f"{name}: the optimiser has another number of parameter groups than in the file")
+        elif saved is not None and (misfit := groups_misfit(group.optimizer, saved["optimizer"])):
+            misfits.append(f"{name}: {misfit}")
+        schedule = type(group.scheduler).__name__ if group.scheduler else None
+        if saved is not None and saved.get("schedule", schedule) != schedule:
+            misfits.append(f"{name}: its schedule is {schedule} here and {saved['schedule']} in the file")
+    for count in ("steps", "skipped", "windows"):
+        if count in state and not (isinstance(state[count], int) and state[count] >= 0):
+            misfits.append(f"its number of {count} is {state[count]!r}")
     if misfits:
         raise RecurrentError(misfits, "make the runner with the modules and options of the one that was saved")
     return dict(state)
@@ -103,7 +106,3 @@ def take_up(
     if learner.traces is not None and state["traces"] is not None:
         learner.traces.held, learner.traces.jacobian = state["traces"]["held"], state["traces"]["jacobian"]
     return place, unpacked(state["stored"])
-
-
-def _shape_of(shapes: Mapping[str, tuple[int, ...]], key: str) -> str:
-    return str(list(shapes[key])) if key in shapes else "missing"

@@ -53,12 +53,12 @@ def optimizer_misfits(name: str, optimizer: torch.optim.Optimizer, scheduler: An
         misfits.append(f"{name}: optimised by {kind} here, by {saved['kind']} in the file")
     if saved["schedule"] != schedule:
         misfits.append(f"{name}: its schedule is {schedule} here, {saved['schedule']} in the file")
-    if not misfits and (problem := _groups_misfit(optimizer, saved["optimizer"])):
+    if not misfits and (problem := groups_misfit(optimizer, saved["optimizer"])):
         misfits.append(f"{name}: {problem}")
     return misfits
 
 
-def _groups_misfit(optimizer: torch.optim.Optimizer, saved: Any) -> str | None:
+def groups_misfit(optimizer: torch.optim.Optimizer, saved: Any) -> str | None:
     """What is wrong with the groups and states of an optimiser's state dict; None: nothing."""
     if not isinstance(saved, Mapping) or not saved.keys() >= {"state", "param_groups"}:
         return "what the file has of its optimiser is no state dict"

@@ -1,5 +1,6 @@
 """Earlier batches from which a head learns once more."""
 
+import pytest
 import torch
 from kit.boundaries import BATCH, WIDTH, boundary, says, step
 
@@ -45,3 +46,27 @@ def test_replay_forgets_batches_of_another_shape():
     assert len(crossing.replay) == 1
     step(crossing, torch.randn(BATCH // 2, 7, WIDTH))
     assert len(crossing.replay) == 2
+
+
+@pytest.mark.parametrize("name", ["replay.value_1", "replay.label_0", "replay.anything", "replay.value_x"])
+def test_a_file_with_other_batches_than_replay_keeps_is_refused(name):
+    crossing, other = boundary(dni(replay=1)), boundary(dni(replay=1))
+    step(crossing, torch.randn(BATCH, WIDTH))
+    state = crossing.state_dict() | {name: torch.ones(2)}
+
+    if name == "replay.label_0":  # a batch may have a label
+        other.load_state_dict(state)
+        assert other.replay.label_0.eq(1).all()
+    else:
+        with pytest.raises(RuntimeError, match=f"Unexpected key.*{name}"):
+            other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("size", [(2**28, 2), (4, 2**27)], ids=str)
+def test_a_batch_that_repeats_a_number_until_memory_is_full_is_refused(size):
+    crossing, other = boundary(dni(replay=1)), boundary(dni(replay=1))
+    step(crossing, torch.randn(BATCH, WIDTH))
+    state = crossing.state_dict() | {"replay.value_0": torch.zeros(1).expand(size)}
+
+    with pytest.raises(RuntimeError, match=r"replay.value_0 repeats a few numbers until there are \d{10} bytes"):
+        other.load_state_dict(state)

@@ -181,7 +181,7 @@ def test_a_checkpoint_with_other_sizes_or_optimisers_is_refused_before_a_weight_
     saved.save(tmp_path / "run.pt")
     before = weights(other.agents["a"].module)
 
-    with pytest.raises(dg.NetworkError, match=r"b.weight\[0\] is 5 here and 4 in the file\n.*b.bias\[0\] is 5 here"):
+    with pytest.raises(dg.NetworkError, match=r"b.weight is '\[5, 3\] .*' here and '\[4, 3\] .*\n.*b.bias is '\[5\] "):
         other.load(tmp_path / "run.pt", x)
     with pytest.raises(dg.NetworkError, match=r"optimizer.a\[0\] is 'SGD' here and 'Adam' in the file"):
         third.load(tmp_path / "run.pt", x)
@@ -203,8 +203,103 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path):
     other.tick(x, y)
     before = copy.deepcopy(everything(other))
 
-    with pytest.raises(dg.NetworkError, match="different number of parameter groups"):
+    with pytest.raises(dg.NetworkError, match=r"groups of \[1, 1\] parameters here, of \[2\] in"):
         other.load(tmp_path / "net.pt")
 
     assert same(before, everything(other))
     assert other.ticks == 2
+
+
+LINKS = [
+    (dg.dni(warm_up=5), "dni"),
+    ("dni", dg.dni(refresh=3)),
+    (dg.dni(replay=2), dg.dni(refresh=2, replay=1)),
+    (dg.dni(warm_up=2, refresh=3, replay=1), dg.dni(warm_up=9)),
+]
+
+
+@pytest.mark.parametrize("links", LINKS, ids=["warm-up first", "refresh last", "replay", "all"])
+def test_a_save_between_two_firings_keeps_the_answers_that_are_on_their_way(links, tmp_path):
+    """The middle agent waits for the last one's answer, and owes the first one's when the tick is over."""
+
+    def net():
+        torch.manual_seed(0)
+        found = dg.Network(optimizer=adam).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 6))
+        found.add("c", nn.Linear(6, 3), loss=F.cross_entropy, every=2)
+        found.connect("a.output", "b.input", delay=1, boundary=links[0])
+        return found.connect("b.output", "c.input", delay=1, boundary=links[1], policy="mean")
+
+    data, whole, file = list(batches(14)), net(), tmp_path / "run.pt"
+    whole.validate(data[0][0])
+    saved = {}
+    for at, tick in enumerate(data):
+        if not any(actor.waiting for actor in whole.running.actors.values()):
+            whole.save(file)
+            saved[at] = file.read_bytes()
+        whole.tick(*tick)
+
+    for at, content in saved.items():
+        file.write_bytes(content)
+        second = net()
+        second.load(file, data[0][0])
+        second.run(data[at:])
+        assert same(everything(whole), everything(second)), at
+    assert len(saved) > 1
+
+
+def ready_heads():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(), nn.Linear(8, 3))
+    dm = dg.decouple(model, "1", (torch.randn(4, 6),), condition=dg.one_hot(3))
+    return dm.network(loss=F.cross_entropy, optimizer=adam)
+
+
+@pytest.mark.parametrize("make", [lambda: chain(condition=dg.one_hot(3), head="mlp")[0], ready_heads, predicting])
+@pytest.mark.parametrize("example", [True, False], ids=["example", "no example"])
+@pytest.mark.parametrize("used", [True, False], ids=["used", "new"])
+def test_a_file_of_before_the_first_tick_loads_and_goes_on_bitwise(make, example, used, tmp_path):
+    data, whole = list(batches(6)), make()
+    torch.manual_seed(5)
+    whole.pause(next(iter(whole.agents)))
+    whole.save(tmp_path / "run.pt")
+    whole.resume(next(iter(whole.agents)))
+    whole.run(data)
+
+    torch.manual_seed(99)
+    second = make()
+    for module in second.modules().values():
+        for p in module.parameters():
+            nn.init.normal_(p)
+    if used:
+        second.run(data[3:])
+    second.load(tmp_path / "run.pt", *([data[0][0]] if example else []))
+    assert [agent.present for agent in second.agents.values()].count(False) == 1
+    second.resume(next(iter(whole.agents)))
+    second.run(data)
+
+    assert same(everything(whole), everything(second))
+    assert second.ticks == len(data)
+
+
+def test_a_refused_file_does_not_make_a_new_network_run(tmp_path):
+    one, other = chain()[0], chain(p_update=0.5)[0]
+    one.tick(*next(batches(1)))
+    one.save(tmp_path / "run.pt")
+
+    with pytest.raises(dg.NetworkError, match=r"p_update is 0\.5 here"):
+        other.load(tmp_path / "run.pt", torch.ones(2, 6))
+
+    other.add("more", nn.Linear(3, 3))  # it can still be wired
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.half])
+def test_weights_of_another_precision_are_refused(dtype, tmp_path):
+    def net(of=torch.float):
+        return dg.Network(optimizer=sgd).add("a", nn.Linear(6, 3, dtype=of), loss=F.mse_loss)
+
+    one = net()
+    one.tick(torch.ones(2, 6), torch.ones(2, 3))
+    one.save(tmp_path / "run.pt")
+
+    with pytest.raises(dg.NetworkError, match=r"a.weight is '\[3, 6\] float(64|16)' here and '\[3, 6\] float32'"):
+        net(dtype).load(tmp_path / "run.pt", torch.ones(2, 6, dtype=dtype))

@@ -30,8 +30,7 @@ def restore_state(actor: Actor, state: Mapping[str, Any]) -> None:
         inbox.load(messages)
     for box, messages in zip(actor.outboxes, state["outboxes"], strict=True):
         box.load(messages)
-    states = [state["optimizer"], *state["heads"], *state["predictors"]]
-    for group, optimizer in zip(groups_of(actor), states, strict=True):
+    for group, optimizer in zip(groups_of(actor), saved_groups(state), strict=True):
         if group is not None:
             group.optimizer.load_state_dict(optimizer)
 
@@ -39,6 +38,11 @@ def restore_state(actor: Actor, state: Mapping[str, Any]) -> None:
 def groups_of(actor: Actor) -> list[Group | None]:
     """The parameter groups of the actor, its heads and its predictors, in the order of a checkpoint."""
     return [actor.group, *(box.group for box in actor.outboxes), *map(_predictor_group, actor.inboxes)]
+
+
+def saved_groups(state: Mapping[str, Any]) -> list[Any]:
+    """The states of the optimisers in what `state_of` returned, in the order of `groups_of`."""
+    return [state["optimizer"], *state["heads"], *state["predictors"]]
 
 
 def set_aside(actor: Actor) -> list[Any]:

@@ -99,7 +99,7 @@ class EventLog:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.past, self.events = state["past"], [Event(**e) for e in state["events"]]
+        self.past, self.events = int(state["past"]), [Event(**e) for e in state["events"]]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the events as JSON, one object for each."""

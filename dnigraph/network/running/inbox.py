@@ -221,6 +221,7 @@ class Inbox:
         return {
             "coming": [plain(m) for m in self.coming],
             "entries": [{**plain(e.message), **{name: getattr(e, name) for name in KEPT}} for e in self.entries],
+            "ready": [(a.sent, a.heard, a.gradient) for a in self.ready],
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -231,3 +232,4 @@ class Inbox:
         for e in state["entries"]:
             message = Message(e["sent"], e["value"], e["wants"])
             self.entries.append(Entry(message, **{name: e[name] for name in KEPT}))
+        self.ready = [Answer(*a) for a in state.get("ready", ())]  # files of before 0.2 have none
