@@ -110,7 +110,7 @@ def plan(
     _refuse(model)
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts
     args, kwargs = _example(model, example_args, example_kwargs)
-    climb = Climb(capture)
+    climb = Climb(capture, model, args, kwargs)
     with one_at_a_time, in_mode(model, training=True), torch.enable_grad():
         for rung in climb:
             with climb.attempt(rung):
@@ -122,14 +122,14 @@ def plan(
                 inputs = [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
                 plan = specialize(captured, model, cuts, inputs).plan
                 return replace(plan, notes=(*climb.reasons, *plan.notes))
-    raise CaptureError(climb.reasons)
+    raise climb.failure()
 
 
 def _by_the_first_rung_that_does(
     model: nn.Module, args: Any, kwargs: Any, cuts: Cuts, choices: Choices, how: str, check: bool
 ) -> DecoupledModule:
     """The decoupled model on the first rung of the ladder whose graph can be cut and passes the check."""
-    climb = Climb(how)
+    climb = Climb(how, model, args, kwargs)
     with one_at_a_time, in_mode(model, training=True), torch.enable_grad():
         for rung in climb:
             with climb.attempt(rung):
@@ -147,7 +147,7 @@ def _by_the_first_rung_that_does(
                         dm.prepare(*args, **kwargs)
                     _check(dm, args, kwargs, last=rung is climb.rungs[-1])
                 return dm
-    raise CaptureError(climb.reasons)
+    raise climb.failure()
 
 
 def _add(dm: CapturedModule, captured: CapturedGraph, args: Any, kwargs: Any, reasons: list[str]) -> None:

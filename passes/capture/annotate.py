@@ -106,10 +106,26 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """
 
     flops = draws = 0
+    supports_higher_order_operators = True  # `torch.cond` and its like pass uncounted
+
+    def __enter__(self) -> "Counter":
+        # `torch.cond` compiles itself, which under a mode fails, and from then on outside too.
+        self._stance = torch.compiler.set_stance("force_eager")
+        self._stance.__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]  # the same
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            super().__exit__(*error)  # type: ignore[no-untyped-call]  # the same
+        finally:
+            self._stance.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the call and count it."""
         out = func(*args, **(kwargs or {}))
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return out
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.draws += any(isinstance(tensor, FakeTensor) for tensor in tensors_in(out))
         if (count := flop_registry.get(func._overloadpacket)) is not None:

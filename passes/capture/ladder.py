@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import CaptureError, CutError, FirstCallError, StatefulModelError, nearest
+from ..errors import CaptureError, CutError, DniGraphError, FirstCallError, StatefulModelError, nearest
 from ..graph.captured_graph import CapturedGraph
 from ..graph.pytrees import Tree, flatten
-from ..sandbox.snapshot import untouched
+from ..sandbox.runs import model_call
+from ..sandbox.snapshot import fresh_copies, untouched
 from .export import export
 from .module_graph import observe
 from .record.record import record
@@ -54,25 +55,30 @@ LADDER = ("record", "export", "hooks")
 class Climb:
     """The rungs to try in order, and why each one before the present one was refused.
 
-        climb = Climb("auto")
+        climb = Climb("auto", model, args, kwargs)
         for rung in climb:
             with climb.attempt(rung):
                 return rung.capture(model, args, kwargs)
-        raise CaptureError(climb.reasons)
+        raise climb.failure()
+
+    Args:
+        args, kwargs: an example call; None: there is none.
 
     Raises:
         CaptureError: there is no such rung.
     """
 
-    def __init__(self, how: str):
+    def __init__(self, how: str, model: nn.Module, args: Any, kwargs: Any):
         if how != "auto" and how not in RUNGS:
             raise CaptureError(
                 [f"there is no capture {how!r}; there are auto, {', '.join(RUNGS)}{nearest(how, RUNGS)}"]
             )
         self.rungs = [*map(RUNGS.__getitem__, LADDER)] if how == "auto" else [RUNGS[how]]
         self.reasons: list[str] = []  # one line each, with the rung's name
+        self._example = None if args is None else (model, args, kwargs)
         self._left = list(self.rungs)
         self._misfit: CutError | None = None
+        self._cause: Exception | None = None
 
     def __iter__(self) -> Iterator[Rung]:
         while self._left:
@@ -82,12 +88,15 @@ class Climb:
     def attempt(self, rung: Rung) -> Iterator[None]:
         """Take note of the reason where the rung does not do, so that the climb can go on.
 
+        An error of a foreign kind is such a reason too, if the model itself runs.
+
         Raises:
             CutError: the cuts fit neither this rung nor one above it.
         """
         try:
             yield
         except CaptureError as error:
+            self._cause = error
             self.reasons += [f"{rung.name}: {reason}" for reason in error.reasons]
             if isinstance(error, FirstCallError):
                 self._left = []
@@ -99,6 +108,31 @@ class Climb:
                 raise self._misfit or error from None
             self._misfit = error
             self.reasons.append(f"{rung.name}: {'; '.join(error.misfits)}")
+        except DniGraphError:
+            raise
+        except Exception as error:
+            if self._example is None or not _runs(*self._example):
+                raise
+            self._cause = error
+            line = next(iter(str(error).splitlines()), "")
+            self.reasons.append(f"{rung.name}: {type(error).__name__}: {line}")
+
+    def failure(self) -> CaptureError:
+        """The error to raise when no rung is left, with the cause of the last reason as its own."""
+        error = CaptureError(self.reasons)
+        error.__cause__ = self._cause
+        return error
+
+
+def _runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a model runs, by itself, on copies of its arguments."""
+    leaves, spec = flatten((args, kwargs))
+    try:
+        with untouched(model):
+            model_call(model, spec)(fresh_copies(leaves))
+    except Exception:
+        return False
+    return True
 
 
 def capture(
@@ -110,11 +144,11 @@ def capture(
         CaptureError: no rung can; with one line for each that was tried. A model that decides by what is not in its
             inputs ends the climb: no graph holds for its next call.
     """
-    climb = Climb(how)
+    climb = Climb(how, model, args, kwargs)
     if args is None and kwargs is None and all(rung.needs_example for rung in climb.rungs):
         raise CaptureError(["it needs one example call: pass example_args=(x,), or capture='symbolic' to do without"])
     for rung in climb:
         if not rung.runs_whole:
             with climb.attempt(rung):
                 return rung.capture(model, args or (), kwargs or {})
-    raise CaptureError(climb.reasons)
+    raise climb.failure()

@@ -20,9 +20,11 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def equal_tensors(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors have one shape, type and layout, and equal numbers."""
-    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+    """Whether two tensors have one shape, type, device and layout, and equal numbers, if they have any."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout or one.device != other.device:
         return False
+    if one.is_meta:
+        return True
     if one.layout != torch.strided:
         return equal_tensors(one.to_dense(), other.to_dense())
     if one.is_floating_point() or one.is_complex():

@@ -20,6 +20,12 @@ def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     return names
 
 
+def other_inputs(leaves: list[Any]) -> dict[str, list[Any]]:
+    """Inputs like these, by what is other in them: numbers, and a size where there is a batch dimension."""
+    longer = one_more_row(leaves)
+    return {"other values": varied(leaves)} | ({} if longer is None else {"one more row": longer})
+
+
 def one_more_row(leaves: list[Any]) -> list[Any] | None:
     """The same inputs rolled by a row and with one row more; `None` where there is no batch dimension."""
     sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()]

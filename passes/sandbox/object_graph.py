@@ -15,9 +15,9 @@ from ..graph.walk import walk
 
 _DEPTH = 6  # how far plain objects are followed, e.g. a configuration in a configuration; submodules do not count
 _CONTAINERS = (list, dict, set, collections.deque)
-_GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
+GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
 _CLOSED = (
-    torch.Tensor, np.ndarray, *_GENERATORS, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType,
+    torch.Tensor, np.ndarray, *GENERATORS, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType,
     torch.jit.ScriptFunction, str, bytes,
 )  # fmt: skip
 
@@ -45,7 +45,7 @@ class ObjectGraph:
                 graph.arrays[id(value)] = value
             elif isinstance(value, random.SystemRandom) or value is torch.default_generator:
                 continue  # the one has no state, the other is the process's
-            elif isinstance(value, _GENERATORS):
+            elif isinstance(value, GENERATORS):
                 graph.generators[id(value)] = value
         return graph
 

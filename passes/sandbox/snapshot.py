@@ -1,6 +1,7 @@
 """Snapshots of a model: run it, see what the run changed, and put everything back as it was."""
 
 import contextlib
+import copy
 import enum
 import threading
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .object_graph import ObjectGraph
+from ..graph.equality import equal_tensors
+from .object_graph import GENERATORS, ObjectGraph
 from .rng import fingerprint, random_state, set_random_state, set_state, state_of
 
 # Captures and checks set the random state of the process and put it back: one at a time, however many threads call.
@@ -48,7 +50,7 @@ class Structure:
         self.graph = graph
         self._attributes = [(o, dict(vars(o))) for o in graph.objects.values()]
         self._containers = [(c, c.copy() if c else ()) for c in graph.containers.values()]  # most are empty: hooks
-        self._versions = [(t, t._version) for t in graph.tensors.values()]
+        self._versions = [(t, _version(t)) for t in graph.tensors.values()]
         self._buffers = []
         for module in graph.objects.values():
             if isinstance(module, nn.Module) and not isinstance(module, torch.jit.ScriptModule):
@@ -68,7 +70,7 @@ class Structure:
             if not _same_objects(container, content):
                 yield Change(Kind.CONTAINER, container, None, content, container)
         for tensor, version in self._versions:
-            if tensor._version != version:
+            if _version(tensor) != version:
                 yield Change(Kind.TENSOR, tensor)
 
     def restore(self) -> None:
@@ -126,9 +128,9 @@ class Snapshot(Structure):
         """Put everything back."""
         self.rewind()
         super().restore()
-        for array, copy in self._arrays:
+        for array, content in self._arrays:
             if array.flags.writeable:
-                array[...] = copy
+                array[...] = content
 
 
 @contextlib.contextmanager
@@ -163,17 +165,17 @@ class _TensorState:
     """A tensor and what it held: values, memory, gradient, whether it asks for one."""
 
     def __init__(self, tensor: torch.Tensor):
-        self.tensor, self._data, self._version = tensor, tensor.data, tensor._version
+        self.tensor, self._data, self._version = tensor, tensor.data, _version(tensor)
         self._values = tensor.detach().clone()
         self._asks, self._grad = tensor.requires_grad, tensor.grad
         self._grad_values = None if self._grad is None else self._grad.detach().clone()
         self._hooks = [dict(tensor._backward_hooks or {}), dict(tensor._post_accumulate_grad_hooks or {})]
 
     def is_written(self, same_numbers: bool) -> bool:
-        now, counted = self.tensor.data, self.tensor._version != self._version
+        now, counted = self.tensor.data, _version(self.tensor) != self._version
         if now.layout != torch.strided or (same_numbers and counted):
             return counted
-        return now.shape != self._values.shape or not torch.equal(now, self._values)
+        return not equal_tensors(now, self._values)
 
     def restore(self) -> None:
         """Put it back, whatever the version counter says: batch norm writes its statistics without counting."""
@@ -181,7 +183,7 @@ class _TensorState:
         if not _same_memory(tensor, self._data):
             tensor.data = self._data
         _write_back(tensor.data, self._values)
-        if tensor._version != self._version:  # it holds what it held: graphs that saved it are valid
+        if _version(tensor) != self._version:  # it holds what it held: graphs that saved it are valid
             torch._C._autograd._unsafe_set_version_counter((tensor,), (self._version,))
         if tensor.is_leaf and tensor.requires_grad != self._asks:
             tensor.requires_grad_(self._asks)
@@ -198,8 +200,13 @@ class _TensorState:
 
 def _write_back(data: torch.Tensor, values: torch.Tensor) -> None:
     # `data` has a version counter of its own: what the user still has to send back through stays valid.
-    if data.layout != torch.strided or not torch.equal(data, values):
+    if data.layout != torch.strided or not equal_tensors(data, values):
         data.copy_(values)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to. Tensors of inference mode do not count: their numbers tell."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _same_memory(tensor: torch.Tensor, data: torch.Tensor) -> bool:
@@ -210,12 +217,16 @@ def _same_memory(tensor: torch.Tensor, data: torch.Tensor) -> bool:
 
 
 def fresh_copies(leaves: list[Any]) -> list[Any]:
-    """The leaves with a copy for each tensor: a model that writes into its inputs does not spoil the caller's."""
+    """The leaves with a copy for each tensor and generator: a model that writes into them or draws from them spoils
+    none of the caller's.
+    """
     copies: dict[int, Any] = {}  # one tensor given twice stays one
     for leaf in leaves:
         if isinstance(leaf, torch.Tensor) and id(leaf) not in copies:
             copies[id(leaf)] = leaf.detach().clone().requires_grad_(leaf.requires_grad)
-    return [copies[id(leaf)] if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        elif isinstance(leaf, GENERATORS):
+            copies[id(leaf)] = leaf.clone_state() if isinstance(leaf, torch.Generator) else copy.deepcopy(leaf)
+    return [copies.get(id(leaf), leaf) for leaf in leaves]
 
 
 def tensor_names(model: nn.Module) -> dict[int, str]:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from ...errors import CaptureError
@@ -39,6 +41,13 @@ class TorchCalls(TorchFunctionMode):
             return function(*bare_args, **bare_kwargs)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise CaptureError([f"{self.writer.where()} uses a torch.func transform (vmap, grad, ...)"])
+        outer, self.writer.reported = self.writer.reported, True
+        try:
+            return self._written(function, args, kwargs or {}, bare_args, bare_kwargs)
+        finally:
+            self.writer.reported = outer
+
+    def _written(self, function: Any, args: Any, kwargs: Any, bare_args: Any, bare_kwargs: Any) -> Any:
         with self.writer.aside():
             out = function(*bare_args, **bare_kwargs)
         if isinstance(out, torch.Tensor) and out.is_nested:
@@ -46,13 +55,36 @@ class TorchCalls(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         field = function.__self__.__name__ if name in ("__get__", "__set__") else ""
         rule = RULES.get(field if field in _SIZES else name, _computes)
-        return rule(self, TorchCall(function, args, kwargs or {}, field or name, out))
+        return rule(self, TorchCall(function, args, kwargs, field or name, out))
 
     def finish(self) -> None:
         """Raise a `CaptureError` if the run wrote into a tensor through numpy: no call of torch shows that."""
         for array, copy, tensor, version in self.arrays:
             if tensor._version == version and not np.array_equal(array, copy, equal_nan=array.dtype.kind == "f"):
                 raise CaptureError(["the model writes into a tensor through numpy"])
+
+
+class Unreported(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Sees the operations of calls that torch does not report as functions: scripts, extensions.
+
+    What they make of values of the run would stand in the graph as a constant.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, writer: GraphWriter):
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self.writer = writer
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and note where it ran."""
+        writer = self.writer
+        if writer.unreported is None and writer.listening and not writer.reported:
+            given = pytree.tree_leaves((args, kwargs))
+            if any(isinstance(value, torch.Tensor) and writer.known(value) is not None for value in given):
+                writer.unreported = f"{writer.where()} computes {str(function).partition('.')[2]} in a call"
+        with writer.aside():  # what runs here would be reported as a call of its own
+            return function(*args, **(kwargs or {}))
 
 
 class TorchCall(NamedTuple):
@@ -69,10 +101,10 @@ class TorchCall(NamedTuple):
 
 
 def _computes(calls: TorchCalls, call: TorchCall) -> Any:
-    """Any other function: a node, if a tensor comes out or may have been written to."""
+    """Any other function: a node, if a tensor comes out or may have been written to; a guard, if a number comes out."""
     if _has_tensor(call.out) or (call.out is None and _has_tensor((call.args, call.kwargs))):
         return _acts(calls, call)
-    return call.out
+    return call.out if call.name in _KNOWN or not _is_plain(call.out) else _test(calls, call)
 
 
 def _acts(calls: TorchCalls, call: TorchCall, look: Any = None) -> Any:
@@ -86,8 +118,11 @@ def _acts(calls: TorchCalls, call: TorchCall, look: Any = None) -> Any:
 
 
 def _read_attribute(calls: TorchCalls, call: TorchCall) -> Any:
-    if isinstance(call.out, torch.Tensor):
-        calls.writer.bind(call.out, calls.writer.call(getattr, calls.writer.arguments((call.args[0], call.name))))
+    is_tensor, writer = isinstance(call.out, torch.Tensor), calls.writer
+    reads = call.name not in _KNOWN and _is_plain(call.out) and writer.known(call.args[0]) is not None
+    if is_tensor or reads:
+        node = writer.call(getattr, writer.arguments((call.args[0], call.name)))
+        writer.bind(call.out, node) if is_tensor else writer.guard(node, call.out)
     return call.out
 
 
@@ -159,11 +194,20 @@ def _format(calls: TorchCalls, call: TorchCall) -> Any:
 
 def _test(calls: TorchCalls, call: TorchCall) -> Any:
     """Python gets a bare value, and a guard says so."""
-    if calls.writer.known(call.args[0]) is not None or _has_tensor(call.args[1:]):
+    given = [*call.args, *call.kwargs.values()]
+    if any(isinstance(a, torch.Tensor) and calls.writer.known(a) is not None for a in given):
         calls.writer.guard(calls.writer.write(*call[:3]), call.out)
     return call.out
 
 
+# What is the same for all tensors that a graph takes in one place: their type and number of dimensions are in its key.
+_KNOWN = frozenset((
+    "dim", "ndim", "ndimension", "element_size", "itemsize", "type", "dtype", "device", "layout", "names", "has_names",
+    "is_floating_point", "is_complex", "is_signed", "is_cuda", "is_cpu", "is_meta", "is_sparse", "is_sparse_csr",
+    "is_quantized", "is_mkldnn", "is_mps", "is_xpu", "is_nested", "is_inference", "is_conj", "is_neg", "get_device",
+    "requires_grad", "is_leaf", "retains_grad", "output_nr", "_is_view", "sparse_dim", "dense_dim", "is_shared",
+    "is_pinned", "__hash__", "_backward_hooks", "_version", "name", "volatile",
+))  # fmt: skip
 _SIZES = ("size", "shape", "numel", "nelement", "stride", "storage_offset")
 _PIECES = ("unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit")
 
@@ -184,6 +228,13 @@ RULES: dict[str, Callable[[TorchCalls, TorchCall], Any]] = {
     **dict.fromkeys(_PIECES, functools.partial(_acts, look=len)),
     **dict.fromkeys(("squeeze", "squeeze_", "squeeze_copy"), functools.partial(_acts, look=torch.Tensor.dim)),
 }
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether Python can branch on a value: a number, a text, or several."""
+    return isinstance(value, int | float | complex | str) or (
+        isinstance(value, tuple | list) and any(map(_is_plain, value))
+    )
 
 
 def _has_tensor(value: Any) -> bool:

@@ -11,7 +11,7 @@ from ...errors import CaptureError, FirstCallError, GuardMiss, StatefulModelErro
 from ...graph.captured_graph import CapturedGraph
 from ...graph.equality import equal
 from ...graph.nodes import Call, guard
-from ...sandbox.example import one_more_row, varied
+from ...sandbox.example import other_inputs
 from ...sandbox.object_graph import ObjectGraph
 from ...sandbox.rng import ExtremeDraws
 from ...sandbox.snapshot import Kind, Snapshot, untouched
@@ -27,13 +27,15 @@ _OTHER_WEIGHTS = 0.875  # what weights are multiplied by: near enough to one tha
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedGraph:
     """A recording of `model(*args, **kwargs)` that other runs agree with. The model is left as it was.
 
-        run ─► [1] record ─► [3] record other inputs ─► [4] run ─► [5] record ─► [6] replay the first recording
-                 └────────────── alike? ──────┴─────────── │ ─────────┘               │
-                                                           └────── equal results? ────┘
+                             ┌ for other values, and for one more row ┐
+        run ─► [1] record ─► [3] record these ─► [4] run the example ─► [5] record ─► [6] replay the first recording
+                 └─────────── alike? ─────┴─────────── │ ───────────────────┘               │
+                                                       └──────────── equal results? ────────┘
 
-    The other inputs have one more row: what a recording took for granted of them shows. Each run has other seeds, of
-    Python and numpy too: recordings may differ only behind a guard. The second run starts from the state that the other
-    inputs left in the model: the results, buffers and random numbers of the replay must be the same.
+    Other values of the same sizes show what a recording took for granted of numbers, one more row what it took for
+    granted of sizes. Each is tried whatever a guard explained before. Each run has other seeds, of Python and numpy
+    too: recordings may differ only behind a guard. The runs in [4] start from the state that the other inputs left in
+    the model: the results, buffers and random numbers of the replay must be theirs.
 
     Raises:
         CaptureError: the model does something that no graph can stand for, or decides by what is not in its inputs.
@@ -77,28 +79,21 @@ class FirstCall:
             return
         session, runs = self._session, []
         scale = _OTHER_WEIGHTS if session.model.training else 1.0  # weights are at rest in eval mode
-        for other in (None, self._other_inputs()):
+        for other in ([], *other_inputs(session.leaves).values()):
             session.before.restore()
-            if other is not None:
-                session.plain(other, SEED)
+            try:
+                if other:
+                    session.plain(other, SEED)
+            except Exception:
+                continue  # the model does not take these
             try:
                 runs.append(session.plain(session.leaves, SEED, scale))
             except Exception:  # with other weights it may fail; after other inputs, `prove` has run it
                 return
-        if wrong := runs[0].differences(runs[1]):
-            words = f"what the first call makes of its inputs or weights decides the {wrong[0]} of later ones"
-            raise StatefulModelError([f"{words}: {CALL_BEFORE}, if that is when it gets ready"])
-
-    def _other_inputs(self) -> list[Any]:
-        """Other inputs, as far from the example as the model takes them."""
-        for other in (one_more_row(self._session.leaves), varied(self._session.leaves)):
-            try:
-                if other is not None:
-                    self._session.plain(other, SEED)
-                    return other
-            except Exception:
-                continue
-        return self._session.leaves
+        for run in runs[1:]:
+            if wrong := runs[0].differences(run):
+                words = f"what the first call makes of its inputs or weights decides the {wrong[0]} of later ones"
+                raise StatefulModelError([f"{words}: {CALL_BEFORE}, if that is when it gets ready"])
 
 
 class _ReadsFirstCall(Exception):
@@ -144,26 +139,30 @@ def _proven(
         state.restore()
 
     # [3] Record other inputs. [4] Run the model in the state that they left it in.
-    _record_other_inputs(session, graph, first.attributes if settled else allowed)
-    try:
-        plain = session.plain(leaves, SEED)
-    except Exception as error:  # it has run on these inputs before
-        words = f"after a call with other inputs it fails: {type(error).__name__}: {error}"
-        raise StatefulModelError([f"the model keeps state between calls: {words}"]) from error
-    if first_call is not None and (wrong := first_call.run.differences(plain)):
-        raise StatefulModelError([f"the first call of the model gives other {wrong[0]} than later ones: {CALL_BEFORE}"])
-    state.restore()
+    plain = []
+    for what, inputs in other_inputs(leaves).items():
+        _record_other_inputs(session, graph, what, inputs, first.attributes if settled else allowed)
+        try:
+            plain.append(session.plain(leaves, SEED))
+        except Exception as error:  # it has run on these inputs before
+            words = f"after a call with other inputs it fails: {type(error).__name__}: {error}"
+            raise StatefulModelError([f"the model keeps state between calls: {words}"]) from error
+        if first_call is not None and (wrong := first_call.run.differences(plain[-1])):
+            words = f"the first call of the model gives other {wrong[0]} than later ones: {CALL_BEFORE}"
+            raise StatefulModelError([words])
+        state.restore()
 
     # [5] Record the same input again: what is decided by something else may show now.
-    _refuse_difference(graph, session.recorded(leaves, 3, settled, allowed), "the same input")
+    _refuse_difference(graph, session.recorded(leaves, 3, settled, allowed, thorough=True), "the same input")
 
-    # [6] Replay the first recording on the random numbers of the run in [4].
+    # [6] Replay the first recording on the random numbers of the runs in [4].
     try:
         replay, expected = session.replayed(graph, leaves, SEED), plain
     except GuardMiss:  # random numbers decide: with these it would be recorded anew
-        replay, expected = session.replayed(graph, leaves, None), first.run
-    if wrong := expected.differences(replay):
-        raise StatefulModelError([f"run again, the graph gives other {wrong[0]} than the model"])
+        replay, expected = session.replayed(graph, leaves, None), [first.run]
+    for run in expected:
+        if wrong := run.differences(replay):
+            raise StatefulModelError([f"run again, the graph gives other {wrong[0]} than the model"])
     return graph
 
 
@@ -180,17 +179,14 @@ def _recorded(session: Session, first_call: FirstCall | None, allowed: Attribute
     return recording
 
 
-def _record_other_inputs(session: Session, graph: CapturedGraph, allowed: Attributes | None) -> None:
-    """One more row; where the model does not take that, other values of the same sizes."""
-    others = {"one more row": one_more_row(session.leaves), "other values": varied(session.leaves)}
-    for words, inputs in others.items():
-        try:
-            other = None if inputs is None else session.recorded(inputs, 2, allowed=allowed)
-        except Exception:
-            continue  # the model does not take these
-        if other is not None:
-            _refuse_difference(graph, other, words)
-            return
+def _record_other_inputs(
+    session: Session, graph: CapturedGraph, what: str, inputs: list[Any], allowed: Attributes | None
+) -> None:
+    try:
+        other = session.recorded(inputs, 2, allowed=allowed)
+    except Exception:
+        return  # the model does not take these
+    _refuse_difference(graph, other, what)
 
 
 def _refuse_difference(first: CapturedGraph, other: Recording, inputs: str) -> None:

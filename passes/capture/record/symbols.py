@@ -54,8 +54,6 @@ class Symbol:
         self.writer, self.value, self.expression = writer, value, (function, args)
         self.written: fx.Node | None = None
         self.pinned = False  # a guard holds it to its value
-        # Sizes are printed by every assert, so only numbers read from a tensor's data are guarded when printed.
-        self.data = function in (torch.Tensor.item, operator.getitem) or any(is_symbol(a) and a.data for a in args)
 
     node = property(lambda self: Bare(self))  # what C++ asks of a SymInt that reaches it past the mode
 
@@ -98,10 +96,10 @@ class Symbol:
         return other // self, other % self
 
     def __repr__(self) -> str:
-        return repr(self.bare() if self.data else self.value)
+        return repr(self.bare())  # the text may be a key: `self.norms[str(n)]`
 
     def __format__(self, spec: str) -> str:
-        return format(self.bare() if self.data else self.value, spec)
+        return format(self.bare(), spec)
 
     def __hash__(self) -> int:
         # einops and others take their path for symbolic sizes when a size cannot be hashed; where this kills the run,

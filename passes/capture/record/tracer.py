@@ -24,15 +24,16 @@ from torch import nn
 from torch.autograd import Function
 from torch.utils import _pytree as pytree
 
-from ...errors import CaptureError, GuardMiss
+from ...errors import CaptureError, GuardMiss, StatefulModelError
 from ...graph.captured_graph import CapturedGraph
 from ...graph.equality import equal
 from ...graph.pytrees import HOLE, Tree, flatten, unflatten
 from ...sandbox.example import input_names
+from ...sandbox.object_graph import GENERATORS
 from ...sandbox.rng import ExtremeDraws, fingerprint, seed_all
 from ...sandbox.runs import Run, graph_call, model_call, observe
 from ...sandbox.snapshot import Snapshot, tensor_names
-from .calls import ModuleCalls, TorchCalls
+from .calls import ModuleCalls, TorchCalls, Unreported
 from .side_effects import Attributes, SideEffects, refuse_changed_containers
 from .symbols import UnhashableSizeError, is_live, unwrap
 from .writer import GraphWriter
@@ -43,14 +44,24 @@ Seed = int | ExtremeDraws | None  # None: the random states are those that were 
 
 
 class Tracer:
-    """Everything that listens to one run of `model`: `run`, then `finish`, then `writer.release`."""
+    """Everything that listens to one run of `model`: `run`, then `finish`, then `writer.release`.
+
+    `thorough`: also look for operations that no call reports.
+    """
 
     def __init__(
-        self, model: nn.Module, names: dict[int, str], hashable: bool, allowed: Attributes | None, settled: bool
+        self,
+        model: nn.Module,
+        names: dict[int, str],
+        hashable: bool,
+        allowed: Attributes | None,
+        settled: bool,
+        thorough: bool = False,
     ):
         self.model, self.writer = model, GraphWriter(names, hashable)
         self.side_effects = SideEffects(model, self.writer, allowed, settled)
         self._torch_calls = TorchCalls(self.writer)
+        self._unreported = Unreported(self.writer) if thorough else contextlib.nullcontext()
         self._module_calls = ModuleCalls(self.writer, self.side_effects.paths)
 
     def run(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> Any:
@@ -71,6 +82,8 @@ class Tracer:
             CaptureError: no graph can do what the run did.
         """
         self._torch_calls.finish()
+        if self.writer.unreported is not None:
+            raise CaptureError([f"{self.writer.unreported} that torch does not report"])
         values, structure = flatten(self._results)
         nodes = self.writer.arguments([v for v in values if is_live(v)])
         self.side_effects.write(before.draws())
@@ -97,7 +110,7 @@ class Tracer:
             try:
                 for owner, name, patch in patches:
                     setattr(owner, name, patch(vars(owner)[name]))
-                with self._torch_calls:
+                with self._unreported, self._torch_calls:
                     yield
             finally:
                 self.writer.open = False
@@ -122,6 +135,9 @@ class Tracer:
         return length
 
 
+DRAWN = "a graph draws from the default ones only"
+
+
 class Recording(NamedTuple):
     """A graph, and the run that it was recorded in."""
 
@@ -137,6 +153,10 @@ class Session:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], before: Snapshot):
         self.model, self.before = model, before
         self.leaves, self.spec = flatten((args, kwargs))
+        for leaf in self.leaves:
+            if isinstance(leaf, GENERATORS):
+                kind = f"{type(leaf).__module__}.{type(leaf).__name__}"
+                raise StatefulModelError([f"an argument is a random number generator, a {kind}: {DRAWN}"])
         self.input_names, self.tensor_names = input_names(model, args, kwargs), tensor_names(model)
 
     def plain(self, leaves: list[Any], seed: Seed, weight_scale: float = 1.0) -> Run:
@@ -149,16 +169,22 @@ class Session:
         return observe(model_call(self.model, self.spec), self.model, leaves)
 
     def recorded(
-        self, leaves: list[Any], seed: Seed, settled: bool = False, allowed: Attributes | None = None
+        self,
+        leaves: list[Any],
+        seed: Seed,
+        settled: bool = False,
+        allowed: Attributes | None = None,
+        thorough: bool = False,
     ) -> Recording:
         """Record the model. Where sizes serve as keys the first try dies; in the second they are guarded instead.
 
-        `settled`, `allowed`: as in `SideEffects`.
+        `settled`, `allowed`: as in `SideEffects`; `thorough`: as in `Tracer`.
         """
+        options = (allowed, settled, thorough)
         try:
-            return self._recorded(leaves, seed, settled, allowed, hashable=False)
+            return self._recorded(leaves, seed, False, options)
         except UnhashableSizeError:
-            return self._recorded(leaves, seed, settled, allowed, hashable=True)
+            return self._recorded(leaves, seed, True, options)
 
     def replayed(self, captured: CapturedGraph, leaves: list[Any], seed: Seed) -> Run:
         """Run the graph. Raises `GuardMiss` if these random numbers are not its own, `CaptureError` if it fails."""
@@ -170,11 +196,9 @@ class Session:
         except Exception as error:
             raise CaptureError([f"run again, the graph fails: {type(error).__name__}: {error}"]) from error
 
-    def _recorded(
-        self, leaves: list[Any], seed: Seed, settled: bool, allowed: Attributes | None, hashable: bool
-    ) -> Recording:
+    def _recorded(self, leaves: list[Any], seed: Seed, hashable: bool, options: Any) -> Recording:
         self._start(seed)
-        tracer = Tracer(self.model, self.tensor_names, hashable, allowed, settled)
+        tracer = Tracer(self.model, self.tensor_names, hashable, *options)
         random_before = fingerprint()
         try:
             run = observe(lambda inputs: tracer.run(inputs, self.spec, self.input_names), self.model, leaves)

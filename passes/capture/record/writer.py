@@ -46,6 +46,8 @@ class GraphWriter:
         self.entry = Mode.now()
         self._thread = threading.get_ident()
         self.open, self._asides = True, 0  # open: until the run is over
+        self.reported = False  # whether torch reports the call that runs now
+        self.unreported: str | None = None  # where an operation ran on values of this run that no call reports
         self._stack: list[tuple[str, str, type]] = []  # running modules: key (path@2 for a second call), path, class
         self._calls: dict[str, int] = {}  # path -> how often the module was called
         self._nodes: dict[int, fx.Node] = {}  # id of a live object -> the node that made it

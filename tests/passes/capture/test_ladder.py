@@ -10,7 +10,7 @@ from dnigraph.passes.errors import CaptureError, CutError, FirstCallError, State
 
 def climbed(how, errors):
     """The rungs that a climb tries where some raise an error, and the climb."""
-    climb, tried = Climb(how), []
+    climb, tried = Climb(how, nn.Linear(2, 2), (torch.ones(1, 2),), {}), []
     for rung in climb:
         tried.append(rung.name)
         with climb.attempt(rung):
@@ -60,6 +60,25 @@ def test_cuts_that_do_not_fit_a_later_rung_may_fit_the_next():
     assert climb.reasons[-1] == "export: hidden there"
     with pytest.raises(CutError, match="hidden there"):
         climbed("auto", {**errors, "hooks": CutError(["nowhere"])})
+
+
+def test_an_error_of_a_foreign_kind_is_a_reason_and_the_cause_of_what_is_left():
+    error = RecursionError("too deep")
+
+    tried, climb = climbed("auto", dict.fromkeys(LADDER, error))
+
+    assert tried == list(LADDER)
+    assert climb.reasons[0] == "record: RecursionError: too deep"
+    assert climb.failure().__cause__ is error
+
+
+def test_an_error_of_the_model_itself_is_the_models():
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise KeyError("the model's own")
+
+    with pytest.raises(KeyError, match="the model's own"):
+        capture(Broken(), (torch.ones(1),), {})
 
 
 def test_a_further_rung_is_one_line(monkeypatch):
