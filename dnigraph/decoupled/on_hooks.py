@@ -13,8 +13,7 @@ from ..boundaries import Boundary
 from ..boundaries.boundary_set import MakeBoundary
 from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
-from ..passes.cuts.resolve import cut_graph
-from ..passes.cuts.specs import Cuts
+from ..passes.cuts.specs import Cuts, cut_graph
 from ..passes.graph.facts import batch_dim
 from ..passes.graph.pytrees import flatten
 from ..passes.plan.plan import LEAK, Crossing, Note, Plan

@@ -8,8 +8,7 @@ from torch import fx, nn
 
 from ..passes.capture.annotate import annotate
 from ..passes.capture.profile import node_seconds
-from ..passes.cuts.resolve import cut_graph
-from ..passes.cuts.specs import Cuts, wants_time
+from ..passes.cuts.specs import Cuts, cut_graph, wants_time
 from ..passes.graph.captured_graph import CapturedGraph
 from ..passes.graph.guards import Trust, trust
 from ..passes.parts.boundary_nodes import insert_boundaries

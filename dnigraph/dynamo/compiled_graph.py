@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from ..passes.capture.dynamo_graph import annotate_without_data, to_captured_graph
-from ..passes.cuts.resolve import cut_graph
+from ..passes.cuts.specs import cut_graph
 from ..passes.errors import CaptureError
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.lift import lift

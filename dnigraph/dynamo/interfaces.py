@@ -13,11 +13,10 @@ from ..boundaries.boundary_set import BoundarySet
 from ..boundaries.choices import Choices, warn_unconditioned
 from ..heads.conditions import Context
 from ..passes.cuts.names import IDLE, NEAR, UNKNOWN, UNKNOWN_NEAR
-from ..passes.cuts.resolve import Resolved
-from ..passes.cuts.specs import Cuts
+from ..passes.cuts.specs import Cuts, Resolved
 from ..passes.errors import CutError
 from ..passes.parts.boundary_nodes import boundary_key
-from ..passes.plan.crossings import unique_name
+from ..passes.plan.partition import unique_name
 from ..passes.plan.plan import Crossing, Note, Plan
 
 TELLING = (UNKNOWN, UNKNOWN_NEAR, IDLE, None, NEAR)  # kinds of misfits, the most telling last

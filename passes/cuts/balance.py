@@ -7,8 +7,7 @@ from torch import fx
 
 from ..errors import CutError, nearest
 from ..plan.partition import partition
-from .candidates import Line, Place
-from .cost import COSTS
+from .candidates import COSTS, Line, Place
 from .names import Edge
 
 WIDER = 1.25  # so much larger the largest part may be for the sake of fewer values that cross

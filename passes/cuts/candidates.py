@@ -3,16 +3,17 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from math import prod
 
 from torch import fx
 
-from ..graph.facts import facts_of
+from ..graph.facts import Facts, facts_of
 from ..plan.aliasing import sequences, ties, written_memory
-from ..plan.units import Kind, contract
-from .cost import costs
+from ..plan.part_graph import Kind, contract
 from .linear_partition import Chain
 from .names import Edge
 
+COSTS = ("flops", "time", "memory")
 _DEPTHS = 1 << 14  # more than the depths of all cuts together: bytes come first
 _MOST_BYTES, _MOST_DEPTH = 1 << 40, 63  # so that the weights of all cuts add up to less than 2^63
 
@@ -154,3 +155,26 @@ def _span(changes: list[int], first: int, last: int, amount: int) -> None:
 def _shared(one: Sequence[str], other: Sequence[str]) -> int:
     """How many calls two stacks begin with in common."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def costs(facts: Facts, kind: str) -> list[int]:
+    """The cost of each node, in graph order.
+
+    flops: of the forward run, and one for each scalar that is made or changed, so that nothing but views is free.
+    time: nanoseconds; flops where the nodes were not timed.
+    memory: bytes of the values with a gradient, each storage once; about what autograd keeps for the backward pass.
+    """
+    if kind == "time" and any("seconds" in fact.node.meta for fact in facts):
+        return [round(1e9 * fact.node.meta.get("seconds", 0)) for fact in facts]
+    result: list[int] = []
+    seen: set[int] = set()  # storages
+    for fact in facts:
+        meta = fact.node.meta
+        new = fact.kind == "computed" and not (fact.holds and fact.holds <= seen)  # no view of what was there
+        seen |= fact.holds
+        if kind == "memory":
+            result.append(fact.bytes if new and fact.gradient else 0)
+        else:
+            scalars = prod(meta["shape"]) if "shape" in meta else 0
+            result.append(int(meta.get("flops", 0)) + scalars * (new or bool(fact.writes)))
+    return result

@@ -13,8 +13,22 @@ from typing import Any
 import networkx as nx
 
 from ..errors import PlanError, nearest
-from ..plan.amounts import UNKNOWN, amount, amount_of_flops, percent, some
-from ..plan.plan import Crossing, Part, Plan, amount_of_bytes, costs, headline, holds, stands, value
+from ..plan.plan import (
+    UNKNOWN,
+    Crossing,
+    Part,
+    Plan,
+    amount,
+    amount_of_bytes,
+    amount_of_flops,
+    costs,
+    headline,
+    holds,
+    percent,
+    some,
+    stands,
+    value,
+)
 
 Net = Any  # nx.DiGraph: networkx is untyped
 

@@ -2,9 +2,8 @@
 
 The steps of `partition`, each on the nodes' positions in the graph:
 
-graph/facts ─► aliasing ─► units ─────► part_graph ─► merge ─► placement ─► crossings ─► plan
-what a node    what must   tied nodes   levels,       parts    where sizes  which values its table,
-reads, writes  stay        as one, and  parts, their  that     and masks    cross, their its JSON
-and shares     together    cuts moved   order         may go   are made     names        (amounts)
-               or in order behind them
+graph/facts ─► aliasing ─► part_graph ──────────────► placement ─► partition ─► plan
+what a node    what must   units of tied nodes,       where sizes  merges       its table,
+reads, writes  stay        levels, parts, their       and masks    parts, finds its JSON
+and shares     together    order; cuts moved          are made     what crosses
 """

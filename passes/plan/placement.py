@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from ..graph.facts import PYTHON_VALUE, Facts
-from .units import Kind, Parts, Units, union
+from .part_graph import Kind, Parts, Units, union
 
 _THERE, _NEEDED = -1, -2  # the two ends of a flow
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.capture.ladder import capture
-from dnigraph.passes.cuts.resolve import resolve
+from dnigraph.passes.cuts.specs import resolve
 from dnigraph.passes.graph.captured_graph import Owner
 from dnigraph.passes.graph.mark import mark_name
 from dnigraph.passes.parts.split import Value, split

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ...passes.plan.amounts import UNKNOWN, WIDTH, amount, counted, some
+from ...passes.plan.plan import UNKNOWN, WIDTH, amount, counted, some
 from ..description.agent import Agent
 from ..description.link import Link
 from ..description.overview import Overview

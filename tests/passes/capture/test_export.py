@@ -8,7 +8,7 @@ from torch import nn
 import dnigraph as dg
 from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.capture.ladder import capture
-from dnigraph.passes.cuts.resolve import resolve
+from dnigraph.passes.cuts.specs import resolve
 from dnigraph.passes.errors import CaptureError
 from dnigraph.passes.graph.guards import Trust, trust
 

@@ -16,8 +16,7 @@ from torch import nn
 import dnigraph as dg
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.cuts.balance import choose
-from dnigraph.passes.cuts.resolve import resolve
-from dnigraph.passes.cuts.specs import balanced
+from dnigraph.passes.cuts.specs import balanced, resolve
 
 
 class Layers(nn.Module):

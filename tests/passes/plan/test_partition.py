@@ -4,6 +4,7 @@ import operator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.partition_programs import (
@@ -15,6 +16,7 @@ from kit.partition_programs import (
     chain,
     linear,
     model_of,
+    nodes_of,
     parted,
     where,
 )
@@ -146,3 +148,218 @@ def test_a_graph_of_many_nodes_takes_no_longer_per_node():
 
     assert len(plan.parts) == 100
     assert len(plan.crossings) == 99
+
+
+def test_a_branch_that_nobody_asked_to_cut_goes_with_the_part_that_it_leads_to():
+    def forward(m, x, words):
+        h = m.a(x)
+        return m.c(m.b(h) + m.side(h) + m.embed(words))  # like the downsampling beside a block
+
+    model = model_of(forward, **{name: linear() for name in ("a", "b", "side", "embed", "c")})
+
+    whole, plan = parted(model, ["a", "b"], X, X)
+
+    assert nodes_of(whole, plan) == [{"a"}, {"b"}, {"side", "embed", "add", "add@2", "c"}]
+    assert all(crossing.asked for crossing in plan.crossings)
+    assert_parts_equal_the_whole(whole, plan)
+
+
+def test_a_counter_that_nothing_waits_for_is_no_part():
+    def forward(m, x):
+        h = m.a(x)
+        m.seen.add_(1)
+        return m.b(h)
+
+    model = model_of(forward, a=linear(), b=linear())
+    model.register_buffer("seen", torch.ones(()))
+
+    whole, plan = parted(model, ["a"], X)
+
+    assert len(plan.parts) == 2
+    assert_parts_equal_the_whole(whole, plan)
+
+
+def test_a_prefix_without_parameters_joins_what_follows():
+    model = chain(a=nn.Dropout(), b=linear(), c=linear())
+
+    whole = captured(model, X)
+
+    plan = partition(whole.graph, whole.edges(("a", "b"), ("b", "c")))
+
+    assert nodes_of(whole, plan) == [{"a", "b"}, {"c"}]
+    assert whole.labelled(plan.cuts) == (("b", "c"),)
+    assert plan.notes == ("cut after 'a' dropped: nothing before it has a parameter to train",)
+
+
+def test_a_random_draw_of_a_value_s_size_joins_what_uses_it():
+    def forward(m, x):
+        h = m.a(x)
+        return m.b(h + torch.rand_like(h))
+
+    model = model_of(forward, a=linear(), b=linear())
+    whole = captured(model, X)
+
+    plan = partition(whole.graph, whole.edges(("a", "rand_like"), ("rand_like", "add"), ("a", "add")))
+
+    assert nodes_of(whole, plan) == [{"a"}, {"rand_like", "add", "b"}]
+
+
+def test_a_frozen_prefix_joins_what_follows():
+    model = chain(a=linear().requires_grad_(False), b=linear(), c=linear())
+    whole = captured(model, X)
+
+    plan = partition(whole.graph, whole.edges(("a", "b"), ("b", "c")))
+
+    assert nodes_of(whole, plan) == [{"a", "b"}, {"c"}]
+
+
+def test_a_suffix_without_parameters_joins_what_precedes():
+    model = chain(a=linear(), b=linear(), c=nn.Softmax(1))
+
+    whole, plan = parted(model, [("a", "b"), ("b", "c")], X)
+
+    assert nodes_of(whole, plan) == [{"a"}, {"b", "c"}]
+    assert plan.notes == ("cut after 'b' dropped: nothing after it has a parameter to train",)
+
+
+def test_a_prefix_of_two_towers_joins_one_and_leaves_the_cut_to_the_other():
+    def forward(m, x):
+        h = F.dropout(x)
+        return m.a(h), m.b(h)
+
+    model = model_of(forward, a=linear(), b=linear())
+    whole = captured(model, X)
+
+    plan = partition(whole.graph, whole.edges(("dropout", "a"), ("dropout", "b")))
+
+    assert nodes_of(whole, plan) == [{"dropout", "a"}, {"b"}]
+    assert not plan.crossings[0].gradient
+
+
+def test_a_prefix_that_cannot_join_what_uses_it_joins_what_runs_next():
+    def forward(m, x, y):
+        noise = F.dropout(x)
+        h = F.dropout(m.a(y))  # draws after the noise and before the part that uses it
+        return m.c(m.b(h) * noise)
+
+    model = model_of(forward, a=linear(), b=linear(), c=linear())
+    whole = captured(model, X, X)
+
+    plan = partition(whole.graph, whole.edges(("dropout@2", "b")))
+
+    assert nodes_of(whole, plan) == [{"dropout", "a", "dropout@2"}, {"b", "mul", "c"}]
+    assert_parts_equal_the_whole(whole, plan)
+
+
+def test_towers_that_meet_without_parameters_stay_apart():
+    model = model_of(lambda m, x, y: m.a(x) * m.b(y), a=linear(), b=linear())
+
+    whole, plan = parted(model, ["a", "b"], X, X)
+
+    assert nodes_of(whole, plan) == [{"a"}, {"b", "mul"}]
+
+
+def test_cuts_that_separate_nothing_leave_one_part_and_say_why():
+    model = chain(a=nn.Flatten(), b=linear(), c=nn.ReLU())
+    whole = captured(model, X)
+
+    plan = partition(whole.graph, whole.edges(("a", "b"), ("b", "c")))
+
+    assert len(plan.parts) == 1
+    assert plan.cuts == plan.crossings == ()
+    assert plan.notes == (
+        "cut after 'a' dropped: no gradient crosses there",
+        "cut after 'b' dropped: nothing after it has a parameter to train",
+    )
+
+
+def test_what_goes_around_the_cuts_is_cut_too_and_the_plan_says_so():
+    model = model_of(lambda m, x: m.b(g := m.s(m.a(x))) + m.t(g), a=linear(), b=linear(), s=linear(), t=linear())
+
+    whole, plan = parted(model, [("s", "b")], X)  # the way over t is not cut
+
+    assert nodes_of(whole, plan) == [{"a", "s", "t"}, {"b", "add"}]
+    assert {(c.name, c.asked) for c in plan.crossings} == {("s", True), ("t", False)}
+    assert plan.notes == ("'t' goes around the cuts (used in part_1): cut too",)
+
+
+def test_a_cut_before_a_detach_is_one_that_the_user_asked_for():
+    model = model_of(lambda m, x: m.b(m.a(x).detach() * 2), a=linear(), b=linear())
+    whole = captured(model, X)
+
+    plan = partition(whole.graph, whole.edges(("a", "detach")))
+
+    assert nodes_of(whole, plan)[1] == {"b"}
+    assert [(c.gradient, c.asked) for c in plan.crossings] == [(False, True)]
+
+
+def test_a_siamese_net_counts_its_tied_weights_once_per_part():
+    def forward(m, x, y):
+        return m.c(m.b(m.a(x)) - m.b(m.a(y)))
+
+    model = model_of(forward, a=linear(), b=linear(), c=linear())
+
+    whole, plan = parted(model, ["a", "b"], X, X)
+
+    assert nodes_of(whole, plan) == [{"a"}, {"b"}, {"a@2"}, {"b@2"}, {"sub", "c"}]
+    assert [part.parameters for part in plan.parts] == [20] * 5
+    assert {c.name for c in plan.crossings} == {"a", "a@2", "b", "b@2"}  # as a user would cut after one of them
+
+
+def test_no_boundary_for_a_value_that_later_parts_only_look_at():
+    def forward(m, x):
+        h = m.a(x)
+        return m.c(m.b(h[:, :2]) * (h.detach() > 0).float())
+
+    model = model_of(forward, a=linear(), b=nn.Linear(2, 4), c=linear())
+
+    whole, plan = parted(model, [("getitem", "b")], X)
+
+    assert [whole.label(c.node) for c in plan.crossings if c.gradient] == ["getitem"]
+
+
+def test_several_outputs_come_from_the_parts_that_make_them():
+    def forward(m, x):
+        h = m.a(x)
+        return h, m.b(h), x, h.argmax(1)
+
+    model = model_of(forward, a=linear(), b=linear())
+
+    whole, plan = parted(model, ["a"], X)
+
+    assert [part.outputs for part in plan.parts] == [("a", "argmax"), ("b",)]
+    assert_parts_equal_the_whole(whole, plan)
+
+
+def test_an_input_used_late_is_read_there_and_crosses_nothing():
+    model = model_of(lambda m, x, y: m.b(m.a(x) + y), a=linear(), b=linear())
+
+    whole, plan = parted(model, ["a"], X, X)
+
+    assert [part.inputs for part in plan.parts] == [("x",), ("y", "a")]
+    assert [whole.label(c.node) for c in plan.crossings] == ["a"]
+    assert_parts_equal_the_whole(whole, plan)
+
+
+def test_a_crossing_is_named_after_the_outermost_module_that_it_comes_out_of():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = linear()
+
+        def forward(self, x):
+            return self.conv(x).relu()
+
+    model = nn.Sequential(nn.Sequential(Block(), Block()), nn.Sequential(Block()), linear())
+
+    _, plan = parted(model, ["0.0", "0", "1.0.conv", "1"], X)
+
+    assert [c.name for c in plan.crossings] == ["0.0", "0", "1.0.conv", "1"]
+
+
+def test_a_crossing_that_no_module_makes_has_the_name_of_its_node():
+    model = model_of(lambda m, x: m.b(m.a(x).sigmoid()), a=linear(), b=linear())
+
+    _, plan = parted(model, ["sigmoid"], X)
+
+    assert [c.name for c in plan.crossings] == ["sigmoid"]

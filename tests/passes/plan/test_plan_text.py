@@ -6,8 +6,18 @@ import io
 import pytest
 from rich.console import Console
 
-from dnigraph.passes.plan.amounts import amount, amount_of_flops
-from dnigraph.passes.plan.plan import Crossing, Part, Plan, amount_of_bytes, crossing_rows, part_rows, stands, value
+from dnigraph.passes.plan.plan import (
+    Crossing,
+    Part,
+    Plan,
+    amount,
+    amount_of_bytes,
+    amount_of_flops,
+    crossing_rows,
+    part_rows,
+    stands,
+    value,
+)
 
 ONE = Plan("MLP", "symbolic", (), (Part("part_0", 0, ("fc1", "relu", "fc2"), ("x",), ("fc2",), 1234),), (), ("x",))
 

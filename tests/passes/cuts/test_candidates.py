@@ -4,7 +4,7 @@ import torch
 from kit.partition_programs import captured
 from torch import nn
 
-from dnigraph.passes.cuts.cost import costs
+from dnigraph.passes.cuts.candidates import costs
 from dnigraph.passes.graph.facts import facts_of
 
 

@@ -9,8 +9,7 @@ from torch import nn
 
 import dnigraph.passes.graph.mark as marker
 from dnigraph.passes.cuts.names import carries
-from dnigraph.passes.cuts.resolve import resolve
-from dnigraph.passes.cuts.specs import after, before
+from dnigraph.passes.cuts.specs import after, before, resolve
 from dnigraph.passes.errors import CutError
 from dnigraph.passes.plan.plan import Plan
 
