@@ -22,7 +22,7 @@ from .checks.delays import Graph, graph_of
 from .checks.dry_run import DryRun
 from .checks.problems import problems
 from .description.agent import Agent, AgentLoss
-from .description.arguments import make_agent, make_link
+from .description.arguments import check_network, make_agent, make_link
 from .description.clock import is_whole
 from .description.link import Link, SyntheticChoice
 from .description.network_error import NetworkError
@@ -31,7 +31,7 @@ from .description.policy import PolicyChoice
 from .network_checkpoint import load_state, refuse_waiting, state_of_network, structure
 from .running.actor import Actor
 from .running.actor_state import set_aside, take_back
-from .running.event_log import EventLog
+from .running.event_log import EventLog, NoLog
 from .running.running_network import RunningNetwork, build
 from .running.scheduler import run_tick, settle
 from .running.threads import refuse_shared, run_threads
@@ -60,6 +60,9 @@ class Network:
         seed: of the agents that learn only now and then.
         log: keep an `EventLog` of what happens, in `net.log`.
 
+    Raises:
+        NetworkError: an argument does not fit; all of them are listed.
+
     Source: Jaderberg et al. 2017, arXiv 1608.05343, sections 2.2, 2.3, 3.2 and 3.3.
     """
 
@@ -67,11 +70,12 @@ class Network:
         self, *, optimizer: MakeOptimizer | None = None, condition: ConditionChoice = None, seed: int = 0,
         log: bool = False,
     ):  # fmt: skip
+        check_network(optimizer, condition, seed, log)
         self.topology = Topology()
         self.running: RunningNetwork | None = None  # made before the first tick
         self.ticks = 0
         self.training = True
-        self.log = EventLog() if log else None
+        self._log = EventLog() if log else None
         self.context = Context()
         self._optimizer: MakeOptimizer = optimizer or _adam
         self._condition, self._seed = condition, seed
@@ -154,7 +158,7 @@ class Network:
     def _build(self, trial: DryRun) -> None:
         """Make boundaries, heads and optimisers, and check the links again with the boundaries that were made."""
         wiring = self.topology.wiring()
-        running = build(self.agents, wiring, trial, self.context, self._optimizer, self._seed, self.log)
+        running = build(self.agents, wiring, trial, self.context, self._optimizer, self._seed, self._log)
         links = [replace(link, boundary=running.boundaries.get(link.name)) for link in self.links]
         if wrong := list(problems(self.agents, links, wiring)):
             raise NetworkError(wrong)
@@ -235,8 +239,8 @@ class Network:
 
     def clear(self) -> None:
         """Drop all messages and the answers that they wait for, and restart the clock at 0."""
-        if self.log is not None:
-            self.log.past += self.ticks
+        if self._log is not None:
+            self._log.past += self.ticks
         self.ticks = 0
         for actor in self._actors().values():
             actor.clear()
@@ -265,10 +269,10 @@ class Network:
     @contextmanager
     def aside(self) -> Iterator[Self]:
         """A block in eval mode that starts without messages; afterwards the run continues where it was."""
-        ticks, log, mode = self.ticks, self.log, self.training
+        ticks, log, mode = self.ticks, self._log, self.training
         modes = [(m, m.training) for module in self.modules().values() for m in module.modules()]
         messages = {name: set_aside(actor) for name, actor in self._actors().items()}
-        self.ticks, self.log = 0, None
+        self.ticks, self._log = 0, None
         self._set_log(None)
         self.eval()
         try:
@@ -282,7 +286,7 @@ class Network:
             self.train(mode)
             for module, own in modes:  # a part that the user froze in eval mode stays so
                 module.training = own
-            self.ticks, self.log = ticks, log
+            self.ticks, self._log = ticks, log
             self._set_log(log)
 
     # ---- checkpoints
@@ -293,7 +297,7 @@ class Network:
         Raises:
             NetworkError: firings wait for true gradients; `settle` or the end of an episode lets them learn.
         """
-        state = state_of_network(self._overview, self.modules(), self._actors(), self.log)
+        state = state_of_network(self._overview, self.modules(), self._actors(), self._log)
         save_checkpoint(path, {"network": state})
 
     def load(self, path: str | os.PathLike[str], inputs: Any = None) -> None:
@@ -328,10 +332,15 @@ class Network:
             self.topology.check(inputs)
         load_state(self._overview, self.modules(), self._actors(), state)
         self.ticks = state["ticks"]
-        if self.log is not None and state["log"] is not None:
-            self.log.past, self.log.events = log.past, log.events
+        if self._log is not None and state["log"] is not None:
+            self._log.past, self._log.events = log.past, log.events
 
     # ---- to look at
+
+    @property
+    def log(self) -> EventLog | NoLog:
+        """The events so far; without `log=True` none are kept, and what is asked of it says so."""
+        return NoLog() if self._log is None else self._log
 
     @property
     def agents(self) -> dict[str, Agent]:

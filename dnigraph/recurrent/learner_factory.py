@@ -47,10 +47,15 @@ def make_learner(
         set_random_state(kept)
     if estimator is not None and options.traces is not None:
         learner.traces = Traces(estimator, options.traces)
-    owned: list[Any] = [core, learner.auxiliary, initial]
-    parameters = [p for m in owned if isinstance(m, nn.Module) for p in m.parameters()]
-    named = {"core": parameters, "heads": [] if estimator is None else list(estimator.parameters())}
-    groups = {name: make_group(name, found, rules) for name, found in named.items()}
+    owned = {"core": core, "auxiliary": learner.auxiliary, "initial": initial, "head": estimator}
+    modules = {name: module for name, module in owned.items() if isinstance(module, nn.Module)}
+    parameters = [p for name, module in modules.items() if name != "head" for p in module.parameters()]
+    grouped = {"core": parameters, "heads": [] if estimator is None else list(estimator.parameters())}
+
+    def named() -> list[tuple[str, nn.Parameter]]:
+        return [pair for name, module in modules.items() for pair in module.named_parameters(name)]
+
+    groups = {name: make_group(name, found, rules, named) for name, found in grouped.items()}
     learner.groups = {name: group for name, group in groups.items() if group is not None}
     return learner
 

@@ -29,7 +29,7 @@ from .recurrent_error import RecurrentError, all_at_once
 from .run_checkpoint import fitting, state_of, take_up
 from .stored_windows import Stored, sweep
 from .stream import make_stream
-from .update_rules import Rules
+from .update_rules import Rules, check_rules
 from .window import Loss, Window, make_window
 
 MANY = 1000  # stored windows at which the user is warned: longer than most sequences
@@ -116,11 +116,12 @@ class Recurrent:
     ):
         self.options: Options
         self.core: Core
-        self.options, self.core = all_at_once(
+        self.options, self.core, _ = all_at_once(
             lambda: Options(
                 horizon, boundary, scale, discount, centre, cap, gain, warm_up, auxiliary, blend, traces, decay, update
             ),
-            lambda: make_core(Feedback(step, feedback) if feedback else step, readout, windowed, batch_first),
+            lambda: make_core(_fed_back(step, feedback), readout, windowed, batch_first),
+            lambda: check_rules(loss, optimizer, scheduler, clip, monitor, initial),
         )
         self.loss, self.initial, self.monitor = loss, initial, monitor
         self._head, self._condition = head, condition
@@ -409,6 +410,14 @@ class Recurrent:
         assert self._waiting is not None, "a checkpoint waits"
         self._place, self._stored = take_up(self.modules(), self._learner, self.options, self._waiting)
         self._waiting = None
+
+
+def _fed_back(step: Any, feedback: Any) -> Any:
+    """The step module; with feedback edges, around the model."""
+    if feedback is not None and not isinstance(feedback, Mapping):
+        way = "it maps names of inputs to names or positions of outputs: {'memory': 'new_memory'}"
+        raise RecurrentError([f"feedback={feedback!r} is no dict"], way)
+    return Feedback(step, feedback) if feedback and isinstance(step, nn.Module) else step
 
 
 def _detached(output: Any) -> Any:

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from ..passes.errors import nearest
+from ..runners.makers import Named, make_optimizer, run_misfits
 from ..runners.optimizers import Group
 from .recurrent_error import RecurrentError
 
 NAMES = ("core", "heads")
+ENTRIES = "there are 'core', 'heads', and '*' for the rest"
+OWN = "one optimiser is made for the core and one for the heads, each of its own parameters"
 
 
 @dataclass(frozen=True)
@@ -23,27 +26,36 @@ class Rules:
     clip: Mapping[str, float | None]
 
     def of(self, name: str) -> tuple[Any, Any, Any]:
-        """The choices for "core" or "heads": a maker of an optimiser, a maker of a scheduler, the largest norm.
-
-        Raises:
-            RecurrentError: a choice names something else.
-        """
+        """The choices for "core" or "heads": a maker of an optimiser, a maker of a scheduler, the largest norm."""
         choices = self.optimizer, self.scheduler, self.clip
-        strange = [key for c in choices if isinstance(c, Mapping) for key in c if key not in (*NAMES, "*")]
-        if strange:
-            raise RecurrentError(
-                [f"there is nothing called {key!r}{nearest(key, NAMES)}" for key in strange],
-                "name 'core', 'heads' or '*' for the rest",
-            )
         make, schedule, clip = (c.get(name, c.get("*")) if isinstance(c, Mapping) else c for c in choices)
         return make, schedule, clip
 
 
-def make_group(name: str, parameters: list[nn.Parameter], rules: Rules) -> Group | None:
-    """Optimiser, schedule and clip for these parameters, as the user chose; None where there is nothing to train.
+def check_rules(loss: Any, optimizer: Any, scheduler: Any, clip: Any, monitor: Any, initial: Any) -> None:
+    """Check what the user gives for learning.
 
     Raises:
-        RecurrentError: a choice names something else, or makes no optimiser.
+        RecurrentError: an argument does not fit; all of them are listed.
+    """
+    misfits = run_misfits(loss, optimizer, scheduler, clip, monitor)
+    for name, choice in (("optimizer", optimizer), ("scheduler", scheduler), ("clip", clip)):
+        strange = [key for key in choice if key not in (*NAMES, "*")] if isinstance(choice, Mapping) else []
+        misfits += [f"{name}: there is nothing called {key!r}{nearest(str(key), NAMES)}; {ENTRIES}" for key in strange]
+    if not (initial is None or callable(initial)):
+        misfits.append(f"initial={initial!r}: it is a function of the number of sequences, or a module of that kind")
+    if misfits:
+        raise RecurrentError(misfits, "see help(dg.Recurrent) for what each argument means")
+
+
+def make_group(name: str, parameters: list[nn.Parameter], rules: Rules, named: Named) -> Group | None:
+    """Optimiser, schedule and clip for these parameters, as the user chose; None where there is nothing to train.
+
+    Args:
+        named: all parameters of the run with their names.
+
+    Raises:
+        RecurrentError: there is no optimiser for them, or it is no optimiser of these parameters.
     """
     trained = list(dict.fromkeys(p for p in parameters if p.requires_grad))
     make, schedule, clip = rules.of(name)
@@ -51,12 +63,7 @@ def make_group(name: str, parameters: list[nn.Parameter], rules: Rules) -> Group
         return None
     if make is None:
         raise RecurrentError([f"no optimiser is named for the {name}"], "add an entry '*' for the rest")
-    optimizer = make(trained)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise RecurrentError(
-            [f"optimizer(...) returned a {type(optimizer).__name__}"],
-            "return a torch optimiser: optimizer=lambda p: torch.optim.Adam(p, 1e-3)",
-        )
+    optimizer = make_optimizer(make, trained, f"the {name}", named, lambda words: RecurrentError([words], OWN))
     return Group(name, trained, optimizer, schedule(optimizer) if schedule else None, clip)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils import _pytree as pytree
 
 from ..decoupled.module import DecoupledModule
@@ -19,6 +18,7 @@ from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, bullets
 from ..passes.graph.pytrees import field_of
 from .checkpoint import CheckpointError, load_checkpoint, restore_random, save_checkpoint
+from .makers import run_misfits
 from .misfits import settings_misfits, state_misfits
 from .optimizers import MakeOptimizer, MakeScheduler, Updates
 from .step import Step
@@ -91,7 +91,8 @@ class Local:
                 "Local runs the parts one after the other, and this model was unlocked forward, so that none waits for "
                 "another: run it as net = dm.network(loss=..., optimizer=...); net.tick(x, y)"
             )
-        _check_arguments(loss, optimizer, scheduler, clip, monitor)
+        if misfits := run_misfits(loss, optimizer, scheduler, clip, monitor):
+            raise DniGraphError(f"Local does not take these arguments:{bullets(misfits)}")
         self.dm, self.loss, self.monitor = dm, loss, monitor
         self.updates = Updates(dm, optimizer, scheduler, clip)
         self.steps = 0
@@ -246,31 +247,6 @@ class StandIn(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The run's."""
         self._run.load_state_dict(state_dict)
-
-
-def _check_arguments(loss: Any, optimizer: Any, scheduler: Any, clip: Any, monitor: Any) -> None:
-    misfits = []
-    if isinstance(loss, type) and issubclass(loss, torch.nn.Module):
-        misfits.append(f"loss={loss.__name__} is a class: make one, loss={loss.__name__}()")
-    elif not callable(loss) and not isinstance(loss, str):
-        misfits.append(f"loss={loss!r}: it is a function of (output, target), or the name of a field of the output")
-    for name, choice, kind in (("optimizer", optimizer, torch.optim.Optimizer), ("scheduler", scheduler, LRScheduler)):
-        for made in choice.values() if isinstance(choice, Mapping) else () if choice is None else (choice,):
-            if isinstance(made, kind):
-                given = f"{name}= takes a function that makes one, not a {type(made).__name__} that is made already"
-                argument = "params" if name == "optimizer" else "optimizer"
-                misfits.append(f"{given}: {name}=lambda {argument}: {type(made).__name__}({argument}, ...)")
-            elif not callable(made):
-                misfits.append(f"{name}={made!r}: it is a function that makes one, or a dict of such functions")
-    if optimizer is None:
-        misfits.append("optimizer=None: give a function, optimizer=lambda params: torch.optim.Adam(params, 1e-3)")
-    norms = clip.values() if isinstance(clip, Mapping) else () if clip is None else (clip,)
-    wrong = [norm for norm in norms if isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0]
-    misfits += [f"clip={norm!r}: it is the largest norm of a gradient, a number above 0" for norm in wrong]
-    if isinstance(monitor, bool) or not isinstance(monitor, int) or monitor < 0:
-        misfits.append(f"monitor={monitor!r}: it is a whole number of steps; 0: never")
-    if misfits:
-        raise DniGraphError(f"Local does not take these arguments:{bullets(misfits)}")
 
 
 def _warn_of_other_processes() -> None:

@@ -1,6 +1,6 @@
 """Optimisers and schedules, one for each part and boundary, stepped as soon as their gradients are complete."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,6 +13,7 @@ from ..boundaries import sum_in_order
 from ..decoupled.module import DecoupledModule
 from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, nearest
+from .makers import make_optimizer
 from .misfits import optimizer_misfits
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -166,10 +167,14 @@ class Updates:
         make, schedule, clip = (chosen(choice, name) for choice in self._choices)
         if make is None:
             raise DniGraphError(f"no optimiser is named for {name}; add an entry '*' for the rest")
-        optimizer = make(trained)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise DniGraphError(f"optimizer(...) must return a torch optimiser, not a {type(optimizer).__name__}")
+        optimizer = make_optimizer(make, trained, name, self._named)
         self.groups[name] = Group(name, trained, optimizer, schedule(optimizer) if schedule else None, clip)
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters of the model and of the heads, by name."""
+        yield from self.dm.original.named_parameters()
+        for name, boundary in self.dm.boundaries.items():
+            yield from boundary.named_parameters(f"dni.{name}")
 
     def _step(self, group: Group) -> None:
         for parameter in group.parameters:

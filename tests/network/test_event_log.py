@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
 from kit.networks import batches, chain, circle, fork, given
+from torch import nn
 
 import dnigraph as dg
 
@@ -67,3 +70,33 @@ def test_the_trace_is_what_perfetto_reads(tmp_path):
 def test_events_of_a_kind_that_there_is_not_are_refused():
     with pytest.raises(dg.NetworkError, match=r"there is no kind 'targets'; nearest: target"):
         fork()[0].log.of("targets")
+
+
+def test_a_log_that_is_not_kept_says_so_and_how_to_keep_it(tmp_path):
+    net, *given = fork()
+    quiet = dg.Network().add("a", nn.Linear(2, 2), loss=F.mse_loss)
+    quiet.tick(torch.ones(1, 2), torch.ones(1, 2))
+
+    assert not quiet.log
+    for ask in (
+        lambda log: log.save(tmp_path / "run.json"),
+        lambda log: log.trace(tmp_path / "run.json"),
+        lambda log: log.of("fire"),
+        list,
+    ):
+        with pytest.raises(dg.NetworkError, match=r"keeps no log; make it with dg.Network\(log=True\)"):
+            ask(quiet.log)
+    with net.aside():
+        assert not net.log
+    net.tick(*given)
+    assert net.log
+
+
+@pytest.mark.parametrize("path", [None, "", "no such folder/run.json", 5.5])
+def test_a_log_that_cannot_be_written_says_so(path):
+    net, *given = fork()
+    net.tick(*given)
+
+    for write in (net.log.save, net.log.trace):
+        with pytest.raises(dg.NetworkError, match="cannot be written"):
+            write(path)

@@ -191,7 +191,7 @@ def test_a_loss_that_is_no_number_and_an_optimiser_that_is_none_are_refused():
     x, y = data()
     with pytest.raises(dg.RecurrentError, match=r"gave a tensor of shape \[12, 2\], where one number"):
         made(loss=lambda out, target: out - target).step(x[:3], y[:3])
-    with pytest.raises(dg.RecurrentError, match="returned a int"):
+    with pytest.raises(dg.RecurrentError, match="must return a torch optimiser, not a int"):
         made(optimizer=lambda p: 3).step(x[:3], y[:3])
     with pytest.raises(dg.RecurrentError, match="nothing called 'haeds'; nearest: heads"):
         made(optimizer={"core": sgd, "haeds": sgd}).step(x[:3], y[:3])

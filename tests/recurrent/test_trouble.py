@@ -164,7 +164,7 @@ def test_a_learned_first_state_gets_the_gradient_of_every_beginning():
         def step(self, closure=None):
             kept.extend(p.grad.clone() for group in self.param_groups for p in group["params"] if p.shape == (WIDE,))
 
-    rnn = beginning(boundary="oracle", clip=None, optimizer=lambda p: Keep([q for q in p if q.shape == (WIDE,)], 0.0))
+    rnn = beginning(boundary="oracle", clip=None, optimizer=lambda p: Keep(p, 0.0))
     x, y = data(long=6)
     reset = torch.zeros(6, BATCH, dtype=torch.bool)
     reset[1, 0] = reset[4, 1] = True

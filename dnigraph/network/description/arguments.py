@@ -1,9 +1,9 @@
 """Checked agents and links from the arguments of `Network.add` and `Network.connect`."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...boundaries import Boundary, BoundaryChoice
 from ...boundaries.choices import NAMED as BOUNDARIES
@@ -11,12 +11,28 @@ from ...heads import HeadChoice
 from ...heads.conditions import ConditionChoice
 from ...heads.selection import NAMED as HEADS
 from ...passes.errors import nearest
+from ...runners.makers import loss_misfits, maker_misfits
 from ...runners.optimizers import MakeOptimizer
 from .agent import Agent, AgentLoss
 from .clock import Clock, is_whole
 from .link import Link, Port, SyntheticChoice
 from .network_error import NetworkError
 from .policy import LATEST, PolicyChoice, make_policy
+
+
+def check_network(optimizer: Any, condition: Any, seed: Any, log: Any) -> None:
+    """Check the arguments of `Network`.
+
+    Raises:
+        NetworkError: an argument does not fit; all of them are listed.
+    """
+    wrong = _maker_misfits(optimizer) + _condition_misfits(condition)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        wrong.append(f"seed={seed!r} (a whole number)")
+    if not isinstance(log, bool):
+        wrong.append(f"log={log!r} (True: keep a log in net.log; net.log.save(path) writes it to a file)")
+    if wrong:
+        raise NetworkError(wrong, "the network does not fit")
 
 
 def make_agent(
@@ -36,17 +52,15 @@ def make_agent(
         wrong.append(f"there is an agent {name!r} already")
     if not isinstance(module, nn.Module):
         wrong.append(f"{name} is a {type(module).__name__}, not an nn.Module")
-    if not isinstance(p_update, int | float) or not 0 <= p_update <= 1:
+    if isinstance(p_update, bool) or not isinstance(p_update, int | float) or not 0 <= p_update <= 1:
         wrong.append(f"{name}: p_update={p_update!r} (a number from 0 to 1)")
-    if not (loss is None or isinstance(loss, str) or callable(loss)):
-        wrong.append(f"{name}: loss is a {type(loss).__name__}, not a function or the name of an output")
+    wrong += [f"{name}: {misfit}" for misfit in (loss_misfits(loss) if loss is not None else ())]
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
         wrong.append(f"{name}: clip={clip!r} (the largest norm of a gradient, above 0)")
     named = (outputs,) if isinstance(outputs, str) else None if outputs is None else tuple(outputs)
     if named is not None and (not named or not all(isinstance(n, str) for n in named) or len(set(named)) < len(named)):
         wrong.append(f"{name}: outputs={outputs!r} (a name for each, all different)")
-    if not (optimizer is None or callable(optimizer)):
-        wrong.append(f"{name}: optimizer is a {type(optimizer).__name__}, not a function of a list of parameters")
+    wrong += [f"{name}: {misfit}" for misfit in _maker_misfits(optimizer)]
     if wrong:
         raise NetworkError(wrong, "the agent does not fit")
     return Agent(name, module, clock, loss, optimizer, clip, float(p_update), named)
@@ -76,6 +90,16 @@ def make_link(
     for what, choice, known in (("boundary", boundary, BOUNDARIES), ("head", head, HEADS)):
         if isinstance(choice, str) and choice not in known:
             wrong.append(f"{what}={choice!r}{nearest(choice, known)}: there are {', '.join(known)}")
+    wrong += _condition_misfits(condition)
+    for what, choice in (("boundary", boundary), ("head", head)):
+        if not (choice is None or isinstance(choice, str) or callable(choice)):
+            wrong.append(f"{what}={choice!r} (a name, or a factory)")
+    predicted = isinstance(synthetic, bool | str) or callable(synthetic)
+    names = synthetic if isinstance(synthetic, tuple | list) else () if predicted else (None,)
+    if not all(isinstance(n, str) for n in names):
+        wrong.append(f"synthetic={synthetic!r} (True, names of the network's inputs, or a factory of a module)")
+    if not (initial is None or isinstance(initial, tuple | list | Tensor) or callable(initial)):
+        wrong.append(f"initial={initial!r} (sizes of one sample, a tensor, or a function of the batch size)")
     checked_policy = LATEST
     try:
         checked_policy = make_policy(policy)
@@ -86,6 +110,18 @@ def make_link(
     begin = _port(source) if "." in source else Port(None, source)
     ends = tuple(map(_port, sinks))
     return Link(begin, ends, delay, checked_policy, boundary, head, condition, synthetic, initial)
+
+
+def _maker_misfits(optimizer: Any) -> list[str]:
+    if isinstance(optimizer, Mapping):
+        return ["optimizer is a dict: give each agent its own, net.add(..., optimizer=lambda params: ...)"]
+    return maker_misfits(optimizer)
+
+
+def _condition_misfits(condition: Any) -> list[str]:
+    if condition is None or callable(condition):
+        return []
+    return [f"condition={condition!r} (what heads see of the label: dg.one_hot(classes), dg.embedded(...), or None)"]
 
 
 def _port(words: str) -> Port:

@@ -64,7 +64,7 @@ class EventLog:
         """
         if kind not in KINDS:
             known = ", ".join(KINDS)
-            near = nearest(kind, KINDS)
+            near = nearest(str(kind), KINDS)
             raise NetworkError([f"there is no kind {kind!r}{near}; there are {known}"], "there are no such events")
         return [e for e in self.events if e.kind == kind and agent in (None, e.agent)]
 
@@ -102,13 +102,20 @@ class EventLog:
         self.past, self.events = int(state["past"]), [Event(**e) for e in state["events"]]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the events as JSON, one object for each."""
-        Path(path).write_text(json.dumps([_plain(e) for e in self.sorted()], indent=1) + "\n")
+        """Write the events as JSON, one object for each.
+
+        Raises:
+            NetworkError: the file cannot be written.
+        """
+        _write(path, json.dumps([_plain(e) for e in self.sorted()], indent=1) + "\n")
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Write the run for chrome://tracing or ui.perfetto.dev: a row for each agent, an arrow for each message.
 
         A tick is a millisecond.
+
+        Raises:
+            NetworkError: the file cannot be written.
         """
         agents = list(dict.fromkeys(e.agent for e in self.events))
         rows = {name: i for i, name in enumerate(agents, 1)}  # 0 is the idle thread to a viewer
@@ -119,7 +126,31 @@ class EventLog:
         ]
         for number, event in enumerate(self.sorted()):
             events += _traced(event, rows, number)
-        Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n")
+        _write(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}) + "\n")
+
+
+class NoLog:
+    """Stands for the log of a network that keeps none. It is empty, and whatever is asked of it says so."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # Python looks for its own
+            raise AttributeError(name)
+        words = f"log.{name}: this network keeps no log; make it with dg.Network(log=True), or network(..., log=True)"
+        raise NetworkError([words], "there are no events")
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+
+def _write(path: Any, text: str) -> None:
+    try:
+        Path(path).write_text(text)
+    except (OSError, TypeError, ValueError) as error:
+        words = f"{path!r}: {error}; name a file in a folder that exists, 'run.json'"
+        raise NetworkError([words], "the events cannot be written") from error
 
 
 def _plain(event: Event) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A network that can run: actors, boundaries, predictors, and the channels between them, made once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from ...heads.conditions import Context
 from ...passes.errors import DniGraphError
 from ...passes.graph.facts import batch_dim
 from ...passes.plan.plan import Crossing
+from ...runners.makers import make_optimizer
 from ...runners.optimizers import Group, MakeOptimizer
 from ..checks.delays import Wiring
 from ..checks.dry_run import DryRun
@@ -203,17 +204,23 @@ class _Builder:
         """Those of the parameters that have no optimiser yet, with one; None where nothing is trained.
 
         Raises:
-            NetworkError: `make` makes no optimiser.
+            NetworkError: `make` makes no optimiser of these parameters.
         """
         trained = [p for p in dict.fromkeys(parameters) if p.requires_grad and p not in self._trained]
         if not trained:
             return None
         self._trained.update(trained)
-        optimizer = make(trained)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            kind = type(optimizer).__name__
-            raise NetworkError([f"optimizer of {name}: it must return a torch optimiser, not a {kind}"])
+        optimizer = make_optimizer(make, trained, name, self._named, lambda words: NetworkError([words]))
         return Group(name, trained, optimizer, None, clip)
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """All parameters of agents, heads and predictors, by name."""
+        for name, agent in self.agents.items():
+            yield from agent.module.named_parameters(name)
+        for name, boundary in self.named_boundaries().items():
+            yield from boundary.named_parameters(f"dni.{name}")
+        for name, predictor in self.named_predictors().items():
+            yield from predictor.named_parameters(f"synthetic.{name}")
 
     def _predictor(self, link: Link) -> tuple[nn.Module, tuple[str, ...]]:
         sample = self.trial.sample(link)

@@ -1,0 +1,113 @@
+"""The arguments that all runners take: optimisers of other parameters, things that are no optimisers, and the rest."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import dnigraph as dg
+
+pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+X, Y = torch.ones(2, 4), torch.ones(2, 2)
+
+
+def local(optimizer, model, **options):
+    dm = dg.decouple(model, "0", (X,))
+    return dg.Local(dm, loss=F.mse_loss, optimizer=optimizer, **options).step(X, target=Y)
+
+
+def network(optimizer, model, **options):
+    net = dg.Network(optimizer=optimizer).add("a", model[0]).add("b", model[1], loss=F.mse_loss, **options)
+    return net.connect("a.output", "b.input").tick(X, Y)
+
+
+def recurrent(optimizer, model, **options):
+    options = {"horizon": 2, "loss": F.mse_loss, "readout": model[1], **options}
+    return dg.Recurrent(nn.GRU(4, 4), optimizer=optimizer, **options).step(torch.ones(2, 3, 4), torch.ones(2, 3, 2))
+
+
+RUNS = pytest.mark.parametrize("run", [local, network, recurrent])
+
+
+def chain():
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+OTHERS = {
+    "of another model": lambda model: lambda p: torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1),
+    "of biases only": lambda model: lambda p: torch.optim.SGD([q for q in p if q.ndim == 1] or p[:1], 0.1),
+    "of the first one": lambda model: lambda p: torch.optim.Adam(p[:1]),
+    "of copies": lambda model: lambda p: torch.optim.SGD([nn.Parameter(q.detach().clone()) for q in p], 0.1),
+}
+
+
+@RUNS
+@pytest.mark.parametrize("which", OTHERS)
+def test_an_optimiser_that_lacks_parameters_is_refused_with_their_names(run, which):
+    model = chain()
+
+    with pytest.raises(
+        dg.DniGraphError, match=r"returned an optimiser of other parameters: it lacks .*weight"
+    ) as caught:
+        run(OTHERS[which](model), model)
+
+    assert "requires_grad_(False)" in str(caught.value)
+
+
+@RUNS
+def test_an_optimiser_of_the_whole_model_for_each_part_is_refused(run):
+    """Each would be stepped with the others' gradients, too."""
+    model = chain()
+
+    with pytest.raises(dg.DniGraphError, match="other parameters"):
+        run(lambda p: torch.optim.SGD(list({*p, *model.parameters()}), 0.1), model)
+
+
+@RUNS
+def test_an_optimiser_may_hold_parameters_of_the_users_own(run):
+    temperature = nn.Parameter(torch.ones(()))
+
+    run(lambda p: torch.optim.SGD([{"params": p}, {"params": [temperature], "lr": 0.5}], 0.1), chain())
+
+
+@RUNS
+def test_what_is_no_maker_of_optimisers_is_refused(run):
+    made = torch.optim.Adam(nn.Linear(2, 2).parameters())
+
+    with pytest.raises(dg.DniGraphError, match="not a Adam that is made already: optimizer=lambda params: Adam"):
+        run(made, chain())
+    with pytest.raises(dg.DniGraphError, match="must return a torch optimiser, not a list"):
+        run(lambda p: p, chain())
+    with pytest.raises(dg.DniGraphError, match=r"optimizer\(...\) of .* failed: TypeError.*called with a list"):
+        run(lambda: 0, chain())
+    with pytest.raises(dg.DniGraphError, match=r"optimizer='adam'"):
+        run("adam", chain())
+
+
+@RUNS
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"clip": "1"}, "clip='1'"), ({"clip": -2}, "clip=-2"), ({"clip": True}, "clip=True")],
+    ids=["text", "negative", "bool"],
+)
+def test_options_that_do_not_fit_are_named(run, options, words):
+    with pytest.raises(dg.DniGraphError, match=words):
+        run(lambda p: torch.optim.SGD(p, 0.1), chain(), **options)
+
+
+def test_all_that_is_wrong_with_a_recurrent_run_is_said_at_once():
+    with pytest.raises(dg.RecurrentError) as caught:
+        dg.Recurrent(
+            nn.GRU(4, 4, bidirectional=True), horizon=0, loss=nn.MSELoss, optimizer={"core": 3, "haeds": len},
+            clip={"c": 1}, scheduler=5, monitor=-1, initial=torch.zeros(3),
+        )  # fmt: skip
+
+    for words in ("bidirectional", "horizon=0", "loss=MSELoss is a class", "optimizer=3", "'haeds'; nearest: heads",
+                  "nothing called 'c'", "scheduler=5", "monitor=-1", "initial=tensor"):  # fmt: skip
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("feedback", ["memory", ["memory"], 3])
+def test_feedback_that_is_no_dict_is_refused(feedback):
+    with pytest.raises(dg.RecurrentError, match=r"feedback=.* is no dict"):
+        dg.Recurrent(chain(), horizon=2, loss=F.mse_loss, optimizer=torch.optim.Adam, feedback=feedback)
