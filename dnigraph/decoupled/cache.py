@@ -108,12 +108,16 @@ class Cache:
         attributes.open(looked_into(captured.graph))
         return before != (attributes.ignored, attributes.opened)
 
-    def copy(self, model: nn.Module, boundaries: nn.ModuleDict) -> "Cache":
-        """The same specializations on a copy of the model, with copies of its boundaries."""
+    def copy(self, model: nn.Module, boundaries: nn.ModuleDict, memo: dict[int, Any]) -> "Cache":
+        """The same specializations on a copy of the model, with copies of its boundaries.
+
+        Args:
+            memo: id -> copy of every object of the model, as `copy.deepcopy` made it: nodes of graphs may hold them.
+        """
         result = Cache(model, self.whole_arguments)
         result._attributes.ignore(self._attributes.ignored)
         result._attributes.open(self._attributes.opened)
-        copies = {id(specialization): assemble(specialization, model, boundaries) for specialization in self}
+        copies = {id(specialization): assemble(specialization.copy(memo), model, boundaries) for specialization in self}
         for key, entry in self._entries.items():
             result._entries[key] = Entry(key, [copies[id(s)] for s in entry.specializations], entry.runs_whole)
         result.shown = {training: copies[id(s)] for training, s in self.shown.items()}

@@ -1,12 +1,13 @@
 """The decoupled model as its users know it: the model's signature, its weights, and boundaries where it was cut."""
 
+import functools
 import inspect
 import warnings
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import fx, nn
@@ -16,33 +17,42 @@ from ..boundaries.boundary_set import BoundarySet, MakeBoundary
 from ..heads.conditions import Context
 from ..passes.errors import DniGraphError
 from ..passes.plan.plan import Plan
+from ..passes.sandbox.snapshot import numbers_kept
 
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Set a model's mode inside the block; afterwards each of its modules has its own mode again.
 
-    A model that is in that mode already is left alone, with modules that are in the other one.
+    A model that is in that mode already is left alone, with modules that are in the other one. Weights of modules whose
+    `train` is their own hold the same numbers afterwards: it may merge and unmerge them, which rounds.
     """
-    flags = [(module, module.training) for module in model.modules()]
-    own = model.training
-    try:
-        if own != training:
-            model.train(training)
-        yield
-    finally:
-        if own != training:
-            model.train(own)
-        for module, flag in flags:
-            module.training = flag
+    modules = [*model.modules(), *([model.original] if isinstance(model, DecoupledModule) else [])]
+    flags = [(module, module.training) for module in modules]
+    own, merging = model.training, dict[int, torch.Tensor]()
+    for module in modules if own != training else ():
+        if type(module).train is not nn.Module.train and not isinstance(module, DecoupledModule):
+            merging |= {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    with numbers_kept(merging.values()):
+        try:
+            if own != training:
+                model.train(training)
+            yield
+        finally:
+            if own != training:
+                model.train(own)
+            for module, flag in flags:
+                module.training = flag
 
 
 class DecoupledModule(fx.GraphModule):
     """A model cut into parts. Made by `decouple`.
 
     It is called, trained, moved and saved like the model: same signature, same output types, the same `Parameter`
-    objects, the model's own keys in its state dict, and the heads under `dni.`. The rung of the capture ladder decides
-    how it runs and what `graph` and `parts` hold: `CapturedModule` runs graphs, `HookedModule` the model itself.
+    objects, the model's own keys in its state dict, and the heads under `dni.`. What it has no attribute of its own for
+    is the model's: attributes are read there, set there, and methods run on the model (`dm.generate(...)`). A method
+    that trains past the boundaries is told of, once. The rung of the capture ladder decides how it runs and what
+    `graph` and `parts` hold: `CapturedModule` runs graphs, `HookedModule` the model itself.
     """
 
     original: nn.Module  # the very model that was decoupled
@@ -65,7 +75,7 @@ class DecoupledModule(fx.GraphModule):
         # The model's own tables, not copies, so that a tensor that is replaced there is replaced here.
         self.__dict__["_parameters"], self.__dict__["_buffers"] = model._parameters, model._buffers
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self._modules = {**model._modules, prefix: self.boundary_set.modules}
+        self._have_children()
 
     def _copy_boundaries(self, other: "DecoupledModule", memo: dict[int, Any]) -> None:
         """Own copies of another model's boundaries and of its label context."""
@@ -73,13 +83,126 @@ class DecoupledModule(fx.GraphModule):
         self.context = self.boundary_set.context
         self._modules[self._prefix] = self.boundary_set.modules
 
+    def _have_children(self) -> None:
+        """Have the model's present children, and the boundaries."""
+        if "_prefix" in self.__dict__:  # else it is being made
+            self.__dict__["_modules"] = {**self.original._modules, self._prefix: self.boundary_set.modules}
+
+    # ---- what is the model's
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model has under this name."""
+        model = self.__dict__.get("original")
+        if model is None or name.startswith("__") or name == self.__dict__.get("_prefix"):
+            return super().__getattr__(name)
+        try:
+            value = getattr(model, name)
+        except AttributeError:
+            return super().__getattr__(name)  # with an error that names this class
+        return self._on_model(value) if inspect.ismethod(value) and value.__self__ is model else value
+
+    def _on_model(self, method: Any) -> Callable[..., Any]:
+        """A method of the model, which says so if it trains past the boundaries."""
+
+        @functools.wraps(method)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            self._have_children()  # it may have made some
+            if self.training and torch.is_grad_enabled() and self.boundaries and _learns(result):
+                self._tell_of_method(method.__name__)
+            return self if result is self.original else result
+
+        return run
+
+    def _tell_of_method(self, name: str) -> None:
+        if name not in self.__dict__.setdefault("_told_of", set()):
+            self.__dict__["_told_of"].add(name)
+            warnings.warn(
+                f"dm.{name}(...) runs the model itself, past the boundaries: what it returns sends true gradients into "
+                "all parts. Compute what is to be trained with dm(...)",
+                stacklevel=4,
+            )
+
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute of ours also where the model has a module or a tensor of that name."""
-        taken = name in self._modules or name in self._parameters or name in self._buffers
-        if taken and not isinstance(value, nn.Module | torch.Tensor | None):
+        """Set an attribute of the model, unless there is one of ours of this name."""
+        if not self._is_own(name):
+            setattr(self.original, name, value)
+            self._have_children()
+        elif isinstance(value, nn.Module | torch.Tensor | None):
+            super().__setattr__(name, value)  # type: ignore[arg-type]  # None too, as torch does it
+        else:  # also where the model has a module or a tensor of that name
             object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._is_own(name) or not hasattr(self.original, name):
+            super().__delattr__(name)
         else:
-            super().__setattr__(name, value)
+            delattr(self.original, name)
+            self._have_children()
+
+    def _is_own(self, name: str) -> bool:
+        """Whether an attribute is set on this module, and not on the model."""
+        own = self.__dict__
+        model = own.get("original")
+        if model is None or name in own or hasattr(type(self), name) or name == own.get("_prefix"):
+            return True
+        return name.startswith("_") and not hasattr(model, name)
+
+    def __dir__(self) -> list[str]:
+        own: list[str] = super().__dir__()  # type: ignore[no-untyped-call]  # torch's own has no types
+        return sorted({*own, *dir(self.original)})
+
+    # The model's class may have its own way to do these: to keep a norm in eval mode, to leave frozen weights out.
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the model, as the model does it, and that of the boundaries."""
+        self.original.train(mode)
+        self._have_children()
+        self.training = self.original.training
+        self.boundary_set.modules.train(self.training)
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Let the model's parameters learn or not, as the model does it, and those of the heads."""
+        self.original.requires_grad_(requires_grad)
+        self.boundary_set.modules.requires_grad_(requires_grad)
+        return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients, those of the heads too."""
+        self.original.zero_grad(set_to_none)
+        self.boundary_set.modules.zero_grad(set_to_none)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The model's parameters, then those of the heads."""
+        yield from self.original.parameters(recurse)
+        if recurse:
+            yield from self.boundary_set.modules.parameters()
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """The same with their names."""
+        yield from self.original.named_parameters(prefix, recurse, remove_duplicate)
+        if recurse:
+            below = f"{prefix}.{self._prefix}" if prefix else self._prefix
+            yield from self.boundary_set.modules.named_parameters(below, True, remove_duplicate)
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """The model's present children, and the boundaries."""
+        self._have_children()
+        yield from super().named_children()
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """This module, the model's present modules and the boundaries."""
+        self._have_children()
+        yield from super().named_modules(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        self.original._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
+        self.boundary_set.modules._apply(fn)  # type: ignore[no-untyped-call]  # the same
+        self._have_children()
+        return self
 
     # ---- to look at
 
@@ -172,6 +295,14 @@ class DecoupledModule(fx.GraphModule):
         raise DniGraphError(
             "a decoupled model is not pickled: save dm.state_dict() and dm.plan, and decouple where they are loaded"
         )
+
+
+def _learns(result: Any) -> bool:
+    """Whether a result sends gradients back."""
+    values = (
+        result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple | list) else (result,)
+    )
+    return any(isinstance(value, torch.Tensor) and value.requires_grad for value in values)
 
 
 def _forward_like(signature: inspect.Signature | None) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import fx, nn
@@ -117,6 +117,7 @@ class CapturedModule(DecoupledModule):
         self._graph, self._code = top._graph, top._code
 
     def __getattr__(self, name: str) -> Any:
+        """What the model has under this name, or the part of this name."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -172,6 +173,8 @@ class CapturedModule(DecoupledModule):
         return self._make_network(self, loss, optimizer, p_update, seed, log)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.is_inference_mode_enabled():  # boundaries do nothing, and its tensors cannot be undone
+            return self.original(*args, **kwargs)
         entry, inputs = self._find(args, kwargs)
         if entry.runs_whole:
             return self.original(*args, **kwargs)
@@ -202,7 +205,7 @@ class CapturedModule(DecoupledModule):
     def _follow(self) -> None:
         """Have the model's present children, where modules of it were replaced."""
         if self._cache.is_outdated():
-            self._modules = {**self.original._modules, self._prefix: self.boundary_set.modules}
+            self._have_children()
 
     def _undone(
         self, specialization: Specialization, inputs: list[Any], always: bool = False
@@ -270,22 +273,21 @@ class CapturedModule(DecoupledModule):
 
     # ---- modes, moves, copies, checkpoints
 
-    def train(self, mode: bool = True) -> "CapturedModule":
-        """Set the mode of the model and of all its parts."""
-        self._follow()
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of the model, of its boundaries and of all its parts."""
         super().train(mode)
-        self.original.training = mode
+        self._follow()
         for specialization in self._cache:
             for part in specialization.parts.values():
-                part.training = mode
+                part.training = self.training
         if self._cache.shown:
             self._show()
         return self
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "CapturedModule":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
         for specialization in self._cache:
-            specialization.assembly.constants._apply(fn)  # type: ignore[no-untyped-call]  # the same
+            specialization.assembly.constants._apply(fn)  # type: ignore[no-untyped-call]  # torch's own has no types
             specialization.assembly.refresh()
         return self
 
@@ -302,7 +304,7 @@ class CapturedModule(DecoupledModule):
         result = CapturedModule(model, self._cuts, self._how, self.boundary_set.make, self._make_network)
         memo[id(self)] = result
         result._copy_boundaries(self, memo)
-        result._cache = self._cache.copy(model, result.boundary_set.modules)
+        result._cache = self._cache.copy(model, result.boundary_set.modules, memo)
         result.unlock = self.unlock
         result.train(self.training)
         return result

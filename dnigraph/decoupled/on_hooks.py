@@ -171,13 +171,7 @@ class HookedModule(DecoupledModule):
         finally:
             self._stand_ins = {}
 
-    # ---- modes and copies
-
-    def train(self, mode: bool = True) -> "HookedModule":
-        """Set the mode of the model and of its boundaries."""
-        super().train(mode)
-        self.original.training = mode
-        return self
+    # ---- copies
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "HookedModule":
         """A copy with weights, heads and label context of its own, on the same plan."""

@@ -9,7 +9,7 @@ from torch import fx, nn
 from ..passes.capture.annotate import annotate
 from ..passes.capture.profile import node_seconds
 from ..passes.cuts.specs import Cuts, cut_graph, wants_time
-from ..passes.graph.captured_graph import CapturedGraph
+from ..passes.graph.captured_graph import CapturedGraph, copy_graph, written
 from ..passes.graph.guards import Trust, trust
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.split import Split, split
@@ -40,6 +40,12 @@ class Specialization:
         """The model's results as it nests them, from the flat ones."""
         return self.captured.outputs.build(results)
 
+    def copy(self, memo: dict[int, Any]) -> "Specialization":
+        """The same graphs with the copies of a model's objects in place of those, not assembled."""
+        graphs = {name: copy_graph(graph, memo) for name, graph in self.split.graphs.items()}
+        pieces = replace(self.split, graphs=graphs, top=copy_graph(self.split.top, memo))
+        return replace(self, captured=self.captured.copy(memo), split=pieces)
+
 
 def specialize(
     captured: CapturedGraph, model: nn.Module, cuts: Cuts, inputs: list[Any], strict: bool = True
@@ -54,6 +60,7 @@ def specialize(
         CutError: cuts do not fit the model.
     """
     annotate(captured, model, inputs)
+    captured = replace(captured, writes=tuple(sorted({*captured.writes, *written(captured.graph)})))
     if wants_time(cuts):
         node_seconds(captured, model, inputs)
     plan, resolved = cut_graph(captured.graph, cuts, model, captured.rung, strict)

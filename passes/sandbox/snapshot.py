@@ -161,6 +161,17 @@ def taken_back(modules: list[nn.Module], tensors: list[torch.Tensor], always: bo
         snapshot.restore()
 
 
+@contextlib.contextmanager
+def numbers_kept(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Run the block, then let some tensors hold what they held."""
+    states = [_TensorState(tensor) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for state in states:
+            state.restore()
+
+
 class _TensorState:
     """A tensor and what it held: values, memory, gradient, whether it asks for one."""
 
