@@ -20,6 +20,13 @@ class Credit:
     core: Tensor | None
     chain: Tensor | None
 
+    def only(self, rows: Tensor) -> "Credit":
+        """The credit of these sequences, none for the others. Shapes: rows bool [batch]."""
+        if self.core is not self.chain:
+            raise AssertionError("stored windows have one credit for core and chain")
+        both = None if self.core is None else self.core.masked_fill(~rows[:, None], 0.0)
+        return Credit(both, both)
+
 
 NONE = Credit(None, None)
 

@@ -1,6 +1,6 @@
 """Training on one window: the core from losses and credit at its end, the head from the gradient at its start."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,18 @@ from .update_rules import step_groups
 from .window import Forward, Loss, Window, run_window, window_loss
 
 
+@dataclass(frozen=True)
+class Settling:
+    """The part of a stored window that learns now, where its sequences end at different windows.
+
+    Shapes: entries bool [time, batch], the others bool [batch].
+    """
+
+    entries: Tensor  # whose losses count
+    follows: Tensor  # sequences with later losses that count
+    crossing: Tensor  # sequences that came from an earlier window: for them the head has a target
+
+
 @dataclass
 class Learned:
     """The results of one window."""
@@ -33,6 +45,7 @@ class Learned:
     target: Tensor | None = None  # the gradient at the window's start, in rows
     metrics: dict[str, float] = field(default_factory=dict)  # of the head
     reports: dict[str, dict[str, float]] = field(default_factory=dict)  # for the user
+    swept: bool = False  # stored windows have learned
 
 
 class Tally:
@@ -64,7 +77,7 @@ class Learner:
 
     def window(
         self, window: Window, place: Place, first: Sequence[Any], seen: Any, strengths: Strengths,
-        later: Tensor | None = None, look: bool = False,
+        later: Tensor | None = None, look: bool = False, settling: Settling | None = None,
     ) -> Learned:  # fmt: skip
         """Forward and backward through one window.
 
@@ -74,6 +87,7 @@ class Learner:
             strengths: the weights of the estimate.
             later: the true gradient at the window's end, where it is known.
             look: compute metrics.
+            settling: the sequences that learn now; None: all.
         """
         layout, asks = self.layout, self._asks(place)
         leaves = [v.detach().requires_grad_(asks) if i in layout.live else v for i, v in enumerate(place.leaves)]
@@ -84,6 +98,7 @@ class Learner:
             total = loss if loss is None or share == 1 else loss * share
             view, estimate = self._looks_ahead(passed.last, seen, window, strengths.cap)
             credit = self._credit(estimate, window.ends, strengths, later)
+            credit = credit if settling is None else credit.only(settling.follows)
             total = self._with_auxiliary(total, passed, estimate, window.ends)
         start, last = layout.live_leaves(leaves), layout.live_leaves(passed.last)
         if self.traces is not None:
@@ -97,7 +112,7 @@ class Learner:
         if asks:
             target = layout.rows([torch.zeros_like(s) for s in start]) if target is None else target
             learned.target = target if place.fresh is None else target.masked_fill(place.fresh[:, None], 0.0)
-        self._head_learns(place, leaves, learned, look)
+        self._head_learns(place, leaves, learned, look, None if settling is None else settling.crossing)
         return learned
 
     def ahead(self, window: Window, place: Place, first: Sequence[Any]) -> Learned:
@@ -111,6 +126,20 @@ class Learner:
         """The head's condition after this window: a label, inputs, or None."""
         condition = None if self.estimator is None else self.estimator.head.condition
         return condition.rows(window, self.core) if isinstance(condition, Seen) else window.label
+
+    def remembered(self) -> Callable[[], None]:
+        """A function that puts back what a window changes beside the gradients: counts, traces, the targets' size."""
+        windows, traces = self.windows, None if self.traces is None else (self.traces.held, self.traces.jacobian)
+        sizes = [] if self.estimator is None else [(b, b.clone()) for b in self.estimator.scale.buffers()]
+
+        def put_back() -> None:
+            self.windows = windows
+            if self.traces is not None and traces is not None:
+                self.traces.held, self.traces.jacobian = traces
+            for size, before in sizes:
+                size.copy_(before)
+
+        return put_back
 
     def update(self) -> dict[str, float]:
         """Step the optimisers. Returns the norm of the core's gradient, and 1 for a step that was skipped."""
@@ -164,13 +193,15 @@ class Learner:
         if roots:  # retained: it is small, and all windows of a sequence share it
             torch.autograd.backward([r for r, _ in roots], [g for _, g in roots], retain_graph=True)
 
-    def _head_learns(self, place: Place, leaves: Sequence[Any], learned: Learned, look: bool) -> None:
+    def _head_learns(
+        self, place: Place, leaves: Sequence[Any], learned: Learned, look: bool, crossing: Tensor | None
+    ) -> None:
         self.windows += 1
         if self.estimator is None or learned.target is None or place.behind_ends():
             return
         seen_then = place.view if place.fresh is None else None
         view = self.estimator.view(leaves) if seen_then is None else seen_then
-        counted = None if place.fresh is None else ~place.fresh
+        counted = crossing if crossing is not None else None if place.fresh is None else ~place.fresh
         label = self.estimator.label(place.seen, len(view))
         seen = self.estimator.learn(
             view, label, learned.target, counted, None if self.traces is None else self.traces.learn

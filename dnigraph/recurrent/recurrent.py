@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,12 +28,12 @@ from .learner_factory import first_leaves, make_learner
 from .options import Ending, Options, Strengths
 from .recurrent_error import RecurrentError, all_at_once
 from .run_checkpoint import fitting, state_of, take_up
-from .stored_windows import Stored, sweep
+from .stored_windows import Stored, count_finished, sweep
 from .stream import make_stream
 from .update_rules import Rules, check_rules
 from .window import Loss, Window, make_window
 
-MANY = 1000  # stored windows at which the user is warned: longer than most sequences
+MANY = 200  # stored windows at which the user is warned: longer than most sequences
 
 
 class Recurrent:
@@ -41,7 +42,8 @@ class Recurrent:
         window 0 ──state──► window 1 ──state──► window 2 ─ ...        no graph goes over a │
                  ◄─estimate         ◄─estimate         ◄─ estimate    the head learns from the next window's start
 
-    One optimiser step per window; no graph is kept longer than a window. The estimate that a window consumes is centred
+    One optimiser step per window (with "oracle" and `blend` one when as many sequences have ended as there are side by
+    side, or all end together); no graph is kept longer than a window. The estimate that a window consumes is centred
     over the batch and capped. A window whose gradient is not finite is skipped and counted in the metrics.
 
     Args:
@@ -133,6 +135,7 @@ class Recurrent:
         self._place: Place | None = None  # None: all sequences begin anew
         self._given: Any = None  # the state in which the next window begins, as the user said
         self._stored: list[Stored] = []
+        self._dropped = False  # whether the user has been told that stored windows were dropped
         self._waiting: dict[str, Any] | None = None  # a checkpoint, until there is a learner
 
     def step(
@@ -152,7 +155,8 @@ class Recurrent:
         Shapes: x, target, mask [time, batch, ...], or [batch, time, ...] where the module is batch first.
 
         Raises:
-            RecurrentError: the window does not fit; all misfits are listed.
+            RecurrentError: the window does not fit; all misfits are listed. Whatever is raised, also by the module, the
+                loss or an optimiser: the place in the stream is that of before the call.
         """
         self._refuse_idle()
         window = make_window(self.core, self.options.horizon, x, target, mask, reset, ends, label)
@@ -183,7 +187,7 @@ class Recurrent:
         tally, kept = Tally(), []
         reports: dict[str, dict[str, float]] = {}
         for window in stream.windows(self.core, self.options.horizon):
-            learned = self._step(window)
+            learned = self._step(window, whole=ends)
             tally.add(learned)
             reports = learned.reports or reports
             if outputs or window.last:
@@ -211,7 +215,18 @@ class Recurrent:
         return self.options.strengths(self.ending)
 
     def reset(self, state: Any = None) -> None:
-        """All sequences begin anew with the next window, in the state that is given, else as `initial` says."""
+        """All sequences begin anew with the next window, in the state that is given, else as `initial` says.
+
+        Windows that are stored until their sequences end are dropped, with a warning: they have not learned.
+        """
+        if self._stored and not self._dropped:
+            self._dropped = True
+            warnings.warn(
+                f"reset() drops {len(self._stored)} windows from which nothing has been learned: with "
+                f"boundary={self.options.boundary!r}{'' if self.options.blend is None else ' and blend'} a sequence "
+                "learns when it ends, so end it before: step(..., ends=True)",
+                stacklevel=2,
+            )
         self._stored, self._place, self._given = [], None, state
         if self._waiting is not None:
             self._waiting |= {"stored": [], "place": None, "given": state}
@@ -300,49 +315,79 @@ class Recurrent:
         own = {"given": self._given, "steps": self.steps, "skipped": self.skipped, "ending": self.ending}
         return {**state, **own}
 
-    def _step(self, window: Window) -> Learned:
+    def _step(self, window: Window, whole: bool = False) -> Learned:
+        """One window. If it fails, the run is where it was before, without gradients of it.
+
+        Args:
+            whole: it is one of whole sequences, which learn together when the last of them has ended.
+        """
         learner = self.prepared(window)
-        self.ending = self.ending or window.ends is not None
-        layout = learner.layout
-        first = first_leaves(self.core, layout, self.initial, window)
-        given = None if self._given is None else _detached(layout.leaves(self._given))
-        place = begin(layout, self._place, given, first, window)
-        seen = learner.seen(window)
-        if self.options.stores:
-            learned = self._store(learner, Stored.of(window, place, seen), first)
-        else:
-            learned = learner.window(window, place, first, seen, self.strengths, None, self._looks())
-        self.steps += 1
-        self._given = None
-        self._place = behind(window, learned.forward.last, seen, learned.view)
-        self._update(learner, window, learned)
+        with self._undone_on_failed_step(learner):
+            self.ending = self.ending or window.ends is not None
+            layout = learner.layout
+            first = first_leaves(self.core, layout, self.initial, window)
+            given = None if self._given is None else _detached(layout.leaves(self._given))
+            place = begin(layout, self._place, given, first, window)
+            seen = learner.seen(window)
+            if self.options.stores:
+                learned = self._store(learner, Stored.of(window, place, seen), first, whole)
+            else:
+                learned = learner.window(window, place, first, seen, self.strengths, None, self._looks())
+            self.steps += 1
+            self._given = None
+            self._place = behind(window, learned.forward.last, seen, learned.view)
+            self._update(learner, window, learned)
         return learned
 
-    def _store(self, learner: Learner, stored: Stored, first: list[Any]) -> Learned:
-        """Run a window without a graph and store it; once all sequences have ended, sweep back over the stored ones."""
-        if learner.estimator is not None and not stored.window.all_end:
-            learner.estimator.label(stored.seen, stored.window.batch)  # a missing label is an error now, not at the end
-        learned = learner.ahead(stored.window, stored.place, first)
-        self._stored.append(stored)
-        if stored.window.all_end:
-            try:
-                learned.metrics = sweep(learner, self._stored, first, self.strengths, self._looks()).metrics
-            except BaseException:  # drop half-made gradients
-                self.reset()
-                for group in learner.groups.values():
-                    group.forget()
-                raise
-            self._stored = []
+    @contextmanager
+    def _undone_on_failed_step(self, learner: Learner) -> Iterator[None]:
+        """If the block fails, the place in the stream and what has been counted are as before, and its gradients gone.
+
+        Gradients that add up over a sequence are those of the windows before. Weights that an optimiser has moved
+        before it failed stay so.
+        """
+        fields, stored, known = dict(vars(self)), list(self._stored), self.ending
+        adding = self.options.update == "sequence"
+        gradients = [(p, p.grad if p.grad is None else p.grad.clone()) for p in self.parameters()] if adding else []
+        undo = learner.remembered()
+        try:
+            yield
+        except BaseException:
+            vars(self).update(fields)
+            self._stored, self.ending = stored, known
+            undo()
+            for group in learner.groups.values():
+                group.forget()
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+            raise
+
+    def _store(self, learner: Learner, stored: Stored, first: list[Any], whole: bool) -> Learned:
+        """Run a window without a graph and store it; sweep back once as many sequences have ended as there are."""
+        window = stored.window
+        if learner.estimator is not None and not window.all_end:
+            learner.estimator.label(stored.seen, window.batch)  # a missing label is an error now, not at the end
+        learned = learner.ahead(window, stored.place, first)
+        finished = count_finished(window, stored.place, self._stored[-1].window if self._stored else None)
+        self._stored.append(replace(stored, finished=finished))
+        if window.all_end or (not whole and sum(s.finished for s in self._stored) >= window.batch):
+            swept, self._stored = sweep(learner, self._stored, first, self.strengths, self._looks())
+            learned.metrics, learned.swept = swept.metrics, True
         elif len(self._stored) == MANY:
             warnings.warn(
-                f"{MANY} windows are kept until all sequences end with the same one: step(..., ends=True)", stacklevel=4
+                f"{MANY} windows are kept, since a sequence began in the first of them and has not ended: step(..., "
+                "ends=...) says which end. What has not ended has not learned anything yet",
+                stacklevel=4,
             )
         return learned
 
     def _update(self, learner: Learner, window: Window, learned: Learned) -> None:
         """Step the optimisers at the end of a window or sequence, as `update` says."""
-        each = self.options.update == "window" and not self.options.stores
-        if not each and (window.ends is None or self._stored):
+        if self.options.stores:
+            now = learned.swept
+        else:
+            now = self.options.update == "window" or window.ends is not None
+        if not now:
             return
         core = learner.update()
         if core["skipped"]:

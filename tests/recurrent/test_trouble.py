@@ -136,9 +136,9 @@ def test_windows_that_wait_for_an_end_without_end_are_told(monkeypatch):
     x, y = data(long=3)
 
     for i in range(4):
-        rnn.step(x, y, ends=torch.arange(BATCH) == i % BATCH)
-    with pytest.warns(UserWarning, match="5 windows are kept until all sequences end with the same one"):
-        rnn.step(x, y, ends=torch.arange(BATCH) == 0)
+        rnn.step(x, y, ends=torch.arange(BATCH) == 1 + i % 2)
+    with pytest.warns(UserWarning, match=r"5 windows are kept.* has not ended: step\(..., ends=...\) says which"):
+        rnn.step(x, y)
 
 
 @pytest.mark.parametrize(
@@ -248,26 +248,64 @@ def test_in_the_middle_of_a_sequence_a_learned_first_state_survives(options, cop
     assert same(weights(rnn), weights(other))
 
 
-def test_what_fails_on_the_way_back_leaves_no_gradients():
+@pytest.mark.parametrize(
+    "options", [{"blend": 0.5}, {"boundary": "oracle"}, {}, {"update": "sequence"}, {"traces": 0.9}]
+)
+@pytest.mark.parametrize("where", ["loss", "backward", "core's optimiser", "interrupt"])
+def test_a_step_that_failed_can_be_done_again_as_if_it_had_not_been(options, where):
+    """The place in the stream, what is counted and stored, and gradients that add up are those of before the step."""
+
     def once(poisoned):
-        rnn = made(blend=0.5, optimizer=adam, condition=dg.one_hot(3))
+        failing = [False]
+
+        class Weak(torch.optim.Adam):
+            def step(self, closure=None):
+                if failing[0] and where == "core's optimiser":
+                    raise MemoryError(where)
+                return super().step(closure)
+
+        class Bomb(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, value):
+                return value.clone()
+
+            @staticmethod
+            def backward(ctx, gradient):
+                if failing[0] and where in ("backward", "interrupt"):
+                    raise KeyboardInterrupt(where) if where == "interrupt" else MemoryError(where)
+                return gradient
+
+        def loss(output, target):
+            if failing[0] and where == "loss":
+                raise MemoryError(where)
+            return mse(Bomb.apply(output), target)
+
+        rnn = made(optimizer=lambda p: Weak(p, 1e-2), loss=loss, **options)
         x, y = data()
-        label = torch.zeros(BATCH, dtype=torch.long)
-        rnn.step(x[:3], y[:3], label=label, ends=True)
-        if poisoned:
-            rnn.step(x[3:6], y[3:6], label=label)
-            with pytest.raises(dg.ConditionError, match="label="):
-                rnn.step(x[6:9], y[6:9])
-            rnn.loss, loss = (lambda output, target: output), rnn.loss
-            learner = rnn.prepared()
-            learner.loss = lambda output, target: mse(output, target) if not output.requires_grad else 1 / 0
-            with pytest.raises(ZeroDivisionError):
-                rnn.step(x[6:9], y[6:9], label=label, ends=True)
-            rnn.loss = learner.loss = loss
-        rnn.step(x[9:], y[9:], label=label, ends=True)
+        for begin, end in ((0, False), (3, True), (6, True), (9, True)):
+            piece = x[begin : begin + 3], y[begin : begin + 3]
+            if poisoned and begin in (3, 6):
+                seen = rnn.steps, rnn.ending, rnn.state, weights(rnn)
+                failing[0] = True
+                with pytest.raises((MemoryError, KeyboardInterrupt), match=where):
+                    rnn.step(*piece, ends=end)
+                failing[0] = False
+                assert (rnn.steps, rnn.ending) == seen[:2] and same(weights(rnn), seen[3])
+                assert (rnn.state is None) == (seen[2] is None)
+            rnn.step(*piece, ends=end)
         return weights(rnn)
 
     assert same(once(False), once(True))
+
+
+def test_a_missing_label_is_told_before_anything_is_stored():
+    rnn = made(blend=0.5, optimizer=adam, condition=dg.one_hot(3))
+    x, y = data()
+
+    with pytest.raises(dg.ConditionError, match="label="):
+        rnn.step(x[6:9], y[6:9])
+
+    assert rnn.state is None and rnn.steps == 0
 
 
 @pytest.mark.parametrize("option", [{"warm_up": 3}, {"discount": 0.5}])
