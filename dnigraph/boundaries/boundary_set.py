@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from ..heads.conditions import Context
-from ..passes.parts.boundary_nodes import boundary_key
+from ..passes.parts.boundary_nodes import boundary_key, key_of
 from ..passes.plan.plan import Crossing, Plan
 from .boundary import Boundary
+
+LATE = "late"  # a buffer that marks boundaries which the example did not need
 
 Meta = Mapping[str, Any]
 MakeBoundary = Callable[[Crossing, Meta, Context], Boundary]  # of a crossing and its node's meta
@@ -23,6 +25,7 @@ class BoundarySet:
     def __init__(self, make: MakeBoundary, context: Context):
         self.make, self.context = make, context
         self.modules = nn.ModuleDict()
+        self.waiting: dict[str, dict[str, Any]] = {}  # key -> loaded state of a boundary that no call has needed yet
 
     @property
     def by_name(self) -> dict[str, Boundary]:
@@ -33,11 +36,14 @@ class BoundarySet:
                 boundaries[boundary.spec.name] = boundary
         return boundaries
 
-    def add(self, crossings: Iterable[Crossing], metas: Mapping[str, Meta], training: bool) -> list[Boundary]:
+    def add(
+        self, crossings: Iterable[Crossing], metas: Mapping[str, Meta], training: bool, late: bool = False
+    ) -> list[Boundary]:
         """Make a boundary for each crossing that carries a gradient and has none yet. Returns the new ones.
 
         Args:
             metas: the meta of the crossings' nodes, by the nodes' names.
+            late: a later call needs them, not the example: a fresh program does not have them yet.
 
         Heads start at random. The random state is put back, so that no other number of the program changes.
         """
@@ -47,8 +53,36 @@ class BoundarySet:
                 if crossing.gradient and crossing.name not in known:
                     boundary = self.make(crossing, metas[crossing.node], self.context)
                     new[boundary_key(crossing)] = boundary.train(training)
+        for key, boundary in new.items():
+            if late and boundary.state_dict():
+                boundary.register_buffer(LATE, torch.ones((), dtype=torch.bool))
+            if key in self.waiting:
+                boundary.load_state_dict(self.waiting.pop(key))
         self.modules._modules.update(new)  # none of them where one cannot be made
         return list(new.values())
+
+    def state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Add the state of all boundaries to `destination`, also of those that wait for a call that needs them."""
+        self.modules.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        for key, state in self.waiting.items():
+            destination |= {f"{prefix}{key}.{name}": value for name, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool, assign: bool) -> Any:
+        """Load what `state_dict` gave. States of boundaries that a later call made wait here for such a call."""
+        here, waiting = dict(state), dict[str, dict[str, Any]]()
+        for key in {name.rpartition(".")[0] for name in state if name.endswith(f".{LATE}")} - self.modules.keys():
+            waiting[key] = {n.removeprefix(f"{key}."): here.pop(n) for n in state if n.startswith(f"{key}.")}
+        for key, boundary in self.modules.items():
+            if LATE in boundary._buffers and not any(name.startswith(f"{key}.") for name in state):
+                here |= {f"{key}.{name}": value for name, value in boundary.state_dict().items()}  # the file is older
+        result = self.modules.load_state_dict(here, strict=strict, assign=assign)
+        self.waiting = waiting
+        return result
+
+    def is_late(self, name: str) -> bool:
+        """Whether the boundary of a crossing was made, or will be, by a later call than the example."""
+        key = key_of(name)
+        return key in self.waiting or (key in self.modules and LATE in self.modules[key]._buffers)
 
     def describe(self, plan: Plan) -> Plan:
         """The plan with the boundary and the head of each crossing."""
@@ -64,5 +98,5 @@ class BoundarySet:
     def copy(self, memo: dict[int, Any]) -> "BoundarySet":
         """A set with boundaries and a label context of its own, for a deep copy of the model."""
         result = BoundarySet(self.make, copy.deepcopy(self.context, memo))
-        result.modules = copy.deepcopy(self.modules, memo)
+        result.modules, result.waiting = copy.deepcopy(self.modules, memo), copy.deepcopy(self.waiting, memo)
         return result

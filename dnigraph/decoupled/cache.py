@@ -1,6 +1,7 @@
 """The specializations of a model: one list for each kind of call in each state of the model."""
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +19,23 @@ from .specialization import Specialization, assemble
 PATHS = 12  # more paths through a model for one kind of call, or more values of its attributes, are not kept
 
 
+class WaysWarning(UserWarning):
+    """Calls are captured anew again and again."""
+
+
 @dataclass(eq=False)
 class Entry:
     """The specializations for one kind of call, one for each path that such calls took through the model's code."""
 
     key: tuple[Any, ...]  # see `Cache.find`
-    specializations: list[Specialization] = field(default_factory=list)
+    specializations: list[Specialization] = field(default_factory=list)  # the one that held last comes first
     runs_whole: bool = False  # no graph can stand for this kind of call
+
+    def held(self, specialization: Specialization, sizes: Any) -> None:
+        """Note that the guards of a specialization held for inputs of these sizes."""
+        specialization.proven.add(sizes)
+        self.specializations.remove(specialization)
+        self.specializations.insert(0, specialization)
 
 
 class Cache:
@@ -44,6 +55,7 @@ class Cache:
         self._signature = inspect.signature(model.forward)
         self._entries: dict[tuple[Any, ...], Entry] = {}
         self._attributes = AttributeGuards(model)
+        self._told = set[str]()  # warnings that are given once
 
     def __iter__(self) -> Iterator[Specialization]:
         for entry in self._entries.values():
@@ -95,10 +107,34 @@ class Cache:
                 alike.append(key)
         if alike:
             warn_changed()
-        if len(alike) >= PATHS:
-            for key in alike[: len(alike) - PATHS + 1]:
-                del self._entries[key]
-            self._show_what_is_left()
+        others = [
+            key for key, other in self._entries.items() if other.specializations and _same_but_values(key, entry.key)
+        ]
+        if len(others) >= PATHS:
+            self._tell_once(
+                f"an argument that is no tensor has had more than {PATHS} values, and each new one is captured anew, "
+                "which takes much longer than a step: hand numbers that change over as tensors, torch.tensor(value)"
+            )
+        for keys in (alike, others):
+            for key in keys[: max(0, len(keys) - PATHS + 1)]:
+                if self._entries.pop(key, None) is not None:
+                    self._show_what_is_left()
+
+    def drop_a_way(self, entry: Entry) -> None:
+        """Before a further specialization of an entry that has many: forget the one that was needed longest ago."""
+        shown = set(map(id, self.shown.values()))
+        last = next(s for s in reversed(entry.specializations) if id(s) not in shown)
+        entry.specializations.remove(last)
+        self._tell_once(
+            f"the model takes more than {PATHS} ways through its code in calls of one kind: each further one is "
+            "captured anew, which takes much longer than a step. With capture='hooks' the model runs itself, whatever "
+            "way it takes"
+        )
+
+    def _tell_once(self, words: str) -> None:
+        if words not in self._told:
+            self._told.add(words)
+            warnings.warn(words, WaysWarning, stacklevel=2)
 
     def learn(self, captured: CapturedGraph) -> bool:
         """Learn from a graph which plain attributes of the model count. True: the keys are others now."""
@@ -126,6 +162,13 @@ class Cache:
     def _show_what_is_left(self) -> None:
         left = {id(specialization) for specialization in self}
         self.shown = {training: s for training, s in self.shown.items() if id(s) in left}
+
+
+def _same_but_values(key: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Whether two calls differ in the values of arguments that are no tensors, and in nothing else."""
+    if len(key) != 3 or len(other) != 3 or key[:2] != other[:2] or len(key[2]) != len(other[2]) or key == other:
+        return False
+    return all(a == b or (len(a) == len(b) == 2 and a[0] is b[0]) for a, b in zip(key[2], other[2], strict=True))
 
 
 def _kind(leaf: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from ..boundaries import Boundary
-from ..boundaries.boundary_set import BoundarySet, MakeBoundary
+from ..boundaries.boundary_set import LATE, BoundarySet, MakeBoundary
 from ..heads.conditions import Context
 from ..passes.errors import DniGraphError
 from ..passes.plan.plan import Plan
@@ -273,8 +273,8 @@ class DecoupledModule(fx.GraphModule):
         """The model's own state dict, and the boundaries' under `dni.`."""
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         state: dict[str, Any] = self.original.state_dict(*args, **kwargs)
-        inner = {**kwargs, "destination": state, "prefix": f"{prefix}{self._prefix}."}
-        self.boundary_set.modules.state_dict(*(), **inner)
+        keep = kwargs.get("keep_vars", args[2] if len(args) > 2 else False)
+        self.boundary_set.state_dict(state, f"{prefix}{self._prefix}.", keep)
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -286,10 +286,22 @@ class DecoupledModule(fx.GraphModule):
         heads = {k.removeprefix(own): v for k, v in state_dict.items() if k.startswith(own)}
         result = self.original.load_state_dict(plain, strict=strict, assign=assign)
         if heads:
-            more = self.boundary_set.modules.load_state_dict(heads, strict=strict, assign=assign)
+            more = self.boundary_set.load_state_dict(heads, strict=strict, assign=assign)
             result.missing_keys.extend(own + key for key in more.missing_keys)
             result.unexpected_keys.extend(own + key for key in more.unexpected_keys)
         return result
+
+    def one_sided(self, state: Mapping[str, Any]) -> set[str]:
+        """The names of boundaries that are here or in `state`, not in both, and that a later call made, or will make.
+
+        They are no misfit: a state of this model may have them or not.
+        """
+        own, sides = f"{self._prefix}.", []
+        for side in (self.state_dict(), state):
+            keys = {name.removeprefix(own).rpartition(".")[0] for name in side if name.startswith(own)}
+            sides.append((keys, {key for key in keys if f"{own}{key}.{LATE}" in side}))
+        (here, late_here), (there, late_there) = sides
+        return (late_here - there) | (late_there - here)
 
     def __reduce__(self) -> Any:
         raise DniGraphError(

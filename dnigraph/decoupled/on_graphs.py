@@ -136,7 +136,7 @@ class CapturedModule(DecoupledModule):
         Where no guard can miss this costs nothing. Else the forward pass is run once and undone.
         """
         entry, inputs = self._find(args, kwargs)
-        for specialization in entry.specializations:
+        for specialization in tuple(entry.specializations):
             if _is_trusted(specialization, inputs):
                 return specialization, inputs
             with self._undone(specialization, inputs, always=True), torch.no_grad():
@@ -144,7 +144,7 @@ class CapturedModule(DecoupledModule):
                     specialization.run(inputs)
                 except GuardMiss:
                     continue
-            specialization.proven.add(sizes(inputs))
+            entry.held(specialization, sizes(inputs))
             return specialization, inputs
         return self._capture(entry, args, kwargs, inputs), inputs
 
@@ -178,7 +178,7 @@ class CapturedModule(DecoupledModule):
         entry, inputs = self._find(args, kwargs)
         if entry.runs_whole:
             return self.original(*args, **kwargs)
-        for specialization in entry.specializations:
+        for specialization in tuple(entry.specializations):
             if _is_trusted(specialization, inputs):
                 return specialization.build(specialization.run(inputs))
             try:
@@ -186,7 +186,7 @@ class CapturedModule(DecoupledModule):
                     values = specialization.run(inputs)
             except GuardMiss:
                 continue
-            specialization.proven.add(sizes(inputs))
+            entry.held(specialization, sizes(inputs))
             return specialization.build(values)
         try:
             with one_at_a_time:
@@ -235,12 +235,9 @@ class CapturedModule(DecoupledModule):
     def _capture(self, entry: Entry, args: Any, kwargs: Any, inputs: list[Any]) -> Specialization:
         """A further specialization, for a call that none of the entry holds for."""
         if len(entry.specializations) >= PATHS:
-            raise CaptureError(
-                [
-                    f"more than {PATHS} ways through the model for one kind of call: its structure is new in each "
-                    "step; decouple it with capture='hooks'"
-                ]
-            )
+            if not self.training:  # the model itself does in eval mode
+                raise CaptureError([f"more than {PATHS} ways through the model for one kind of call"])
+            self._cache.drop_a_way(entry)
         args, kwargs = canonical(self.original, self._signature, args, kwargs)
         if not entry.specializations:
             self._cache.make_room(entry)
@@ -257,13 +254,13 @@ class CapturedModule(DecoupledModule):
         shown = self._cache.shown
         if self.training:
             metas = {node.name: node.meta for node in captured.graph.nodes}
-            new = self.boundary_set.add(cut.plan.crossings, metas, self.training)
+            new = self.boundary_set.add(cut.plan.crossings, metas, self.training, late=bool(shown))
             if shown:
                 warn_late(new)
         cut.plan = self.boundary_set.describe(replace(cut.plan, notes=(*notes, *cut.plan.notes)))
         specialization = assemble(cut, self.original, self.boundary_set.modules)
         specialization.proven.add(sizes(inputs))
-        entry.specializations.append(specialization)
+        entry.specializations.insert(0, specialization)
         if not shown:
             self._cuts = cut.again
         if self.training not in shown:

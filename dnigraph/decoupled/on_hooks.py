@@ -155,7 +155,7 @@ class HookedModule(DecoupledModule):
         if name not in self.boundaries:
             crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
             meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), batch)}
-            warn_late(self.boundary_set.add([crossing], {name: meta}, self.training))
+            warn_late(self.boundary_set.add([crossing], {name: meta}, self.training, late=True))
         return name
 
     def standing(self) -> dict[str, nn.Module]:

@@ -11,13 +11,14 @@ from ..passes.capture.profile import node_seconds
 from ..passes.cuts.specs import Cuts, cut_graph, wants_time
 from ..passes.graph.captured_graph import CapturedGraph, copy_graph, written
 from ..passes.graph.guards import Trust, trust
+from ..passes.graph.nodes import guard
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.split import Split, split
-from ..passes.plan.plan import Plan
+from ..passes.plan.plan import DATA, Note, Plan
 from .assemble import Assembly
 
 
-@dataclass
+@dataclass(eq=False)
 class Specialization:
     """A captured graph with its plan and the graphs of its parts; once assembled, with the modules that run them."""
 
@@ -64,8 +65,13 @@ def specialize(
     if wants_time(cuts):
         node_seconds(captured, model, inputs)
     plan, resolved = cut_graph(captured.graph, cuts, model, captured.rung, strict)
-    pieces = split(captured.graph, plan)
-    return Specialization(captured, plan, pieces, trust(captured.graph), resolved.again)
+    pieces, trusted = split(captured.graph, plan), trust(captured.graph)
+    if trusted is Trust.NEVER:
+        places = dict.fromkeys(str(n.args[2]) for n in captured.graph.find_nodes(op="call_function", target=guard))
+        words = "Python looks at numbers in tensors, or at sizes that depend on them"
+        way = "a call that takes another way through the code is captured anew"
+        plan = replace(plan, notes=(*plan.notes, Note(f"{words} ({', '.join([*places][:3])}): {way}", DATA)))
+    return Specialization(captured, plan, pieces, trusted, resolved.again)
 
 
 class Through(nn.Module):

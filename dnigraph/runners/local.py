@@ -4,7 +4,7 @@ import inspect
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,8 +163,7 @@ class Local:
         with self._lock:
             if misfits := self._misfits(state):
                 raise CheckpointError(f"the state does not fit this run:{bullets(misfits)}")
-            self.updates.load_state_dict(state["updates"])
-            self.steps = state["steps"]
+            self._take_up(state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write model, heads, optimisers, schedules, step and random states to a file, atomically."""
@@ -181,20 +180,25 @@ class Local:
         """
         state = load_checkpoint(path, {"model", "updates", "steps"})
         with self._lock:
-            misfits = [*state_misfits(self.dm.state_dict(), state["model"]), *self._misfits(state)]
+            late = self.dm.one_sided(state["model"]) if isinstance(state["model"], Mapping) else set()
+            misfits = [*state_misfits(self.dm.state_dict(), state["model"], late), *self._misfits(state, late)]
             misfits += settings_misfits(self._settings(), state.get("boundaries"))
             if misfits:
                 raise CheckpointError(f"{path} does not fit this run:{bullets(misfits)}")
             self.dm.load_state_dict(state["model"])
-            self.load_state_dict(state)
+            self._take_up(state)
             restore_random(state)
 
-    def _misfits(self, state: Mapping[str, Any]) -> list[str]:
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        self.updates.load_state_dict(state["updates"])
+        self.steps = state["steps"]
+
+    def _misfits(self, state: Mapping[str, Any], late: Collection[str] = ()) -> list[str]:
         steps, updates = state.get("steps"), state.get("updates")
         misfits = [] if isinstance(updates, Mapping) else ["it has no states of optimisers"]
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
             misfits.append(f"its number of steps is {steps!r}")
-        return misfits or self.updates.misfits(state["updates"])
+        return misfits or self.updates.misfits(state["updates"], {*late, *self.dm.boundary_set.waiting})
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         """What each boundary was made with."""

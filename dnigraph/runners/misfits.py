@@ -1,27 +1,33 @@
 """What keeps a saved state from being loaded, found before anything is loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def state_misfits(own: Mapping[str, Any], saved: Any) -> list[str]:
+def state_misfits(own: Mapping[str, Any], saved: Any, late: Collection[str] = ()) -> list[str]:
     """One line for each entry of a model's state that is missing, strange, or a tensor of another shape or dtype.
 
     Args:
         own: the model's present `state_dict()`.
         saved: the one that is to be loaded.
+        late: boundaries that one of the two may lack.
     """
     if not isinstance(saved, Mapping):
         return [f"its model state is a {type(saved).__name__}, not a dict"]
     misfits = []
     for key in sorted(own.keys() | saved.keys(), key=str):
         here, there = _kind(own, key), _kind(saved, key)
-        if here != there:
+        if here != there and not late_boundary(key, late):
             misfits.append(f"{key}: {here} here, {there} in the file")
     return misfits
+
+
+def late_boundary(key: str, late: Collection[str]) -> bool:
+    """Whether an entry of a state dict belongs to one of some boundaries."""
+    return any(f".{name}." in key for name in late)
 
 
 def settings_misfits(own: Mapping[str, Mapping[str, Any]], saved: Any) -> list[str]:

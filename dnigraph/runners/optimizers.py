@@ -1,6 +1,6 @@
 """Optimisers and schedules, one for each part and boundary, stepped as soon as their gradients are complete."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,6 +13,7 @@ from ..boundaries import sum_in_order
 from ..decoupled.module import DecoupledModule
 from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, nearest
+from ..passes.parts.boundary_nodes import key_of
 from .makers import make_optimizer
 from .misfits import optimizer_misfits
 
@@ -38,6 +39,21 @@ class Group:
         self.optimizer.step()
         self.forget()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the optimiser and of its schedule, and what these are."""
+        return {
+            "kind": type(self.optimizer).__name__,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": type(self.scheduler).__name__ if self.scheduler else None,
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+
     def forget(self) -> None:
         """Drop the gradients, as `optimizer.zero_grad` does, in a tenth of its time."""
         for parameter in self.parameters:
@@ -55,6 +71,7 @@ class Updates:
         self.dm = dm
         self._choices = optimizer, scheduler, clip
         self.groups: dict[str, Group] = {}
+        self._waiting: dict[str, Any] = {}  # loaded states of groups that are not there yet
         self._boundaries = 0  # how many there were when their groups were made
         owners = _owners(dm)
         check_names([c for c in self._choices if isinstance(c, Mapping)], [*owners, HEADS, *_boundary_groups(dm)])
@@ -118,21 +135,19 @@ class Updates:
 
     def state_dict(self) -> dict[str, Any]:
         """The states of all optimisers and schedules, by group."""
-        return {
-            name: {
-                "kind": type(g.optimizer).__name__,
-                "optimizer": g.optimizer.state_dict(),
-                "schedule": type(g.scheduler).__name__ if g.scheduler else None,
-                "scheduler": g.scheduler.state_dict() if g.scheduler else None,
-            }
-            for name, g in self.groups.items()
-        }
+        return {name: group.state_dict() for name, group in self.groups.items()} | self._waiting
 
-    def misfits(self, state: Mapping[str, Any]) -> list[str]:
-        """Why `load_state_dict` could not load this state; empty where it can."""
+    def misfits(self, state: Mapping[str, Any], late: Collection[str]) -> list[str]:
+        """Why `load_state_dict` could not load this state; empty where it can.
+
+        Args:
+            late: keys of boundaries that the state or this model may lack.
+        """
         self._add_boundaries()
         misfits = []
         for name in sorted(state.keys() | self.groups.keys()):
+            if (name in state) != (name in self.groups) and key_of(name.removeprefix("dni.")) in late:
+                continue
             if name not in state:
                 misfits.append(f"{name}: it has no optimiser of it; were the cuts others?")
             elif name not in self.groups:
@@ -144,11 +159,14 @@ class Updates:
         return misfits
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load what `state_dict` returned, and in which there are no `misfits`."""
+        """Load what `state_dict` returned, and in which there are no `misfits`.
+
+        States of boundaries that no call has made yet are kept for then.
+        """
+        self._waiting = {name: saved for name, saved in state.items() if name not in self.groups}
         for name, group in self.groups.items():
-            group.optimizer.load_state_dict(state[name]["optimizer"])
-            if group.scheduler is not None:
-                group.scheduler.load_state_dict(state[name]["scheduler"])
+            if name in state:
+                group.load_state_dict(state[name])
 
     def _add_boundaries(self) -> None:
         """Make groups for boundaries that have none: a call on a new path through the model may have added some."""
@@ -169,6 +187,8 @@ class Updates:
             raise DniGraphError(f"no optimiser is named for {name}; add an entry '*' for the rest")
         optimizer = make_optimizer(make, trained, name, self._named)
         self.groups[name] = Group(name, trained, optimizer, schedule(optimizer) if schedule else None, clip)
+        if name in self._waiting:
+            self.groups[name].load_state_dict(self._waiting.pop(name))
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters of the model and of the heads, by name."""

@@ -1,7 +1,6 @@
 """How far the guards of a graph can be trusted after they held once."""
 
 import enum
-import operator
 from typing import Any
 
 import torch
@@ -21,6 +20,19 @@ class Trust(enum.Enum):
 # Functions by their names: how large their results are depends on data; what they read is data, or as free as data.
 DATA_SIZED = {
     "nonzero", "unique", "unique_consecutive", "masked_select", "argwhere", "bincount", "repeat_interleave", "one_hot",
+    "_unique", "_unique2", "unique_dim", "combinations", "histogramdd", "segment_reduce",
+    "pack_padded_sequence", "_pack_padded_sequence", "pad_packed_sequence", "_pad_packed_sequence",
+    "to_sparse", "to_sparse_coo", "to_sparse_csr", "to_sparse_csc", "to_sparse_bsr", "to_sparse_bsc", "coalesce",
+    "indices", "_indices", "values", "_values", "crow_indices", "col_indices", "ccol_indices", "row_indices",
+}  # fmt: skip
+# They take sizes as arguments: where a tensor is one, its data decides how large the result is.
+SIZE_TAKING = {
+    "arange", "range", "linspace", "logspace", "zeros", "ones", "full", "empty", "rand", "randn", "randint",
+    "randperm", "eye", "tril_indices", "triu_indices", "new_zeros", "new_ones", "new_full", "new_empty",
+    "tensor_split", "hsplit", "vsplit", "dsplit", "split", "chunk", "narrow", "narrow_copy", "expand",
+    "broadcast_to", "view", "reshape", "repeat", "tile", "unflatten", "unfold", "resize_", "as_strided", "pad",
+    "interpolate", "getitem", "select", "sparse_coo_tensor", "hamming_window", "hann_window", "blackman_window",
+    "bartlett_window", "kaiser_window", "affine_grid", "topk",
 }  # fmt: skip
 DATA_READING = {"item", "tolist", "stride", "storage_offset"}  # how inputs lie in memory is as free as what they hold
 SIZE_READING = (torch.Tensor.size, torch.Tensor.numel, torch.Tensor.dim, len)
@@ -64,10 +76,18 @@ def _reads_data(node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
     if name in DATA_READING | DATA_SIZED or (name == "where" and len(node.args) == 1) or _is_foreign(node):
         return True
-    if (node.target is not operator.getitem and name != "index") or len(node.args) < 2:
-        return False
-    index = node.args[1] if isinstance(node.args[1], tuple | list) else (node.args[1],)
-    return any(isinstance(i, fx.Node) and i.meta.get("dtype") in (torch.bool, torch.uint8) for i in index)  # a mask
+    if name in SIZE_TAKING | {"index"} and any(map(_is_size, node.args[1:])):
+        return True
+    return name in SIZE_TAKING and any(map(_is_size, (*node.args[:1], *node.kwargs.values())))
+
+
+def _is_size(value: Any) -> bool:
+    """Whether an argument is, or holds, a tensor that can decide a size: a single number, a mask, a slice's end."""
+    if isinstance(value, fx.Node):
+        return value.meta.get("shape") == () or value.meta.get("dtype") in (torch.bool, torch.uint8)
+    if isinstance(value, slice):
+        return any(map(_is_size, (value.start, value.stop, value.step)))
+    return isinstance(value, tuple | list) and any(map(_is_size, value))
 
 
 def _is_foreign(node: fx.Node) -> bool:

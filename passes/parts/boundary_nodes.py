@@ -19,8 +19,13 @@ def boundary_key(crossing: Crossing) -> str:
 
     `x.to(...)` makes a node called `to`, and no module may be called what modules can do.
     """
-    name = crossing.name.replace(".", "_")
-    return f"{name}@1" if hasattr(nn.ModuleDict, name) else name
+    return key_of(crossing.name)
+
+
+def key_of(name: str) -> str:
+    """The same by the crossing's name."""
+    key = name.replace(".", "_")
+    return f"{key}@1" if hasattr(nn.ModuleDict, key) else key
 
 
 def insert_boundaries(graph: fx.Graph, plan: Plan) -> fx.Graph:

@@ -135,13 +135,29 @@ class Snapshot(Structure):
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[Snapshot]:
-    """Run the block, then put the model and all random states back, also after an error."""
-    with one_at_a_time:
+    """Run the block, then put the model and all random states back, also after an error.
+
+    Hooks on saved tensors that the caller set (activation checkpointing counts them) do not see the block.
+    """
+    with one_at_a_time, _without_saved_tensors_hooks():
         snapshot = Snapshot.of(model)
         try:
             yield snapshot
         finally:
             snapshot.restore()
+
+
+@contextlib.contextmanager
+def _without_saved_tensors_hooks() -> Iterator[None]:
+    autograd, hooks = torch._C._autograd, []
+    while (top := autograd._top_saved_tensors_default_hooks(False)) is not None:
+        hooks.append(top)
+        autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pair in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(*pair)
 
 
 @contextlib.contextmanager

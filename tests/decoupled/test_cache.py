@@ -5,11 +5,15 @@ import random
 import pytest
 import torch
 from kit.models import CLASSES, CONDITION, Chain, Skipping, X
+from kit.side_by_side import Net, differences, x
 from torch import nn
+from torch.nn.utils import rnn
+from torch.utils.checkpoint import checkpoint
 
 import dnigraph as dg
 from dnigraph.decoupled import on_graphs
-from dnigraph.decoupled.cache import Cache
+from dnigraph.decoupled.cache import PATHS, Cache, WaysWarning
+from dnigraph.passes.plan.plan import DATA
 
 
 @pytest.fixture
@@ -84,3 +88,118 @@ def test_calls_are_told_apart_by_structure_type_and_plain_values():
     assert len({id(entry) for entry in entries}) == len(calls)
     assert all(cache.find(args, {})[0] is entry for args, entry in zip(calls, entries, strict=True))
     assert cache.find((X[:2],), {})[0] is entries[0]
+
+
+# ---- ways through the code of a model
+
+
+def one_way_for_each_length(net, v):
+    h = v.new_zeros(len(v), 8)
+    for t in range(v.shape[1]):
+        h = net.c(net.a(v[:, t]) + h).relu()
+    return h
+
+
+def one_way_for_each_batch(net, v):
+    return net.c(net.a(v / float(v.abs().max())).relu())
+
+
+def _square():
+    net = Net(one_way_for_each_length)
+    net.c = nn.Linear(8, 8)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "calls"),
+    [
+        (_square, [(x(4, k, 1 + k),) for k in range(15)] + [(x(4, 0, 1),), (x(4, 1, 3),)]),
+        (lambda: Net(one_way_for_each_batch), [(x(4, k),) for k in range(16)]),
+    ],
+)
+def test_more_ways_than_are_kept_are_captured_anew_and_told_once(make, calls):
+    with pytest.warns(WaysWarning, match="ways through its code") as told:
+        found, dm = differences(make, calls, quiet=False)
+
+    assert found == [] and len(told.list) == 1
+    assert len(list(dm._cache)) <= PATHS + 1
+
+
+def test_a_number_that_changes_in_every_call_keeps_no_graph_for_each():
+    def forward(net, v, alpha):
+        return net.c(net.a(v).relu() * alpha)
+
+    calls = [(x(4, k), 0.01 * k) for k in range(20)]
+    with pytest.warns(WaysWarning, match=r"torch\.tensor") as told:
+        found, dm = differences(lambda: Net(forward), calls, quiet=False)
+
+    assert found == [] and len(told.list) == 1
+    assert len(list(dm._cache)) <= PATHS + 2
+
+
+def test_a_graph_that_looks_at_data_says_so_in_the_plan():
+    _, dm = differences(lambda: Net(one_way_for_each_batch), [(x(),)])
+    _, other = differences(lambda: Net(lambda net, v: net.c(net.a(v))), [(x(),)])
+
+    assert "test_cache.py" in dm.plan.notes_of(DATA)[0]
+    assert other.plan.notes == ()
+
+
+# ---- sizes that depend on data
+
+
+def by_packing(net, v, lengths):
+    net.calls += 1
+    packed = rnn.pack_padded_sequence(net.a(v), lengths, batch_first=True, enforce_sorted=False)
+    h, _ = rnn.pad_packed_sequence(net.rnn(packed)[0], batch_first=True)
+    return sum(net.c(h[:, t]) for t in range(h.shape[1]))
+
+
+def by_range(net, v, lengths):
+    net.calls += 1
+    return sum(net.c(net.a(v[:, t])) for t in torch.arange(lengths.max()).tolist())
+
+
+def by_slice(net, v, lengths):
+    net.calls += 1
+    h = net.a(v)[:, : lengths.max()]
+    return sum(net.c(h[:, t]) for t in range(h.shape[1]))
+
+
+def by_expansion(net, v, lengths):
+    net.calls += 1
+    more = net.a(v)[:, :1].expand(-1, lengths.max(), -1)
+    return sum(net.c(more[:, t]) for t in range(more.shape[1]))
+
+
+def by_sparse_values(net, v, lengths):
+    net.calls += 1
+    h = (lengths - 3).relu().to_sparse().values()
+    return net.c(net.a(v)).sum() * sum(1.0 for _ in range(len(h)))
+
+
+@pytest.mark.parametrize("forward", [by_packing, by_range, by_slice, by_expansion, by_sparse_values])
+def test_a_size_that_depends_on_data_is_captured_anew_and_nothing_is_done_twice(forward):
+    def make():
+        net = Net(forward, rnn=nn.LSTM(8, 8, batch_first=True))
+        net.register_buffer("calls", torch.zeros(()))
+        return net
+
+    lengths = [[6, 3, 2, 5], [4, 3, 2, 1], [6, 6, 2, 1], [4, 4, 4, 1]]
+    found, _ = differences(make, [(x(4, k, 6), torch.tensor(one)) for k, one in enumerate(lengths)])
+
+    assert found == []
+
+
+def test_the_first_call_of_a_kind_may_be_inside_activation_checkpointing():
+    torch.manual_seed(0)
+    model = Net(lambda net, v: net.c(net.a(v).relu()))
+    dm = dg.decouple(model, "a", (x(),), boundary="oracle")
+    v = x().requires_grad_()  # another kind of call: captured now
+
+    checkpoint(dm, v, use_reentrant=False).sum().backward()
+    ours = v.grad
+    v.grad = None
+    model(v).sum().backward()
+
+    assert torch.equal(ours, v.grad)

@@ -41,19 +41,21 @@ def twins(make, seed=0):
     return made
 
 
-def differences(make, calls, cut="a", before_each=lambda model, i: None, **options):
+def differences(make, calls, cut="a", before_each=lambda model, i: None, quiet=True, **options):
     """Decouple on the first call with true gradients, then run all calls on the twin and on the rewrite.
 
     Args:
         calls: tuples of positional arguments; a dict at the end is for keywords.
         before_each: done to both models before call `i`.
+        quiet: warnings are ignored.
 
     Returns:
         One line for each call and thing that differs, and the decoupled model.
     """
     twin, model = twins(make)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        if quiet:
+            warnings.simplefilter("ignore")
         dm = dg.decouple(model, cut, *_split(calls[0]), boundary="oracle", **options)
         found = []
         for i, call in enumerate(calls):

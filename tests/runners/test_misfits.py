@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kit.models import CLASSES
+from kit.side_by_side import Net
+from kit.side_by_side import x as rows
 from torch import nn
 
 import dnigraph as dg
@@ -104,3 +106,50 @@ def test_the_state_of_one_parameter_must_have_its_shape(tmp_path):
 
     with pytest.raises(dg.CheckpointError, match=r"part_0: exp_avg of its parameter 0 is \[3\] in the file"):
         run.load(tmp_path / "run.pt")
+
+
+def goes_twice(net, x, twice=False):
+    h = net.a(x).relu()
+    return net.c(net.a(h).relu() if twice else h)
+
+
+def late_run():
+    torch.manual_seed(0)
+    dm = dg.decouple(Net(goes_twice), "a", (rows(),), condition=dg.one_hot(3)).train()
+    return dg.Local(dm, loss=F.cross_entropy, optimizer=adam)
+
+
+@pytest.mark.filterwarnings("ignore:a call took a new way")
+def test_a_file_has_the_heads_of_ways_that_this_program_has_not_taken_yet(tmp_path):
+    y = torch.tensor([0, 1, 2, 0])
+    run = late_run()
+    run.step(rows(), target=y)
+    run.save(tmp_path / "before.pt")
+    run.step(rows(), True, target=y)
+    run.save(tmp_path / "run.pt")
+    expected = [float(run.step(rows(), twice, target=y).loss) for twice in (True, False, True)]
+
+    fresh = late_run()
+    fresh.load(tmp_path / "run.pt")
+    fresh.save(tmp_path / "again.pt")  # without having taken the way
+    third = late_run()
+    third.load(tmp_path / "again.pt")
+
+    for other in (fresh, third):
+        assert [float(other.step(rows(), twice, target=y).loss) for twice in (True, False, True)] == expected
+    run.load(tmp_path / "before.pt")  # an older file lacks them, and they stay
+    run.step(rows(), True, target=y)
+
+
+@pytest.mark.filterwarnings("ignore:a call took a new way")
+def test_drop_in_checkpoints_hold_late_heads_too():
+    run = late_run()
+    run.dm(rows(), True)
+    late = {k: v.clone() for k, v in run.dm.state_dict().items() if k.startswith("dni.") and "@2" in k}
+    fresh = late_run().dm
+
+    fresh.load_state_dict(run.dm.state_dict())
+
+    assert late and all(torch.equal(fresh.state_dict()[k], v) for k, v in late.items())
+    fresh(rows(), True)
+    assert all(torch.equal(fresh.state_dict()[k], v) for k, v in late.items())
