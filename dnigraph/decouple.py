@@ -139,7 +139,7 @@ def _by_the_first_rung_that_does(
                     dm: DecoupledModule = HookedModule(model, captured.graph, plan, choices.make)
                 else:
                     later = how if rung is climb.rungs[0] else rung.name  # the way to capture other modes and paths
-                    dm = CapturedModule(model, cuts, later, choices.make, network_of)
+                    dm = CapturedModule(model, cuts, later, choices.make, network_of, how == "auto")
                     _add(dm, captured, args, kwargs, climb.reasons)
                 choices.check_names(dm.plan.crossings)
                 if check:

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..boundaries.boundary_set import BoundarySet
 from ..passes.graph.captured_graph import CapturedGraph
 from ..passes.graph.nodes import Mode
 from ..passes.graph.pytrees import flatten
 from .attribute_guards import AttributeGuards, looked_into, warn_changed
 from .module import canonical
+from .on_hooks import HookedCalls
 from .specialization import Specialization, assemble
 
 PATHS = 12  # more paths through a model for one kind of call, or more values of its attributes, are not kept
@@ -29,7 +31,8 @@ class Entry:
 
     key: tuple[Any, ...]  # see `Cache.find`
     specializations: list[Specialization] = field(default_factory=list)  # the one that held last comes first
-    runs_whole: bool = False  # no graph can stand for this kind of call
+    runs_whole: bool = False  # no graph can stand for this kind of call, in eval mode
+    hooked: HookedCalls | None = None  # none can in train mode: the model runs whole, with boundaries
 
     def held(self, specialization: Specialization, sizes: Any) -> None:
         """Note that the guards of a specialization held for inputs of these sizes."""
@@ -144,7 +147,7 @@ class Cache:
         attributes.open(looked_into(captured.graph))
         return before != (attributes.ignored, attributes.opened)
 
-    def copy(self, model: nn.Module, boundaries: nn.ModuleDict, memo: dict[int, Any]) -> "Cache":
+    def copy(self, model: nn.Module, boundaries: BoundarySet, memo: dict[int, Any]) -> "Cache":
         """The same specializations on a copy of the model, with copies of its boundaries.
 
         Args:
@@ -153,9 +156,13 @@ class Cache:
         result = Cache(model, self.whole_arguments)
         result._attributes.ignore(self._attributes.ignored)
         result._attributes.open(self._attributes.opened)
-        copies = {id(specialization): assemble(specialization.copy(memo), model, boundaries) for specialization in self}
+        copies = {
+            id(specialization): assemble(specialization.copy(memo), model, boundaries.modules)
+            for specialization in self
+        }
         for key, entry in self._entries.items():
-            result._entries[key] = Entry(key, [copies[id(s)] for s in entry.specializations], entry.runs_whole)
+            hooked = None if entry.hooked is None else entry.hooked.copy(model, boundaries)
+            result._entries[key] = Entry(key, [copies[id(s)] for s in entry.specializations], entry.runs_whole, hooked)
         result.shown = {training: copies[id(s)] for training, s in self.shown.items()}
         return result
 

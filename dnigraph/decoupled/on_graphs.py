@@ -1,6 +1,7 @@
 """A decoupled model on graphs of the original: one for each mode and each path that calls take through its code."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -12,16 +13,18 @@ from torch import fx, nn
 from ..boundaries import Boundary
 from ..boundaries.boundary_set import MakeBoundary
 from ..passes.capture.ladder import RUNGS, capture
+from ..passes.capture.module_graph import observe
 from ..passes.cuts.specs import Cuts
-from ..passes.errors import CaptureError, DniGraphError, GuardMiss
+from ..passes.errors import CaptureError, CutError, DniGraphError, GuardMiss
 from ..passes.graph.captured_graph import CapturedGraph, lookup
 from ..passes.graph.guards import Trust
-from ..passes.parts.boundary_nodes import boundary_key
+from ..passes.parts.boundary_nodes import boundary_key, key_of
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Plan
 from ..passes.sandbox.snapshot import one_at_a_time, taken_back
 from .cache import PATHS, Cache, Entry
 from .module import DecoupledModule, canonical, warn_late
+from .on_hooks import HookedCalls, HooksWarning, hooked_plan
 from .specialization import Specialization, assemble, sizes, specialize
 
 MakeNetwork = Callable[..., Any]  # of a module, a loss, an optimiser, p_update, a seed, and whether to keep a log
@@ -34,11 +37,21 @@ class CapturedModule(DecoupledModule):
 
     Args:
         how: how graphs for other modes and paths are captured: "auto" or a rung of the capture ladder.
+        steps_down: a call in train mode that no graph can stand for runs on hooks, at the same cuts.
     """
 
-    def __init__(self, model: nn.Module, cuts: Cuts, how: str, make_boundary: MakeBoundary, make_network: MakeNetwork):
+    def __init__(
+        self,
+        model: nn.Module,
+        cuts: Cuts,
+        how: str,
+        make_boundary: MakeBoundary,
+        make_network: MakeNetwork,
+        steps_down: bool = False,
+    ):
         super().__init__(model, make_boundary)
         self._cuts, self._how, self._make_network = cuts, how, make_network
+        self._user_cuts, self._steps_down, self._stand_ins = cuts, steps_down, dict[str, Boundary]()
         self._cache = Cache(model, whole_arguments=how in RUNGS and RUNGS[how].whole_arguments)
 
     # ---- to look at
@@ -98,6 +111,7 @@ class CapturedModule(DecoupledModule):
         """Replace the boundaries inside the block by those that `make` makes of their keys."""
         own: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []  # what calls boundaries, and those
         stand_ins: dict[str, nn.Module | None] = {}
+        self._stand_ins = {name: make(key_of(name)).train(self.training) for name in self.boundaries}
         try:
             for specialization in self._cache:
                 holder = specialization.top.get_submodule("dni")
@@ -108,6 +122,7 @@ class CapturedModule(DecoupledModule):
                     holder._modules[key] = stand_ins[key]
             yield
         finally:
+            self._stand_ins = {}
             for holder, modules in own:
                 holder._modules = modules
 
@@ -178,6 +193,8 @@ class CapturedModule(DecoupledModule):
         entry, inputs = self._find(args, kwargs)
         if entry.runs_whole:
             return self.original(*args, **kwargs)
+        if entry.hooked is not None:
+            return entry.hooked(args, kwargs, self._stand_ins)
         for specialization in tuple(entry.specializations):
             if _is_trusted(specialization, inputs):
                 return specialization.build(specialization.run(inputs))
@@ -191,9 +208,10 @@ class CapturedModule(DecoupledModule):
         try:
             with one_at_a_time:
                 specialization = self._capture(entry, args, kwargs, inputs)
-        except CaptureError:
+        except CaptureError as error:
             if self.training:
-                raise
+                entry.hooked = self._on_hooks(args, kwargs, error)
+                return entry.hooked(args, kwargs, self._stand_ins)
             entry.runs_whole = True
             return self.original(*args, **kwargs)  # boundaries do nothing in eval mode: this is the same
         return specialization.build(specialization.run(inputs))
@@ -245,6 +263,28 @@ class CapturedModule(DecoupledModule):
         if self._cache.learn(captured):
             entry, inputs = self._find(args, kwargs)
         return self._add(captured, entry, inputs, strict=not self._cache.shown)
+
+    def _on_hooks(self, args: Any, kwargs: Any, error: CaptureError) -> HookedCalls:
+        """The rung below, for a kind of call that no graph can stand for.
+
+        Raises:
+            CaptureError: `error`, where the cuts cannot be made there either, or a rung was asked for.
+        """
+        if not self._steps_down:
+            raise error
+        try:
+            graph = observe(self.original, args, kwargs)
+            plan = hooked_plan(graph, self.original, self._user_cuts)
+        except CutError:
+            raise error from None
+        calls = HookedCalls(self.original, graph, plan, self.boundary_set, late=True)
+        warnings.warn(
+            f"no graph can stand for a new kind of call ({error.reasons[0]}): such calls run on hooks from now on, "
+            "with the same boundaries; they cannot be trained with dg.Local",
+            HooksWarning,
+            stacklevel=4,
+        )
+        return calls
 
     def _add(
         self, captured: CapturedGraph, entry: Entry, inputs: list[Any], strict: bool, notes: Sequence[str] = ()
@@ -298,10 +338,12 @@ class CapturedModule(DecoupledModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "CapturedModule":
         """A copy with weights, heads and label context of its own, on the same plans."""
         model = copy.deepcopy(self.original, memo)
-        result = CapturedModule(model, self._cuts, self._how, self.boundary_set.make, self._make_network)
+        options = (self._how, self.boundary_set.make, self._make_network, self._steps_down)
+        result = CapturedModule(model, self._user_cuts, *options)
+        result._cuts = self._cuts
         memo[id(self)] = result
         result._copy_boundaries(self, memo)
-        result._cache = self._cache.copy(model, result.boundary_set.modules, memo)
+        result._cache = self._cache.copy(model, result.boundary_set, memo)
         result.unlock = self.unlock
         result.train(self.training)
         return result

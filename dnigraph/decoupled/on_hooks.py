@@ -1,7 +1,7 @@
 """A decoupled model that runs whole: in each call, hooks put boundaries on the values between its modules."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..boundaries import Boundary
-from ..boundaries.boundary_set import MakeBoundary
+from ..boundaries.boundary_set import BoundarySet, MakeBoundary
 from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
 from ..passes.cuts.specs import Cuts, cut_graph
@@ -78,21 +78,76 @@ def _leaks(graph: fx.Graph, plan: Plan, leaking: list[Crossing]) -> list[Note]:
     return [Note(leak, LEAK)]
 
 
+class HookedCalls:
+    """Calls of a model that runs as it is, with boundaries between its modules.
+
+    Args:
+        graph: what `observe` made of one call.
+        plan: what `hooked_plan` made of that.
+    """
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, plan: Plan, boundary_set: BoundarySet, late: bool = False):
+        self.model, self.boundary_set = model, boundary_set
+        nodes = {node.name: node for node in graph.nodes}
+        crossings = [crossing for crossing in plan.crossings if crossing.gradient]
+        self._seen = {node.meta["site"] for node in events(graph)}  # in the example
+        self._sites: dict[Site, str] = {nodes[c.node].meta["site"]: c.name for c in crossings}
+        metas = {name: node.meta for name, node in nodes.items()}
+        new = boundary_set.add(crossings, metas, model.training, late)
+        if late:
+            warn_late(new)
+        self.plan = boundary_set.describe(plan)
+
+    def __call__(self, args: Any, kwargs: Any, stand_ins: Mapping[str, Boundary]) -> Any:
+        """Run the model. `stand_ins`: what is called in place of boundaries, by their names."""
+        if not (self.model.training and torch.is_grad_enabled() and self._sites):
+            return self.model(*args, **kwargs)  # boundaries would do nothing
+        first = next((v for v in flatten((args, kwargs))[0] if isinstance(v, Tensor) and v.dim()), None)
+        batch = 1 if first is None else first.shape[0]
+        places = {(site.path, site.side) for site in self._sites}
+
+        def passed(site: Site, value: Tensor) -> Tensor:
+            name = self._sites.get(site)
+            if name is None and site in self._seen:
+                return value  # not cut here
+            name = name or self._further(site, value, batch)
+            boundary = stand_ins.get(name) or self.boundary_set.by_name[name]
+            # Hooks of our own keep the head's saved tensors out of activation checkpointing, which would recompute and
+            # compare them. Detached, since a saved result would keep its own graph alive.
+            with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
+                result: Tensor = boundary(value)
+            return result
+
+        with Watch(self.model, passed, places).attached():
+            return self.model(*args, **kwargs)
+
+    def _further(self, site: Site, value: Tensor, batch: int) -> str:
+        """A boundary for a further call of a cut module, or a further tensor of it, which the example did not have."""
+        name = self._sites[site] = _name(site)
+        if name not in self.boundary_set.by_name:
+            crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
+            meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), batch)}
+            warn_late(self.boundary_set.add([crossing], {name: meta}, self.model.training, late=True))
+        return name
+
+    def copy(self, model: nn.Module, boundary_set: BoundarySet) -> "HookedCalls":
+        """The same for a deep copy of the model, with copies of the boundaries."""
+        result = copy.copy(self)
+        result.model, result.boundary_set, result._sites = model, boundary_set, dict(self._sites)
+        return result
+
+
 class HookedModule(DecoupledModule):
     """A decoupled model whose original runs as it is in each call, with boundaries between its modules."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph, plan: Plan, make_boundary: MakeBoundary):
         super().__init__(model, make_boundary)
         self._observed, self._stand_ins = graph, dict[str, Boundary]()
+        self._calls = HookedCalls(model, graph, plan, self.boundary_set)
         nodes = {node.name: node for node in graph.nodes}
-        crossings = [crossing for crossing in plan.crossings if crossing.gradient]
-        self._seen = {node.meta["site"] for node in events(graph)}  # in the example
-        self._sites: dict[Site, str] = {nodes[c.node].meta["site"]: c.name for c in crossings}
-        self.boundary_set.add(crossings, {name: node.meta for name, node in nodes.items()}, self.training)
-        self._plan = self.boundary_set.describe(plan)
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
-        results = graph.output_node().all_input_nodes
-        self._below = trained - parameters(heard(results, {nodes[c.node] for c in crossings}))
+        results, cut = graph.output_node().all_input_nodes, {nodes[c.node] for c in plan.crossings if c.gradient}
+        self._below = trained - parameters(heard(results, cut))
         shown = fx.Graph()  # for people who print it: the model is one node
         inputs = tuple([shown.placeholder(name) for name in self._signature.parameters])
         shown.output(shown.create_node("call_module", "original", inputs))
@@ -103,7 +158,7 @@ class HookedModule(DecoupledModule):
     @property
     def plan(self) -> Plan:
         """The plan, made of the example call; the same in both modes."""
-        return self._plan
+        return self._calls.plan
 
     @property
     def parts(self) -> dict[str, fx.GraphModule]:
@@ -116,7 +171,7 @@ class HookedModule(DecoupledModule):
         nodes = {node.name: node for node in self._observed.nodes}
         return {
             part.name: [named[n] for node in part.nodes for n, _, _ in nodes[node].meta["parameters"]]
-            for part in self._plan.parts
+            for part in self.plan.parts
         }
 
     def parameters_below(self) -> set[str]:
@@ -129,34 +184,7 @@ class HookedModule(DecoupledModule):
         """Nothing: all calls run the model itself."""
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        if not (self.training and torch.is_grad_enabled() and self._sites):
-            return self.original(*args, **kwargs)  # boundaries would do nothing
-        first = next((v for v in flatten((args, kwargs))[0] if isinstance(v, Tensor) and v.dim()), None)
-        batch = 1 if first is None else first.shape[0]
-        places = {(site.path, site.side) for site in self._sites}
-        with Watch(self.original, lambda site, value: self._passed(site, value, batch), places).attached():
-            return self.original(*args, **kwargs)
-
-    def _passed(self, site: Site, value: Tensor, batch: int) -> Tensor:
-        name = self._sites.get(site)
-        if name is None and site in self._seen:
-            return value  # not cut here
-        name = name or self._further(site, value, batch)
-        boundary = self._stand_ins.get(name) or self.boundaries[name]
-        # Hooks of our own keep the head's saved tensors out of activation checkpointing, which would recompute and
-        # compare them. Detached, since a saved result would keep its own graph alive.
-        with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, lambda saved: saved):
-            passed: Tensor = boundary(value)
-        return passed
-
-    def _further(self, site: Site, value: Tensor, batch: int) -> str:
-        """A boundary for a further call of a cut module, or a further tensor of it, which the example did not have."""
-        name = self._sites[site] = _name(site)
-        if name not in self.boundaries:
-            crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
-            meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), batch)}
-            warn_late(self.boundary_set.add([crossing], {name: meta}, self.training, late=True))
-        return name
+        return self._calls(args, kwargs, self._stand_ins)
 
     def standing(self) -> dict[str, nn.Module]:
         """The modules that are called on the crossings at present, stand-ins included, by the crossings' names."""
@@ -176,8 +204,8 @@ class HookedModule(DecoupledModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> "HookedModule":
         """A copy with weights, heads and label context of its own, on the same plan."""
         model = copy.deepcopy(self.original, memo)
-        result = memo[id(self)] = HookedModule(model, self._observed, self._plan, self.boundary_set.make)
+        result = memo[id(self)] = HookedModule(model, self._observed, self.plan, self.boundary_set.make)
         result._copy_boundaries(self, memo)
-        result._sites = dict(self._sites)
+        result._calls = self._calls.copy(model, result.boundary_set)
         result.train(self.training)
         return result

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kit.models import CLASSES, ZOO, Moody, Skipping, X, labels, loss_of
+from kit.side_by_side import Net, differences, x
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -381,3 +382,38 @@ def test_behind_a_convolution_along_a_line_the_length_may_be_another():
             dm(torch.randn(4, 2, length)).sum().backward()
 
     assert dm.boundaries["1"].spec.kind == "maps"
+
+
+def random_in_one_kind_of_call(net, v, noisy=False):
+    h = net.a(v).relu()
+    return net.c(h * random.random() if noisy else h)
+
+
+def test_a_call_that_no_graph_can_stand_for_steps_down_in_mid_training():
+    calls = [(x(4, k), {"noisy": k % 2 == 1}) for k in range(6)]
+    with pytest.warns(dg.HooksWarning, match="such calls run on hooks") as told:
+        found, dm = differences(lambda: Net(random_in_one_kind_of_call), calls, quiet=False)
+
+    assert found == [] and len(told.list) == 1 and dm.plan.capture == "record"
+    assert set(dm.boundaries) == {"a"}  # the same boundary on both rungs
+
+
+def test_what_steps_down_hears_its_boundary_and_is_copied():
+    torch.manual_seed(0)
+    dm = dg.decouple(Net(random_in_one_kind_of_call), "a", (x(),), boundary=dg.silent())
+    with pytest.warns(dg.HooksWarning):
+        dm(x(), noisy=True).sum().backward()
+    assert dm.original.a.weight.grad is None or not dm.original.a.weight.grad.any()
+    assert dm.original.c.weight.grad.any()
+
+    twin = copy.deepcopy(dm)
+    twin(x(), noisy=True).sum().backward()
+    assert torch.equal(dm.original.a.weight, twin.original.a.weight)
+    assert twin.original.a.weight.grad is None or not twin.original.a.weight.grad.any()
+
+
+def test_a_rung_that_was_asked_for_is_not_left():
+    dm = dg.decouple(Net(random_in_one_kind_of_call), "a", (x(),), boundary="oracle", capture="record")
+
+    with pytest.raises(dg.CaptureError):
+        dm(x(), noisy=True)
