@@ -67,6 +67,10 @@ class Boundary(nn.Module, ABC):
         """Whether a visit fails where the context has no label."""
         return False
 
+    def takes_infinite(self) -> bool:
+        """Told that values are infinite, as masked scores are. Returns whether it can visit them; with weights: no."""
+        return next(self.parameters(), None) is None
+
     def settings(self) -> dict[str, Any]:
         """What it was made with, as plain data. It must be the same where the state is loaded."""
         return {"head": self.head_name}

@@ -94,6 +94,11 @@ class Dni(Boundary):
         """Whether its head looks at the label."""
         return self.head.condition is not None
 
+    def takes_infinite(self) -> bool:
+        """Yes: the head sees 0 in their place."""
+        self._masks = True
+        return True
+
     def settings(self) -> dict[str, Any]:
         """Its head, the head's condition, and the options of `dni`."""
         condition = None if self.head.condition is None else str(self.head.condition)

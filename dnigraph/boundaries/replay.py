@@ -35,7 +35,9 @@ class Replay(nn.Module):
         return F.mse_loss(estimate(value, label), target) * count
 
     def remember(self, value: Tensor, label: Tensor | None, target: Tensor) -> None:
-        """Keep a batch; the oldest one goes where there are `size` already."""
+        """Keep a batch; the oldest one goes where there are `size` already. One that is not finite is not kept."""
+        if not bool(target.isfinite().all()):
+            return
         batch = {"value": value.clone(), "label": label, "target": target}
         if len(self) and not self._matches(batch):
             self._buffers.clear()

@@ -358,6 +358,11 @@ class Network:
         return {} if self.running is None else dict(self.running.boundaries)
 
     @property
+    def skipped(self) -> dict[str, int]:
+        """How many updates of each agent, or head, were skipped, since a gradient was not finite."""
+        return {} if self.running is None else dict(self.running.skips.counts)
+
+    @property
     def graph(self) -> Graph:
         """The network as a `networkx.MultiDiGraph`."""
         return graph_of(self.agents, self.links, self.topology.wiring().delays)

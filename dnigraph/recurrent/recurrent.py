@@ -237,9 +237,9 @@ class Recurrent:
         """The same as a `Network`: an agent "core" that sends itself its state, with what stands at a window's end.
 
         A tick is a window of a stream: `net.tick(x, target, ends=...)` gives the numbers of
-        `step(x, target, ends=...)`, for all sequences at once. It knows no masks and resets, and no guard against
-        gradients that are not finite, and the loss that it tells of a window shorter than the horizon is its share of
-        a whole one. Module, head, optimisers, and whether sequences end are those of this runner; the place in the
+        `step(x, target, ends=...)`, for all sequences at once. It knows no masks and resets, a state that is not finite
+        stays so until the sequences end, and the loss that it tells of a window shorter than the horizon is its share
+        of a whole one. Module, head, optimisers, and whether sequences end are those of this runner; the place in the
         stream is the network's own, and begins anew. So use one of the two, or call `reset()` before you come back to
         this one.
 

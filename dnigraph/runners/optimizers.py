@@ -1,6 +1,7 @@
 """Optimisers and schedules, one for each part and boundary, stepped as soon as their gradients are complete."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -54,10 +55,33 @@ class Group:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
 
+    def update_if_finite(self) -> bool:
+        """`update`, unless a gradient is not finite: then all are dropped. Returns whether the parameters moved."""
+        sound = finite([p.grad for p in self.parameters if p.grad is not None])
+        if sound:
+            self.update()
+        else:
+            self.forget()
+        return sound
+
     def forget(self) -> None:
         """Drop the gradients, as `optimizer.zero_grad` does, in a tenth of its time."""
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite. On an accelerator the host waits for it once."""
+    if not tensors:
+        return True
+    plain = [(t.coalesce().values() if t.layout == torch.sparse_coo else t).detach() for t in tensors]
+    plain = [torch.view_as_real(t) if t.is_complex() else t for t in plain]
+    devices = {t.device for t in plain}
+    if all(device.type == "cpu" for device in devices):
+        total = sum(float(t.sum()) for t in plain)
+    else:
+        total = sum(float(torch.stack([t.sum().float() for t in plain if t.device == d]).sum()) for d in devices)
+    return math.isfinite(total) or all(bool(t.isfinite().all()) for t in plain)  # a sum of large numbers overflows
 
 
 class Updates:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...decoupled.module import DecoupledModule
 from ...heads.conditions import ConditionError
-from ...runners.optimizers import Group
+from ...runners.optimizers import Group, finite
 from ..description.agent import Agent
 from ..description.network_error import NetworkError
 from ..description.ports import outputs_of
@@ -21,6 +21,7 @@ from .failure_notes import failure_notes
 from .firing import Firing, stashed
 from .inbox import Inbox
 from .outbox import Outbox
+from .skips import Skips
 from .tick import Tick
 
 
@@ -36,9 +37,10 @@ class Actor:
 
     def __init__(
         self, agent: Agent, inboxes: list[Inbox], outboxes: list[Outbox], group: Group | None, seed: int,
-        log: EventLog | None,
+        log: EventLog | None, skips: Skips | None = None,
     ):  # fmt: skip
         self.agent, self.inboxes, self.outboxes, self.group, self.log = agent, inboxes, outboxes, group, log
+        self.skips = skips or Skips()
         self.waiting: list[Firing] = []
         self.chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
         self._learned = False
@@ -46,6 +48,7 @@ class Actor:
         self._free = {f"{agent.name}.{name}": name for name in agent.inputs.names if name not in fed}
         self._needed = [port for port, name in self._free.items() if name not in agent.inputs.optional]
         self._decoupled = [m for m in agent.module.modules() if isinstance(m, DecoupledModule)]
+        self._statistics = [b for b in agent.module.buffers() if b.is_floating_point() and b.layout == torch.strided]
         waits = any(box.boundary is not None and box.boundary.waits for box in outboxes)
         self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if waits else []
 
@@ -60,7 +63,7 @@ class Actor:
             if firing is not None:
                 self.waiting.append(firing)
                 self._learn()
-        self.step()
+        self.step(tick.number, tick.losses.get(self.agent.name))
         for box in self.outboxes:
             box.push()
 
@@ -79,7 +82,7 @@ class Actor:
         for box in self.outboxes:
             box.hear(False)
         self._learn()
-        self.step()
+        self.step(tick.number)
         for box in self.outboxes:
             box.forget_graphs()
             self._note_answers(box, tick.number)
@@ -160,13 +163,22 @@ class Actor:
         with ExitStack() as stack:
             for model in self._decoupled if label is not None else ():
                 stack.enter_context(model.conditioned(label))
-            return self.agent.module(**arguments)
+            before = [b.clone() for b in self._statistics]
+            returned = self.agent.module(**arguments)
+        if before and not finite(self._statistics) and finite(before):
+            for statistic, kept in zip(self._statistics, before, strict=True):  # else they would stay so for ever
+                statistic.data.copy_(kept)  # .data: the graph that has just been made may hold them
+        return returned
 
     def _send(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any], label: Any, learns: bool) -> None:
         for number, box in enumerate(self.outboxes):
             if box.port not in outputs:
                 continue  # the module did not return this output
             value = _own_memory(outputs[box.port], self.agent.module)
+            if box.harmed_by(value):
+                self.skips.note(self.agent.name, tick.number, f"{box.link.source}, which it sends,")
+                box.pass_on(tick.number, value)
+                continue
             if not learns and isinstance(value, Tensor) and value.is_floating_point():
                 value = value.detach().requires_grad_()  # the head still learns when the answer comes
             try:
@@ -192,7 +204,7 @@ class Actor:
         with torch.no_grad():
             for box in self.outboxes:
                 if box.port in outputs:
-                    box.send(tick.number, _own_memory(outputs[box.port], self.agent.module), None, firing.answered)
+                    box.pass_on(tick.number, _own_memory(outputs[box.port], self.agent.module))
 
     def _loss(self, returned: Any, outputs: Mapping[str, Any], tick: Tick, learns: bool) -> Tensor | None:
         name, choice = self.agent.name, self.agent.loss
@@ -218,13 +230,19 @@ class Actor:
         for firing in ready:
             firing.learn()
 
-    def step(self) -> None:
-        """Step the optimisers of the agent and of its heads that have new gradients."""
-        if self._learned and self.group is not None:
-            self.group.update()
+    def step(self, tick: int, loss: Tensor | None = None) -> None:
+        """Step the optimisers of the agent and of its heads that have new gradients, where these are finite.
+
+        Args:
+            loss: of a firing in this tick.
+        """
+        if self._learned and self.group is not None and not self.group.update_if_finite():
+            what = "its gradient" if loss is None or finite([loss]) else f"its loss, {float(loss)},"
+            self.skips.note(self.agent.name, tick, what)
         self._learned = False
         for box in self.outboxes:
-            box.step()
+            if not box.step():
+                self.skips.note(f"the head of {box.link.name}", tick, "its gradient")
 
     def settle(self, tick: int) -> bool:
         """Hear all answers and learn from them, without an optimiser step. Returns whether anything changed."""

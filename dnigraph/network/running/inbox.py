@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...runners.optimizers import finite
 from ..description.clock import Clock
 from ..description.link import Link, Port
 from ..description.network_error import NetworkError
@@ -160,10 +161,14 @@ class Inbox:
     # ---- answering
 
     def learned(self, tick: int, reading: Reading, gradient: Tensor | None) -> None:
-        """Called when a firing has learned, or never will: its messages get their shares of the gradient."""
+        """Called when a firing has learned, or never will: its messages get their shares of the gradient.
+
+        A gradient that is not finite is none.
+        """
         count = len(reading.entries)
         if not count:
             return
+        gradient = gradient if gradient is None or finite([gradient]) else None
         shares = [None] * count if gradient is None else self.policy.shares(gradient, count)
         for entry, share in zip(reading.entries, shares, strict=True):
             entry.open -= 1

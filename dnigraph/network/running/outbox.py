@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...boundaries import Boundary, Visit, sum_in_order
-from ...runners.optimizers import Group
+from ...runners.optimizers import Group, finite
 from ...runners.step import backward, pairs
 from ..description.agent import Agent
 from ..description.link import Link
@@ -80,10 +80,22 @@ class Outbox:
             return False
         return boundary.waits or not self.in_vain(tick)
 
+    def harmed_by(self, value: Any) -> bool:
+        """Whether a value is not finite, and would make what the boundary has learned, or averages, so."""
+        if self.boundary is None or not isinstance(value, Tensor) or not value.is_floating_point() or finite([value]):
+            return False
+        if next(self.boundary.parameters(), None) is None:
+            return False
+        return bool(value.isnan().any()) or not self.boundary.takes_infinite()
+
+    def pass_on(self, tick: int, value: Any) -> None:
+        """Prepare a message from which nothing learns."""
+        self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
+
     def send(self, tick: int, value: Any, label: Any, waiting: Answered, in_vain: bool = False) -> Visit | None:
         """Prepare the message for `push`. Returns the visit of the boundary, if something learns from it."""
         boundary = self.boundary
-        self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
+        self.pass_on(tick, value)
         if boundary is None or not isinstance(value, Tensor) or not boundary.learns(value):
             return None
         if in_vain and not boundary.waits:
@@ -143,11 +155,11 @@ class Outbox:
             if sent.waiting is None:
                 sent.visit = None
 
-    def step(self) -> None:
-        """Step the head's optimiser, if it has new gradients."""
-        if self._learned and self.group is not None:
-            self.group.update()
+    def step(self) -> bool:
+        """Step the head's optimiser, if it has new gradients. Returns False if these were not finite."""
+        sound = not self._learned or self.group is None or self.group.update_if_finite()
         self._learned = False
+        return sound
 
     def _note(self, number: int, answer: Answer) -> None:
         sent = self.sent.get(answer.sent)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...heads.layers import GAIN, Hidden
 from ...passes.errors import nearest
-from ...runners.optimizers import Group
+from ...runners.optimizers import Group, finite
 from ..description.link import SyntheticChoice
 from ..description.network_error import NetworkError
 from .channel import Message
@@ -66,7 +66,7 @@ class Prediction:
     def predict(self, sent: int, inputs: Mapping[str, Any]) -> Tensor:
         """Predict, from inputs of the network, the message that was sent in this tick."""
         with torch.enable_grad():
-            prediction: Tensor = self.predictor(*(inputs[name] for name in self.names))
+            prediction: Tensor = self.predictor(*(_finite(inputs[name]) for name in self.names))
         self._open = (sent, prediction)
         return prediction.detach()
 
@@ -79,12 +79,17 @@ class Prediction:
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own has no types
         if self.group is not None:
-            self.group.update()
+            self.group.update_if_finite()  # the message may not be finite: its sender says so
         return True
 
     def forget(self) -> None:
         """Release the graph of the prediction."""
         self._open = None
+
+
+def _finite(value: Tensor) -> Tensor:
+    """The value with 0 in place of what is not finite: the predictor averages over what it sees."""
+    return value if finite([value]) else value.nan_to_num(0.0, 0.0, 0.0)
 
 
 def make_predictor(

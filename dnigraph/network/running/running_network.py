@@ -28,6 +28,7 @@ from .event_log import EventLog
 from .inbox import Inbox
 from .outbox import Outbox
 from .prediction import Prediction, make_predictor
+from .skips import Skips
 from .tick import Tick
 
 OUTSIDE = Clock()  # an input of the network may come in any tick
@@ -42,6 +43,7 @@ class RunningNetwork:
     predictors: dict[str, nn.Module]  # by output and input
     inboxes: dict[tuple[int, int], Inbox]  # by the numbers of link and receiver
     outboxes: dict[int, Outbox]  # by the number of the link
+    skips: Skips  # updates that were skipped, of all actors
 
     def __post_init__(self) -> None:
         self._outside = [(i.link.source.name, i) for i in self.inboxes.values() if i.link.outside]
@@ -108,6 +110,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         builder.make_modules(context)
     owner = {p: name for name, agent in agents.items() for p in agent.module.parameters() if p.requires_grad}
+    skips = Skips()
     actors, inboxes, outboxes = dict[str, Actor](), dict[tuple[int, int], Inbox](), dict[int, Outbox]()
     for name, agent in agents.items():
         make = agent.optimizer or optimizer
@@ -115,10 +118,10 @@ def build(
         group = builder.group(name, own, make, agent.clip)
         outputs = {number: builder.outbox(number, make) for number in builder.sends[name]}
         inputs = {end: builder.inbox(*end, make) for end in builder.reads[name]}
-        actors[name] = Actor(agent, list(inputs.values()), list(outputs.values()), group, seed, log)
+        actors[name] = Actor(agent, list(inputs.values()), list(outputs.values()), group, seed, log, skips)
         outboxes |= outputs
         inboxes |= inputs
-    running = RunningNetwork(actors, builder.named_boundaries(), builder.named_predictors(), inboxes, outboxes)
+    running = RunningNetwork(actors, builder.named_boundaries(), builder.named_predictors(), inboxes, outboxes, skips)
     running.connect()
     running.follow(wiring)
     return running

@@ -38,4 +38,4 @@ def settle(network: RunningNetwork, order: Sequence[str], tick: int) -> None:
         changed = [actor for actor in actors if actor.settle(tick)]
         busy = bool(changed) or any(actor.give_up(tick) for actor in last_first)
     for actor in actors:
-        actor.step()
+        actor.step(tick)
