@@ -7,6 +7,7 @@ import torch
 from torch import fx, nn
 
 from ..passes.graph.captured_graph import SHELTER, sheltered
+from ..passes.graph.nodes import held_modules
 from ..passes.sandbox.object_graph import ObjectGraph
 
 
@@ -90,6 +91,8 @@ class Assembly:
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 self._attach(module, str(node.target), node.op == "call_module")
+            for held in held_modules(node):  # its weights learn in this part, though no node of the graph reads them
+                module._modules[f"_held_{len(module._modules)}"] = held
         module.training = self.model.training
         return module
 

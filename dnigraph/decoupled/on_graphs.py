@@ -84,7 +84,7 @@ class CapturedModule(DecoupledModule):
         return {name: [p for p in part.parameters() if p.requires_grad] for name, part in self.parts.items()}
 
     def parameters_below(self) -> set[str]:
-        """The parameters of parts whose values reach the results through boundaries only."""
+        """The parameters of parts whose values reach the results through boundaries only. Those of no part are none."""
         specialization = self.specialization
         results, crossing = set[str](), set[str]()
         for value in specialization.split.outputs:
@@ -94,10 +94,12 @@ class CapturedModule(DecoupledModule):
             if one.gradient:
                 crossing.add(one.node)
         above = set[nn.Parameter]()  # of parts that make a result of the model, or nothing that a boundary is on
+        everywhere = set[nn.Parameter]()
         for part in specialization.plan.parts:
+            everywhere.update(specialization.parts[part.name].parameters())
             if not results.isdisjoint(part.outputs) or crossing.isdisjoint(part.outputs):
                 above.update(specialization.parts[part.name].parameters())
-        return {name for name, parameter in self.original.named_parameters() if parameter not in above}
+        return {name for name, parameter in self.original.named_parameters() if parameter in everywhere - above}
 
     def standing(self) -> dict[str, nn.Module]:
         """The modules that are called on the crossings at present, stand-ins included, by the crossings' names."""

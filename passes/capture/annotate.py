@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..graph.captured_graph import CapturedGraph, Owner
 from ..graph.facts import batch_dim
-from ..graph.nodes import NodeMeta
+from ..graph.nodes import NodeMeta, held_modules
 from ..sandbox.snapshot import fresh_copies, untouched
 
 # What makes or keeps [batch, channels, positions]: functions, by their name in any of torch's spellings, and layers.
@@ -42,6 +42,7 @@ class Annotator(fx.Interpreter):
     def __init__(self, captured: CapturedGraph, model: nn.Module, data: bool = True):
         owner = Owner(model, captured.constants)  # `captured.module` would write code that nobody runs
         super().__init__(owner, garbage_collect_values=False, graph=captured.graph)  # freed memory looks like a view
+        self.model = model
         self.counter = Counter()  # type: ignore[no-untyped-call]  # torch's
         self.random_state: Callable[[], bytes] = _random_state if data else bytes
 
@@ -96,6 +97,9 @@ class Annotator(fx.Interpreter):
                 node.meta["buffers"] = tuple(dict(owned.named_buffers(prefix=path)))
             elif isinstance(owned, nn.Parameter):
                 parameters.append((path, owned.numel(), owned.requires_grad))
+        for held in held_modules(node):
+            prefix = next((name for name, module in self.model.named_modules() if module is held), "")
+            parameters += [(name, p.numel(), p.requires_grad) for name, p in held.named_parameters(prefix=prefix)]
         node.meta["parameters"] = tuple(parameters)
         return owned
 

@@ -107,6 +107,16 @@ class Call:
         return self  # a value: nothing in it changes
 
 
+def held_modules(node: fx.Node) -> list[nn.Module]:
+    """The modules that a node hands to an autograd function, which runs them by itself."""
+    function = getattr(node.target, "function", node.target)
+    owner, held = getattr(function, "__self__", None), list[nn.Module]()
+    if node.op == "call_function" and isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+        given = (getattr(node.target, "slots", None), node.args, node.kwargs)
+        rebuild(given, lambda value: held.append(value) if isinstance(value, nn.Module) else None)
+    return held
+
+
 class SizeCheck:
     """A function that tells from the sizes of inputs whether a graph holds for them: a guard on it looks at no data."""
 

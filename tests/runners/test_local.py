@@ -350,12 +350,27 @@ class HidesWeights(nn.Module):
         return self.c(Checkpointed.apply(self.a(x).relu(), self.hidden).relu())
 
 
-@pytest.mark.parametrize("cut", [dg.before("c")])
-def test_weights_that_no_graph_reads_are_trained_as_in_drop_in_training(cut):
+class HidesInAClosure(HidesWeights):
+    def forward(self, x):
+        return self.c(Checkpointed.apply(self.a(x).relu(), lambda h: self.hidden(h).tanh()).relu())
+
+
+def test_what_an_autograd_function_is_handed_belongs_to_the_part_that_calls_it():
+    dm = dg.decouple(HidesWeights(), ["a", dg.before("c")], (torch.randn(4, 8),), boundary="oracle")
+
+    owners = [name for name, part in dm.parts.items() for p in part.parameters() if p is dm.original.hidden.weight]
+
+    assert owners == ["part_1"]
+    assert {"hidden.weight", "hidden.bias", "a.weight"} <= dm.parameters_below()
+
+
+@pytest.mark.parametrize("cut", [dg.before("c"), "a", ["a", dg.before("c")]])
+@pytest.mark.parametrize("hides", [HidesWeights, HidesInAClosure])
+def test_weights_that_no_graph_reads_are_trained_as_in_drop_in_training(cut, hides):
     x, y, weights = torch.randn(4, 8), labels(4), []
     for local in (True, False):
         torch.manual_seed(0)
-        dm = dg.decouple(HidesWeights(), cut, (x,), condition=dg.one_hot(CLASSES)).train()
+        dm = dg.decouple(hides(), cut, (x,), condition=dg.one_hot(CLASSES)).train()
         optimizer = torch.optim.SGD(dm.parameters(), 0.5)
         run = dg.Local(dm, loss=F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.5))
         for _ in range(5):
