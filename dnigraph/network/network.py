@@ -246,7 +246,11 @@ class Network:
             actor.clear()
 
     def pause(self, name: str) -> None:
-        """The agent does not fire until `resume`. Messages still reach it; old ones are dropped for new ones."""
+        """The agent does not fire until `resume`. Messages still reach it; old ones are dropped for new ones.
+
+        What it has sent is read on. Readings return their gradients when it sends again or the episode ends; those of
+        a message that was answered before the pause return none, of which you are warned where it waits for true ones.
+        """
         self.topology.agent(name).present = False
 
     def resume(self, name: str) -> None:

@@ -95,3 +95,66 @@ def test_a_message_that_somebody_has_written_to_is_refused():
 
     with pytest.raises(dg.NetworkError, match=r"b.input: what x sent in tick 0 has been written to since: send a copy"):
         net.tick(x, torch.ones(2, 3))
+
+
+class Weight(nn.Module):
+    """A weight of 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return x * self.weight
+
+
+def paused(before, boundary="oracle", **options):
+    """How often the weight counts in six ticks of a sender that fires in every third, and is paused from one on."""
+    net = dg.Network(optimizer=lambda p: torch.optim.SGD(p, 1.0)).add("a", Weight(), every=3, phase=0)
+    net.add("b", nn.Identity(), loss=lambda out, y: out.sum())
+    net.connect("a.output", "b.input", boundary=boundary, initial=(1,), **options)
+    for i in range(6):
+        if i == before:
+            net.pause("a")
+        net.tick({"a.x": torch.ones(1, 1)}, {"b": torch.ones(1)})
+    net.finish()
+    return round(1 - net.agents["a"].module.weight.item(), 5)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("before", "options", "readings"),
+    [
+        (1, {"delay": 1}, 5),  # sent in tick 0, read in ticks 1 to 5
+        (2, {"delay": 1, "policy": "mean"}, 5),
+        (3, {"delay": 1}, 5),  # paused just before it would have sent the next one
+        (4, {"delay": 1}, 5),  # the next one is read in ticks 4 and 5
+        (1, {"delay": 0}, 6),
+        (2, {"delay": 0, "policy": "mean"}, 6),
+        (9, {"delay": 0}, 6),
+    ],
+)
+def test_a_message_of_a_paused_oracle_returns_the_gradient_of_every_reading(before, options, readings):
+    assert paused(before, **options) == readings
+
+
+@pytest.mark.parametrize("boundary", ["oracle", dg.silent(refresh=1), dg.dni(blend=1.0)])
+def test_a_reading_of_what_was_answered_before_the_pause_is_told_once(boundary):
+    """In tick 2 the clocks say that nobody will read the message again."""
+    with pytest.warns(UserWarning, match=r"tick 3: b.input reads again what a.output sent in tick 0") as caught:
+        found = paused(3, boundary, delay=0)
+
+    assert found == 3
+    assert len([w for w in caught if "reads again" in str(w.message)]) == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_behind_the_end_of_a_stretch_of_time_nothing_is_expected_to_go_back():
+    net = dg.Network(optimizer=sgd).add("a", Weight()).add("b", Weight(), loss=lambda out, y: out.sum())
+    net.connect("a.output", "b.x", boundary="oracle")
+    tick = {"a.x": torch.ones(1, 1)}, {"b": torch.ones(1)}
+    net.tick(*tick)
+
+    net.settle()
+    net.pause("a")
+    net.tick(*tick)

@@ -1,5 +1,6 @@
 """The receiver's end of a link: messages come in, are read, and are answered once."""
 
+import warnings
 from collections import deque
 from collections.abc import Container
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ...runners.optimizers import finite
+from ..description.agent import Agent
 from ..description.clock import Clock
 from ..description.link import Link, Port
 from ..description.network_error import NetworkError
@@ -23,7 +25,8 @@ class Inbox:
     """Holds what one input of an agent can read.
 
     A message is answered when no firing will read it any more and all firings that read it have learned. Whether it
-    will be read follows from the two clocks, as if no agent were ever paused; a later reading returns no gradient.
+    will be read follows from the two clocks; of a sender that is paused by now, the message stays open until the next
+    one comes. A message that was answered before its sender was paused may be read again, and returns no gradient.
 
     Args:
         sink: the input.
@@ -34,16 +37,20 @@ class Inbox:
         optional: whether the argument has a default.
         copies: whether the agent writes to the value in place, so that each reading needs a copy.
         prediction: what the agent reads in place of messages, in train mode.
+        source: the sender, which may be paused; None: an input of the network.
+        exact: whether the sender waits for the true gradient.
     """
 
     def __init__(
         self, link: Link, sink: Port, delay: int, sender: Clock, reader: Clock, *, initial: Any = None,
         example: Tensor | None = None, optional: bool = False, copies: bool = False,
-        prediction: Prediction | None = None,
+        prediction: Prediction | None = None, source: Agent | None = None, exact: bool = False,
     ):  # fmt: skip
         self.link, self.sink, self.delay, self.sender, self.reader = link, sink, delay, sender, reader
         self.policy, self.initial, self.optional, self.copies = link.policy, initial, optional, copies
         self.prediction = prediction
+        self.source, self.exact = source, exact
+        self._told = False  # that readings return no gradient
         self.ordered = False  # whether messages are read within the tick in which they are sent
         self.messages: Channel[Message | None] = Line()
         self.answers: Channel[list[Answer]] = Line()
@@ -132,10 +139,29 @@ class Inbox:
             if entry.message.spoilt:
                 words = f"what {self.link.source} sent in tick {entry.message.sent} has been written to since: "
                 raise NetworkError([f"{self.sink}: {words}send a copy, tensor.clone()"], "a message is not what it was")
+            if entry.answered and entry.message.wants and tick.learning:
+                self._tell_of_lost_gradient(entry.message, tick.number)
             entry.open += 1
             entry.read = True
         value = self._joined([entry.message for entry in entries])
         return Reading(value, entries, tick.number - entries[0].message.sent)
+
+    def _tell_of_lost_gradient(self, message: Message, tick: int) -> None:
+        """Warn once that a reading returns no gradient, where the sender waits for the true one."""
+        if not self._told and self.exact and not self._source_fires:
+            self._told = True
+            warnings.warn(
+                f"tick {tick}: {self.sink} reads again what {self.link.source} sent in tick {message.sent}. That was "
+                f"answered before {self.link.source.agent} was paused, so nothing of this reading goes back: with an "
+                "oracle the gradient lacks it, beside that of the unrolled network. To have it, pause before the last "
+                "reading; or end the stretch of time first, net.settle()",
+                stacklevel=7,
+            )
+
+    @property
+    def _source_fires(self) -> bool:
+        """Whether the sender is not paused."""
+        return self.source is None or self.source.present
 
     def _first(self, batch: int | None) -> Any:
         if self.initial is None:
@@ -184,6 +210,8 @@ class Inbox:
 
         For a mean, pass the newest of the averaged messages: the next message replaces them all.
         """
+        if not self._source_fires:
+            return False
         newer = message.sent
         for _ in range(self.policy.keeps or 1):
             newer = self.sender.after(newer)
@@ -213,6 +241,8 @@ class Inbox:
         self.coming = deque(Message(m.sent, m.value, False) for m in self.coming)
         for entry in self.entries:
             self._close(entry)
+            if entry.answered:
+                entry.message = Message(entry.message.sent, entry.message.value, False)
 
     def clear(self) -> None:
         """Drop all messages."""

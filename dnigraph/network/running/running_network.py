@@ -181,6 +181,8 @@ class _Builder:
         sink, sample = link.sinks[i], self.trial.sample(link)
         agent = self.agents[sink.agent or ""]
         optional = sink.name in agent.inputs.optional
+        boundary = self._boundaries.get(number)
+        exact = boundary is not None and boundary.waits
         prediction = None
         if (number, i) in self._predictors:
             module, names = self._predictors[number, i]
@@ -192,6 +194,7 @@ class _Builder:
             initial=_initial(link, sample, self.batch, optional),
             example=sample if isinstance(sample, Tensor) else None,
             optional=optional, copies=str(sink) in self.trial.writes, prediction=prediction,
+            source=None if link.outside else self.agents[link.source.agent or ""], exact=exact,
         )  # fmt: skip
 
     def outbox(self, number: int, make: MakeOptimizer) -> Outbox:
