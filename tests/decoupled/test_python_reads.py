@@ -82,6 +82,7 @@ scripts = torch.jit.CompilationUnit("""
 def longest(lengths): return lengths.max()
 def mask(lengths, n: int): return torch.arange(n).unsqueeze(0) < lengths.unsqueeze(1)
 def scaled(x): return x * 2
+def factor(x): return torch.full((1,), 1.0 / x.size(1))
 """)
 
 
@@ -104,6 +105,31 @@ def test_what_a_script_makes_is_no_constant(forward):
     lengths = [torch.tensor(i) for i in ([5, 2, 3, 4], [3, 1, 2, 3], [1, 6, 6, 2])]
 
     found, dm = differences(lambda: Net(forward), [(x(4, k, 6), i) for k, i in enumerate(lengths)])
+
+    assert found == [] and dm.plan.capture == "record"
+
+
+def factor_of_a_size(net, x, lengths):
+    return net.c(net.a(x).relu() * scripts.factor(x)).mean(1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_script_that_reads_sizes_only_is_no_constant_either():
+    found, dm = differences(lambda: Net(factor_of_a_size), [(x(4, k, n), None) for k, n in enumerate((4, 4, 9, 5))])
+
+    assert found == [] and dm.plan.capture == "record"
+
+
+class Double(nn.Module):
+    def forward(self, x):
+        return x * 2 + x.sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_script_module_beside_the_model_is_run_by_the_rung_that_runs_the_model():
+    beside = torch.jit.script(Double())
+
+    found, dm = differences(lambda: Net(lambda net, v: net.c(beside(net.a(v)))), [(x(4, k),) for k in range(3)])
 
     assert found == [] and dm.plan.capture == "hooks"
 

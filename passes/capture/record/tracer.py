@@ -104,7 +104,12 @@ class Tracer:
         """Send what this thread does through the tracer; other threads notice nothing."""
         # The stance first: it imports Dynamo, which remembers the builtins that it finds for the rest of the process.
         stance = torch.compiler.set_stance("force_eager")
-        patches = ((nn.Module, "__call__", self._call), (Function, "apply", self._apply), (builtins, "len", self._len))
+        patches = (
+            (nn.Module, "__call__", self._call),
+            (Function, "apply", self._apply),
+            (torch.jit.ScriptFunction, "__call__", self._script),
+            (builtins, "len", self._len),
+        )
         with _patching, stance:
             originals = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
             try:
@@ -126,6 +131,12 @@ class Tracer:
             return self._module_calls.function(bound, cls, args, kwargs)
 
         return classmethod(apply)
+
+    def _script(self, original: Any) -> Any:
+        def call(script: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._module_calls.function(original.__get__(script), type(script), args, kwargs)
+
+        return call
 
     def _len(self, original: Any) -> Any:
         def length(value: Any) -> Any:
