@@ -1,7 +1,8 @@
 """One interface for all step modules: a window in, its outputs and last state out."""
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
@@ -132,16 +133,80 @@ def first_state(core: Core, initial: Any, x: Any, batch: int) -> Any:
     module = core.module
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return _zeros(module, batch)
+    _refuse_other_arguments(module)
     try:
         _, state = core.advance(x, None)
     except RecurrentError:
         raise
     except Exception as error:
         raise RecurrentError(
-            [f"{type(module).__name__} fails without a state: {type(error).__name__}: {str(error).splitlines()[0]}"],
-            "let it take state=None and make zeros, or give initial=lambda batch: ... (its first state)",
+            [f"{type(module).__name__} fails without a state: {type(error).__name__}: {first_line(error)}"],
+            f"{_seen(core, x)}. If that is right, let it take state=None and make zeros, or give initial=lambda batch: "
+            "... (its first state)",
         ) from error
     return pytree.tree_map(_zero, state)
+
+
+def misfits_of_x(core: Core, leaves: Sequence[Tensor]) -> list[str]:
+    """What torch's own layers and cells would say of a window's inputs, in words that name the axes."""
+    module = core.module
+    if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return []
+    order = "[batch, time, features]" if core.batch_first else "[time, batch, features]"
+    wrong = [list(leaf.shape) for leaf in leaves if leaf.ndim != 3 or leaf.shape[-1] != module.input_size]
+    name = f"{type(module).__name__} of {module.input_size} features"
+    said = [f"x is {shape}, and a window of this {name} is {order}" for shape in wrong]
+    weight = next(module.parameters())
+    return said + [
+        f"x is {str(leaf.dtype).removeprefix('torch.')}, and the weights are {str(weight.dtype).removeprefix('torch.')}"
+        for leaf in leaves
+        if leaf.dtype != weight.dtype and not torch.is_autocast_enabled(leaf.device.type)
+    ]
+
+
+def failed(core: Core, x: Any, state: Sequence[Any], error: Exception) -> RecurrentError:
+    """The error of a module that failed in the first window that it was shown."""
+    shapes = ", ".join(str(list(leaf.shape)) for leaf in state if isinstance(leaf, Tensor))
+    facts = f"{type(core.module).__name__} failed in its first window: {type(error).__name__}: {first_line(error)}"
+    return RecurrentError([facts], f"{_seen(core, x)}; its state was {shapes or 'no tensor'}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's words: of torch's messages the rest is a stack trace."""
+    return next(iter(str(error).splitlines()), "")
+
+
+def _seen(core: Core, x: Any) -> str:
+    """What the module was given, and the other ways to give it that."""
+    shapes = [list(leaf.shape) for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
+    read = "[batch, time, ...]" if core.batch_first else "[time, batch, ...]"
+    said = f"x was {', '.join(map(str, shapes))}, read as {read}"
+    if isinstance(core, Stepwise):
+        one = [shape[: core.time] + shape[core.time + 1 :] for shape in shapes]
+        said += (
+            f", one step of which is {', '.join(map(str, one))}; a module that takes whole windows says windowed=True"
+        )
+    return said
+
+
+def _refuse_other_arguments(module: nn.Module) -> None:
+    """Refuse modules that take no state.
+
+    Raises:
+        RecurrentError: its forward method cannot be called with an input and a state.
+    """
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # written in C, or wrapped
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise RecurrentError(
+            [f"{type(module).__name__}.forward{signature} is no step: a step takes (x, state) and returns (y, state)"],
+            "give nn.LSTM(...), a cell, or a module of that kind; or name the edges of a model that are fed back, "
+            "feedback={'input': 'output'}; a layer that keeps no state belongs into readout=",
+        ) from error
 
 
 def _zero(leaf: Any) -> Any:

@@ -50,6 +50,21 @@ class Layout:
             )
         return found
 
+    def refuse_growth(self, before: Sequence[Any], leaves: Sequence[Any]) -> None:
+        """Refuse states that change their shapes from step to step: a head could not look at them.
+
+        Raises:
+            RecurrentError: the state has grown, or changed in another way.
+        """
+        changed = [
+            f"leaf {i} of the state was {_said(before[i])} before and is {_said(leaves[i])} behind the window"
+            for i in self.live
+            if getattr(leaves[i], "shape", None) != before[i].shape
+        ]
+        if changed:
+            way = "return a state of the shapes that were taken; cut what grows, a memory of all steps, to a length"
+            raise RecurrentError(changed, way)
+
     def state(self, leaves: Sequence[Any]) -> Any:
         """The state with these leaves."""
         return pytree.tree_unflatten(leaves, self.spec)
@@ -118,7 +133,8 @@ def find_layout(two: Any, three: Any) -> Layout:
     if all(axis is None for axis in axes):
         raise RecurrentError(
             [f"no tensor of the state grows with the batch: {[_said(leaf) for leaf in leaves]}"],
-            "the module must take and return a state with one entry per sequence",
+            "the module must take and return a state with one entry per sequence; is it one that takes whole windows? "
+            "Then say windowed=True",
         )
     live = tuple(
         i for i, (leaf, axis) in enumerate(zip(leaves, axes, strict=True)) if axis is not None and _is_real(leaf)

@@ -94,6 +94,8 @@ class Learner:
         inside = [v.detach().requires_grad_() if _learns(v) else v for v in first]  # for resets inside the window
         with torch.enable_grad():
             passed = run_window(self.core, layout, leaves, inside, window, self.auxiliary is not None)
+            if asks:
+                layout.refuse_growth(leaves, passed.last)
             loss, share, count = window_loss(self.loss, passed.output, window, self.options.horizon)
             total = loss if loss is None or share == 1 else loss * share
             view, estimate = self._looks_ahead(passed.last, seen, window, strengths.cap)
@@ -119,6 +121,7 @@ class Learner:
         """Run the window without a graph; nothing learns."""
         with torch.no_grad():
             passed = run_window(self.core, self.layout, place.leaves, first, window, early=False)
+            self.layout.refuse_growth(place.leaves, passed.last)
             loss, _, count = window_loss(self.loss, passed.output, window, self.options.horizon)
         return Learned(passed, loss, count)
 

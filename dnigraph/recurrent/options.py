@@ -59,8 +59,12 @@ class Options:
             yield f"horizon={self.horizon!r} (steps of time in a window: a whole number from 1 on)"
         if not _whole(self.warm_up, 0):
             yield f"warm_up={self.warm_up!r} (windows: a whole number from 0 on)"
-        if self.boundary not in BOUNDARIES:
-            near = nearest(str(self.boundary), BOUNDARIES)
+        if not isinstance(self.boundary, str):
+            names = " or ".join(map(repr, BOUNDARIES))
+            what = "a function, as decouple takes it" if callable(self.boundary) else repr(self.boundary)
+            yield f"boundary is {what}: here it is a name, {names}; scale=, warm_up=, blend=, ... are options beside it"
+        elif self.boundary not in BOUNDARIES:
+            near = nearest(self.boundary, BOUNDARIES)
             yield f"boundary={self.boundary!r}: there are {', '.join(BOUNDARIES)}{near}"
         if self.update not in ("window", "sequence"):
             yield f"update={self.update!r}: there are window, sequence"
@@ -79,7 +83,7 @@ class Options:
         if self.blend is not None and self.traces is not None:
             yield "blend and traces are two ways to BP(lambda): choose one"
         for name in ("blend", "traces", "auxiliary"):
-            if getattr(self, name) not in (None, 0) and self.boundary in BOUNDARIES and self.boundary != "dni":
+            if getattr(self, name) not in (None, 0) and self.boundary in [*BOUNDARIES] and self.boundary != "dni":
                 yield f"{name} goes with boundary='dni', not with {self.boundary!r}"
         for name in ("warm_up", "discount") if self.blend is not None else ():
             if getattr(self, name):

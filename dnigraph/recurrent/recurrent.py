@@ -21,7 +21,7 @@ from ..runners.local import StepResult
 from ..runners.optimizers import MakeOptimizer, MakeScheduler
 from .as_network import network_of
 from .carried_state import Place, begin, behind, mended
-from .core import Core, Initial, make_core
+from .core import Core, Initial, failed, make_core
 from .feedback import Feedback
 from .learner import Learned, Learner, Tally
 from .learner_factory import first_leaves, make_learner
@@ -135,6 +135,7 @@ class Recurrent:
         self._place: Place | None = None  # None: all sequences begin anew
         self._given: Any = None  # the state in which the next window begins, as the user said
         self._stored: list[Stored] = []
+        self._heard_of_entries = False  # whether an entry has counted, or the user knows that none has
         self._dropped = False  # whether the user has been told that stored windows were dropped
         self._waiting: dict[str, Any] | None = None  # a checkpoint, until there is a learner
 
@@ -163,6 +164,8 @@ class Recurrent:
         learned = self._step(window)
         tally = Tally()
         tally.add(learned)
+        if window.mask is not None:
+            self._tell_of_nothing("this window", tally.count)
         return StepResult(tally.mean(), _detached(learned.forward.output), learned.reports)
 
     def run(
@@ -192,6 +195,8 @@ class Recurrent:
             reports = learned.reports or reports
             if outputs or window.last:
                 kept.append(_detached(learned.forward.output))
+        if stream.whole.mask is not None:
+            self._tell_of_nothing("these sequences", tally.count)
         output = kept[0] if len(kept) == 1 else pytree.tree_map(lambda *t: torch.cat(t, self.core.time), *kept)
         return StepResult(tally.mean(), output, reports)
 
@@ -322,7 +327,7 @@ class Recurrent:
             whole: it is one of whole sequences, which learn together when the last of them has ended.
         """
         learner = self.prepared(window)
-        with self._undone_on_failed_step(learner):
+        with self._explained(window), self._undone_on_failed_step(learner):
             self.ending = self.ending or window.ends is not None
             layout = learner.layout
             first = first_leaves(self.core, layout, self.initial, window)
@@ -333,11 +338,43 @@ class Recurrent:
                 learned = self._store(learner, Stored.of(window, place, seen), first, whole)
             else:
                 learned = learner.window(window, place, first, seen, self.strengths, None, self._looks())
+            self._refuse_frozen(learner)
             self.steps += 1
             self._given = None
             self._place = behind(window, learned.forward.last, seen, learned.view)
             self._update(learner, window, learned)
         return learned
+
+    @contextmanager
+    def _explained(self, window: Window) -> Iterator[None]:
+        """An error of torch's in the first window, whose shapes fit nothing, is one of this library; later ones pass.
+
+        Raises:
+            RecurrentError: the module or the loss cannot take the window.
+        """
+        try:
+            yield
+        except Exception as error:
+            if self.steps == 0 and type(error) in (RuntimeError, ValueError, TypeError, IndexError):
+                learner = self._learner
+                leaves = [] if learner is None else learner.layout.first(window.batch)
+                raise failed(self.core, window.x, leaves, error) from error
+            error.add_note(f"in window {self.steps} of the stream")
+            raise
+
+    def _refuse_frozen(self, learner: Learner) -> None:
+        """Refuse to go on where nothing of the core has an optimiser.
+
+        Raises:
+            RecurrentError: all of it was frozen when the first window came.
+        """
+        if "core" not in learner.groups:
+            frozen = any(True for _ in self.core.parameters())
+            what = (
+                "all parameters of the step module and the readout are frozen" if frozen else "there are no parameters"
+            )
+            way = "unfreeze something, requires_grad_(True), before the run is made; or run the module itself"
+            raise RecurrentError([f"nothing learns: {what}"], way)
 
     @contextmanager
     def _undone_on_failed_step(self, learner: Learner) -> Iterator[None]:
@@ -415,13 +452,36 @@ class Recurrent:
 
     def _refuse_nested(self) -> None:
         """Refuse options with two backward passes if boundaries inside the module learn in each."""
-        nested = any(isinstance(module, Boundary) for module in self.core.modules())
+        if not any(isinstance(module, Boundary) for module in self.core.modules()):
+            return
         (scale, discount, _), o = self.options.strengths(ending=True), self.options
-        if nested and (o.stores or o.traces is not None or o.boundary == "shuffled" or scale != discount or o.warm_up):
+        given = {
+            f"boundary={o.boundary!r}": o.boundary in ("oracle", "shuffled"),
+            f"blend={o.blend}": o.blend is not None,
+            f"traces={o.traces}": o.traces is not None,
+            f"warm_up={o.warm_up}": bool(o.warm_up),
+            f"scale={scale} that is not discount={discount}": scale != discount,
+        }
+        wrong = [name for name, two_passes in given.items() if two_passes]
+        if wrong:
             raise RecurrentError(
-                ["the step module is decoupled, and these options need two passes through each window"],
-                "leave out blend, traces and warm_up, and give scale and discount the same value",
+                [
+                    f"{name} needs two passes through each window, and in the second one the boundaries inside the "
+                    "decoupled step module would learn again"
+                    for name in wrong
+                ],
+                "leave that out, so that boundary is 'dni' or 'silent'; or give the plain module, dm.recouple()",
             )
+
+    def _tell_of_nothing(self, what: str, count: int) -> None:
+        """Warn once if no entry has counted from the beginning on. Later, windows without any are part of a stream."""
+        if not count and not self._heard_of_entries:
+            warnings.warn(
+                f"no entry of {what} counts, since the mask is False everywhere: its loss is nan, and it learns at "
+                "most from what comes later. True says whose loss counts",
+                stacklevel=3,
+            )
+        self._heard_of_entries = True
 
     def _looks(self) -> bool:
         return self.monitor > 0 and self.steps % self.monitor == 0

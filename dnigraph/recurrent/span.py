@@ -53,6 +53,7 @@ class Span(WindowModule):
         first = first_leaves(self.core, layout, self.initial, window)
         leaves = first if state is None else self._leaves(state, rest, first)
         passed = run_window(self.core, layout, leaves, first, window, early=False)
+        layout.refuse_growth(leaves, passed.last)
         found = {"output": self._turned(passed.output), STATE: layout.rows(layout.live_leaves(passed.last))}
         if self.window_loss.field_of_output:
             found["loss"] = self.window_loss.share(passed.output, window)

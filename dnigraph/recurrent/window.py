@@ -1,6 +1,6 @@
 """One window of a stream: its checked tensors, and the forward pass over it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..passes.errors import nearest
 from ..passes.graph.pytrees import field_of
-from .core import Core
+from .core import Core, misfits_of_x
 from .layout import Layout
 from .recurrent_error import RecurrentError
 
 Loss = Callable[[Any, Any], Tensor] | str
+FIELD = "name a field that holds one loss per entry, or give a function of (output, target)"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def make_window(
         misfits.append(f"the window has {length} steps, the horizon is {horizon}: rnn.run(...) cuts long sequences")
     if length == 0 or batch == 0:
         misfits.append(f"{sizes}: nothing to learn from")
+    misfits += misfits_of_x(core, leaves)
     device = leaves[0].device
     mask = _bools("mask", mask, {(length,): "one per step", tuple(shape): "one per entry"}, misfits, device)
     reset = _bools("reset", reset, {(batch,): "one per sequence", tuple(shape): "one per entry"}, misfits, device)
@@ -131,14 +134,38 @@ def window_loss(loss: Loss, output: Any, window: Window, horizon: int) -> tuple[
     found: Any
     if isinstance(loss, str):
         field = field_of(output, loss)
+        if field is None:
+            raise RecurrentError([f"loss={loss!r}: the output has no such field{_fields(output, loss)}"], FIELD)
         found = entries(field).mean() if isinstance(field, Tensor) else field
     else:
-        found = loss(pytree.tree_map(entries, output), pytree.tree_map(entries, window.target))
+        found = _called(loss, pytree.tree_map(entries, output), pytree.tree_map(entries, window.target))
     if not isinstance(found, Tensor) or found.numel() != 1:
         got = f"a tensor of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         way = "it is called with (output, target), each [entries, ...], and returns their mean"
         raise RecurrentError([f"loss={loss!r} gave {got}, where one number in a tensor was asked"], way)
     return found, count / (horizon * window.batch), count
+
+
+def _called(loss: Callable[[Any, Any], Any], output: Any, target: Any) -> Any:
+    """The loss; an error of it has a note of what it was called with."""
+    try:
+        return loss(output, target)
+    except Exception as error:
+        error.add_note(f"the loss was called with an output {_shapes(output)} and a target {_shapes(target)}")
+        raise
+
+
+def _shapes(tree: Any) -> str:
+    found = [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]
+    words = [f"{list(t.shape)} of {str(t.dtype).removeprefix('torch.')}" for t in found]
+    return ", ".join(words) or f"that is a {type(tree).__name__}"
+
+
+def _fields(output: Any, name: str) -> str:
+    known = [str(k) for k in (output if isinstance(output, Mapping) else getattr(output, "_fields", ()))]
+    known = known or [k for k in getattr(output, "__dict__", {}) if not k.startswith("_")]
+    there = f"; there are {', '.join(known)}" if known else f": it is a {type(output).__name__}"
+    return f"{nearest(name, known)}{there}"
 
 
 def slice_time(tree: Any, axis: int, begin: int, end: int) -> Any:

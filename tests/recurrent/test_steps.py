@@ -1,5 +1,8 @@
 """What may be a step: models with feedback edges, decoupled ones; and what the user is told of what does not fit."""
 
+import re
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,7 +101,7 @@ def test_a_decoupled_model_learns_inside_and_over_time():
 
     assert losses[-1] < losses[0]
     assert not all(torch.equal(a, b) for a, b in zip(before, dm.boundaries["inner"].parameters(), strict=True))
-    with pytest.raises(dg.RecurrentError, match="decoupled, and these options need two passes"):
+    with pytest.raises(dg.RecurrentError, match=r"needs two passes through each window.*\n.*recouple"):
         dg.Recurrent(dm, horizon=3, loss=answer, optimizer=adam, feedback={"memory": "new_memory"}, scale=0.3)
 
 
@@ -175,7 +178,7 @@ def test_modules_that_are_no_steps_are_refused_with_a_way_out():
     with pytest.raises(dg.RecurrentError, match="bidirectional: its second direction begins at the sequence's end"):
         dg.Recurrent(nn.LSTM(2, 2, bidirectional=True), horizon=2, loss=mse, optimizer=adam)
     rnn = dg.Recurrent(nn.Linear(2, 2), horizon=2, loss=mse, optimizer=adam)
-    with pytest.raises(dg.RecurrentError, match=r"Linear fails without a state.*\n.*initial=lambda batch"):
+    with pytest.raises(dg.RecurrentError, match=r"Linear.forward\(.*\) -> .*Tensor is no step: a step takes"):
         rnn.step(torch.zeros(2, 3, 2), torch.zeros(2, 3, 2))
 
     class Alone(nn.Module):
@@ -348,3 +351,124 @@ def test_frozen_cores_and_heads_break_nothing():
         rnn.run(*data())
 
     assert all(torch.equal(a, b) for a, b in zip(before, rnn.core.module.parameters(), strict=True))
+
+
+class Grows(nn.Module):
+    """Remembers all steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x, state=None):
+        state = x[:, None] if state is None else torch.cat((state, x[:, None]), 1)
+        return self.out(state.mean(1)), state
+
+
+class Inner(nn.Module):
+    """Takes whole windows, and nobody says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(3, 4)
+
+    def forward(self, x, state=None):
+        return self.gru(x, state)
+
+
+class Named(nn.Module):
+    """Returns a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.GRUCell(3, 4)
+
+    def forward(self, x, state=None):
+        state = self.cell(x, state)
+        return {"loss": state.square().mean(-1), "scores": state}, state
+
+
+def window(*shape, **options):
+    return torch.zeros(*shape, **options), torch.zeros(*shape[:2], 2)
+
+
+def gru(out=2):
+    return nn.GRU(3, out)
+
+
+GIVEN = window(2, 4, 3)
+MISUSES = {
+    "a layer without a state": (lambda: nn.Linear(3, 2), {}, GIVEN, r"Linear.forward\(.*is no step.*\n.*readout="),
+    "no batch": (gru, {}, window(4, 3), r"x is \[4, 3\], and a window of this GRU of 3 features is \[time"),
+    "no batch, a cell": (lambda: nn.LSTMCell(3, 2), {}, window(4, 3), r"x is \[4, 3\], and a window of this LSTMCell"),
+    "other features": (gru, {}, window(2, 4, 5), r"x is \[2, 4, 5\], and a window of this GRU of 3 features"),
+    "another dtype": (gru, {}, window(2, 4, 3, dtype=torch.double), r"x is float64, and the weights are float32"),
+    "whole numbers": (gru, {}, window(2, 4, 3, dtype=torch.long), r"x is int64, and the weights are float32"),
+    "whole windows": (Inner, {}, GIVEN, "is it one that takes whole windows"),
+    "a state that grows": (Grows, {"initial": lambda n: torch.zeros(n, 1, 3)}, GIVEN, r"was \[4, 1, 3\] before"),
+    "a wider target": (lambda: gru(5), {"loss": mse}, GIVEN, r"called with an output \[8, 5\] of float32 and a target"),
+    "a target of classes": (
+        gru,
+        {"loss": F.cross_entropy},
+        (torch.zeros(2, 4, 3), torch.full((2, 4), 7)),
+        r"the loss was called with an output \[8, 2\] of float32 and a target \[8\] of int64",
+    ),
+    "a boundary of decouple": (gru, {"boundary": dg.dni(warm_up=3)}, GIVEN, "here it is a name"),
+    "a field that is not": (Named, {"loss": "los"}, GIVEN, r"no such field; nearest: loss; there are loss, scores"),
+    "a field of a tensor": (gru, {"loss": "loss"}, GIVEN, r"no such field: it is a Tensor"),
+    "all frozen": (lambda: gru().requires_grad_(False), {}, GIVEN, "nothing learns: all parameters"),
+    "a mask of numbers": (gru, {"mask": torch.ones(2)}, GIVEN, "mask must be a tensor of bools"),
+}
+
+
+@pytest.mark.parametrize("which", MISUSES)
+def test_a_misuse_is_named_with_its_way_out(which):
+    make, options, (x, y), words = MISUSES[which]
+    options = {"horizon": 2, "loss": F.mse_loss, "optimizer": torch.optim.Adam, **options}
+    given = {"mask": options.pop("mask")} if "mask" in options else {}
+
+    with pytest.raises(dg.RecurrentError) as caught:
+        dg.Recurrent(make(), **options).step(x, y, **given)
+
+    said = "\n".join([str(caught.value), *getattr(caught.value.__cause__, "__notes__", ())])
+    assert re.search(words, said), said
+    assert "way out: " in said
+
+
+def test_an_error_in_the_middle_of_a_stream_comes_through_with_a_note():
+    rnn = made(loss=lambda output, target: (output - target).square().mean() if output.shape == target.shape else 1 / 0)
+    x, y = data()
+    rnn.step(x[:3], y[:3])
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        rnn.step(x[3:6], y[3:6, :, :1])
+
+    assert caught.value.__notes__ == [
+        "the loss was called with an output [12, 2] of float64 and a target [12, 1] of float64",
+        "in window 1 of the stream",
+    ]
+
+
+@pytest.mark.parametrize("options", [{"boundary": "oracle"}, {"blend": 0.5}, {"warm_up": 2}, {"traces": 0.5}], ids=str)
+def test_a_decoupled_step_names_the_option_that_does_not_go_with_it(options):
+    dm = dg.decouple(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "0", (torch.ones(2, 3),), boundary="oracle")
+
+    with pytest.raises(dg.RecurrentError) as caught:
+        dg.Recurrent(dm, horizon=2, loss=F.mse_loss, optimizer=torch.optim.Adam, **options)
+
+    ((name, value),) = options.items()
+    assert f"{name}={value!r} needs two passes" in str(caught.value)
+
+
+def test_a_mask_that_leaves_nothing_is_told_once():
+    rnn = made()
+    x, y = data(long=3)
+    nothing = torch.zeros(3, dtype=torch.bool)
+
+    with pytest.warns(UserWarning, match="no entry of this window counts.*its loss is nan"):
+        rnn.step(x, y, mask=nothing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rnn.step(x, y, mask=nothing)
+    with pytest.warns(UserWarning, match="no entry of these sequences counts.*its loss is nan"):
+        made().run(x, y, mask=nothing)

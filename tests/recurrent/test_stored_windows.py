@@ -7,6 +7,7 @@ import torch
 from kit.streams import BATCH, OUT, Kept, adam, data, made, near
 from torch import nn
 
+pytestmark = pytest.mark.filterwarnings("ignore:no entry of this window")
 LAST = 7  # windows of the stream
 
 
