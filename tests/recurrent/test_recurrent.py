@@ -213,6 +213,7 @@ def test_a_reset_at_a_windows_start_stops_credit_and_the_heads_lesson():
     assert target[[0, 3]].eq(0).all() and target[[1, 2]].ne(0).any(-1).all()
 
 
+@pytest.mark.filterwarnings("ignore:no entry of this window")
 def test_a_sequence_that_ends_is_worth_nothing_later_and_begins_anew():
     x, y = data()
     rnn = made(head=lambda spec: Known(torch.ones_like), centre=False, cap=0.3, optimizer=(kept := Kept()))
