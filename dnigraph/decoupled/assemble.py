@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..passes.graph.captured_graph import SHELTER, sheltered
 from ..passes.graph.nodes import held_modules
+from ..passes.graph.own_names import PLAIN, GraphModule, child
 from ..passes.sandbox.object_graph import ObjectGraph
 
 
@@ -25,6 +25,11 @@ class View(nn.Module):
         super().__init__()
         self.__dict__["_owner"] = owner  # not by nn.Module's __setattr__, which would register it as a child
         self.__dict__["_shown"] = []
+        self.__dict__[PLAIN] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        plain = self.__dict__.get(PLAIN, {})
+        return plain[name] if name in plain else super().__getattr__(name)
 
     def show(self, name: str) -> None:
         """Have one more tensor of the owner."""
@@ -47,7 +52,7 @@ class View(nn.Module):
                     getattr(self, table)[name] = now
                     break
             else:
-                if self.__dict__.get(name) is not getattr(self._owner, name, None):
+                if self.__dict__[PLAIN].get(name) is not getattr(self._owner, name, None):
                     return False
         return True
 
@@ -57,7 +62,7 @@ class View(nn.Module):
             if name in getattr(owner, table):
                 getattr(self, table)[name] = getattr(owner, table)[name]
                 return
-        self.__dict__[name] = getattr(owner, name)  # a tensor kept as a plain attribute
+        self.__dict__[PLAIN][name] = getattr(owner, name)
 
 
 def _alike(one: torch.Tensor | None, other: torch.Tensor) -> bool:
@@ -83,11 +88,9 @@ class Assembly:
         self._views: list[View] = []
         self._places = list(ObjectGraph.of(model).places(constants.values()))  # the user may replace them
 
-    def module(self, graph: fx.Graph, name: str) -> fx.GraphModule:
+    def module(self, graph: fx.Graph, name: str) -> GraphModule:
         """The graph as a module. Its submodules are the model's own; its tensors are the model's, shown by views."""
-        graph = sheltered(graph)
-        module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=name)
-        module.graph = graph  # before the submodules are attached: it recompiles all graph modules among them
+        module = GraphModule(graph, name)
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr"):
                 self._attach(module, str(node.target), node.op == "call_module")
@@ -120,27 +123,22 @@ class Assembly:
         at: nn.Module = module
         owner: Any = self.constants if path in self.constants._buffers else self.model
         for name in parents:
-            owner = owner if name == SHELTER else getattr(owner, name)
+            owner = child(owner, name)
             if name not in at._modules:
                 at._modules[name] = self._view(owner)
             at = at._modules[name]  # type: ignore[assignment]  # never None here
             if at is owner:
                 return  # the user's own module is attached here already, with the rest of the path in it
         if whole:
-            at._modules[last] = getattr(owner, last)
+            at._modules[last] = child(owner, last)
         elif isinstance(at, View):
             at.show(last)
-        else:
-            self._show_at_root(at, owner, last)
+        else:  # a tensor of the model itself, or a constant: by a view whose tables are those of the part's root
+            view = self._view(owner)
+            for table in ("_parameters", "_buffers", PLAIN):
+                view.__dict__[table] = vars(at)[table]
+            view.show(last)
 
     def _view(self, owner: nn.Module) -> View:
         self._views.append(View(owner))
         return self._views[-1]
-
-    def _show_at_root(self, module: nn.Module, owner: nn.Module, name: str) -> None:
-        """A tensor of the model itself, or a constant: by a view whose tables are those of the part's root."""
-        view = self._view(owner)
-        view.__dict__["_parameters"], view.__dict__["_buffers"] = module._parameters, module._buffers
-        view.show(name)
-        if name in view.__dict__:
-            module.__dict__[name] = view.__dict__[name]

@@ -16,6 +16,7 @@ from ..boundaries import Boundary
 from ..boundaries.boundary_set import LATE, BoundarySet, MakeBoundary
 from ..heads.conditions import Context
 from ..passes.errors import DniGraphError
+from ..passes.graph.own_names import GraphModule
 from ..passes.plan.plan import Plan
 from ..passes.sandbox.snapshot import numbers_kept
 
@@ -213,7 +214,7 @@ class DecoupledModule(fx.GraphModule):
 
     @property
     @abstractmethod
-    def parts(self) -> dict[str, fx.GraphModule]:
+    def parts(self) -> dict[str, GraphModule]:
         """The parts of the current mode, in running order; none where the model runs whole."""
 
     @abstractmethod

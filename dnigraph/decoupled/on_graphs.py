@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, Self
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from ..boundaries import Boundary
 from ..boundaries.boundary_set import MakeBoundary
@@ -18,6 +18,7 @@ from ..passes.cuts.specs import Cuts
 from ..passes.errors import CaptureError, CutError, DniGraphError, GuardMiss
 from ..passes.graph.captured_graph import CapturedGraph, lookup
 from ..passes.graph.guards import Trust
+from ..passes.graph.own_names import GraphModule
 from ..passes.parts.boundary_nodes import boundary_key, key_of
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Plan
@@ -75,7 +76,7 @@ class CapturedModule(DecoupledModule):
         return self.specialization.plan
 
     @property
-    def parts(self) -> dict[str, fx.GraphModule]:
+    def parts(self) -> dict[str, GraphModule]:
         """The parts of the current mode, in running order."""
         return dict(self.specialization.parts)
 

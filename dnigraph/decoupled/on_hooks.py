@@ -15,6 +15,7 @@ from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
 from ..passes.cuts.specs import Cuts, cut_graph
 from ..passes.graph.facts import batch_dim
+from ..passes.graph.own_names import GraphModule
 from ..passes.graph.pytrees import flatten
 from ..passes.plan.plan import LEAK, Crossing, Note, Plan
 from .module import DecoupledModule, warn_late
@@ -161,7 +162,7 @@ class HookedModule(DecoupledModule):
         return self._calls.plan
 
     @property
-    def parts(self) -> dict[str, fx.GraphModule]:
+    def parts(self) -> dict[str, GraphModule]:
         """None: the model runs whole."""
         return {}
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from ..passes.capture.annotate import annotate
 from ..passes.capture.profile import node_seconds
@@ -12,6 +12,7 @@ from ..passes.cuts.specs import Cuts, cut_graph, wants_time
 from ..passes.graph.captured_graph import CapturedGraph, copy_graph, written
 from ..passes.graph.guards import Trust, trust
 from ..passes.graph.nodes import guard
+from ..passes.graph.own_names import GraphModule
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.split import Split, split
 from ..passes.plan.plan import DATA, Note, Plan
@@ -28,8 +29,8 @@ class Specialization:
     trust: Trust
     again: Cuts  # the cuts for a further graph of the model
     assembly: Assembly = field(init=False)
-    parts: dict[str, fx.GraphModule] = field(init=False)
-    top: fx.GraphModule = field(init=False)
+    parts: dict[str, GraphModule] = field(init=False)
+    top: GraphModule = field(init=False)
     proven: set[Any] = field(default_factory=set)  # input sizes at which all guards held
     silent: set[int] = field(default_factory=set)  # outputs that the loss was seen not to look at
 
@@ -95,9 +96,7 @@ def assemble(cut: Specialization, model: nn.Module, boundaries: nn.ModuleDict) -
         if node.op == "call_module" and node.target.startswith("dni."):
             key = node.target.removeprefix("dni.")
             holder._modules[key] = boundaries[key] if key in boundaries else Through()
-    result.top = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Decoupled")
-    # The graph comes before the modules: fx writes the code of all graph modules below anew when it is set.
-    result.top.graph = graph
+    result.top = GraphModule(graph, "Decoupled")
     result.top._modules |= {**result.parts, "dni": holder}
     return result
 

@@ -3,6 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import fx, nn
 from ..passes.capture.dynamo_graph import annotate_without_data, to_captured_graph
 from ..passes.cuts.specs import cut_graph
 from ..passes.errors import CaptureError
+from ..passes.graph.own_names import GraphModule, generated
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.lift import lift
 from ..passes.parts.split import split
@@ -77,11 +79,10 @@ class Captured:
         plan, boundaries = interfaces.stand(spot, plan, {node.name: node for node in graph.nodes})
         pieces = split(graph, plan)
         graphs, top = lift(pieces.graphs, insert_boundaries(pieces.top, plan))
-        whole = fx.GraphModule(nn.Module(), fx.Graph(), class_name="Cut")
-        whole.graph = top  # before the parts are attached: it recompiles all graph modules among the submodules
+        whole = GraphModule(top, "Cut")
         whole._modules["dni"] = boundaries
         for name, part in graphs.items():
-            whole._modules[name] = module = fx.GraphModule(self.module, part, class_name=name)
+            whole._modules[name] = module = generated(part, lambda path: attrgetter(path)(self.module), name)
             if self._compiler != "eager":
                 module.compile(backend=self._compiler)
         order = [node.meta["position"] for node in top.nodes if node.op == "placeholder"]

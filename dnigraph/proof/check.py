@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from ..boundaries import Boundary, CrossingSpec, Visit
 from ..decoupled.module import DecoupledModule, in_mode
 from ..heads.conditions import Context
 from ..passes.errors import DniGraphError, bullets
 from ..passes.graph.equality import equal
+from ..passes.graph.own_names import GraphModule
 from ..passes.graph.pytrees import flatten
 from ..passes.sandbox.runs import BackwardError, Run, Sends, largest, model_call, near, observe, send_all, unequal
 from ..passes.sandbox.snapshot import fresh_copies, one_at_a_time, untouched
@@ -216,7 +217,7 @@ def _first_difference(dm: DecoupledModule, args: Any, kwargs: Any) -> str:
                 handle.remove()
         return results
 
-    places = {(part, n.target): m for part, p in dm.parts.items() for n, m in _called(p)}
+    places = {(part, path): m for part, p in dm.parts.items() for path, m in _called(p)}
     plain = calls(dm.original, {m: path for path, m in dm.original.named_modules()})
     ours = calls(dm, {m: f"'{path}', in {part}" for (part, path), m in places.items()})
     for (path, x), (place, y) in zip(plain, ours, strict=False):
@@ -225,8 +226,10 @@ def _first_difference(dm: DecoupledModule, args: Any, kwargs: Any) -> str:
     return "every module agrees, a function between them does not"
 
 
-def _called(part: fx.GraphModule) -> list[tuple[fx.Node, nn.Module]]:
-    return [(n, part.get_submodule(str(n.target))) for n in part.graph.nodes if n.op == "call_module"]
+def _called(part: GraphModule) -> list[tuple[str, nn.Module]]:
+    """The modules that a part calls, with their paths in the model, in order."""
+    names = [str(node.target) for node in part.graph.nodes if node.op == "call_module"]
+    return [(part.paths.get(name, name), getattr(part, name)) for name in names]
 
 
 def _distance(x: Any, y: Any) -> float:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
 from ..graph.mark import cut, traced_mark
-from ..graph.nodes import AUTOCAST_DEVICES, Mode, checkpointed
+from ..graph.nodes import AUTOCAST_DEVICES, Mode, checkpointed, numbered
 from ..graph.pytrees import take_apart
 from .annotate import Annotator
 from .graph_rewriter import GraphRewriter, Rules
@@ -41,7 +41,7 @@ def held(graph: fx.Graph, examples: Sequence[Any]) -> list[int]:
 def stated_modules(graph: fx.Graph) -> dict[str, str]:
     """The modules that a graph of Dynamo's speaks of: from the id of each to the Python expression that reaches it."""
     stacks = (node.meta.get("nn_module_stack") or {} for node in graph.nodes)
-    return {key.partition("@")[0]: expression for stack in stacks for key, (expression, _) in stack.items()}
+    return {numbered(key)[0]: expression for stack in stacks for key, (expression, _) in stack.items()}
 
 
 def spelled_path(expression: str) -> str:

@@ -1,5 +1,7 @@
 """The second rung: `torch.export`, turned into a captured graph and believed only after a test."""
 
+import copy
+import inspect
 import warnings
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -7,16 +9,24 @@ from typing import Any, ClassVar
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument, TensorArgument
+from torch.export.graph_signature import (
+    ConstantArgument,
+    ExportGraphSignature,
+    InputKind,
+    OutputKind,
+    SymIntArgument,
+    TensorArgument,
+)
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
 from ..graph.mark import MarkListener, cut
 from ..graph.nodes import Call, Mode, SizeCheck, guard
+from ..graph.own_names import constant_name, is_plain
 from ..graph.pytrees import HOLE, Tree, flatten, unflatten
 from ..sandbox.example import input_names, one_more_row
-from ..sandbox.snapshot import fresh_copies, untouched
+from ..sandbox.snapshot import fresh_copies, tensor_names, untouched
 from .export_proof import Trial
 from .graph_rewriter import GraphRewriter, Rules
 
@@ -33,6 +43,8 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
         CaptureError: the export fails, or its graph is not the model: values, gradients, buffers and random numbers are
             compared, with other seeds and other rows too, and the model must keep no state.
     """
+    if odd := [name for name in kwargs if not is_plain(name)]:  # torch.export writes them into source
+        raise CaptureError([f"torch.export cannot take an argument called {odd[0]!r}"])
     leaves, spec = flatten((args, kwargs))
     with untouched(model):
         trial = Trial(model, spec)
@@ -76,7 +88,7 @@ def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         return {0: Dim.AUTO} if isinstance(leaf, torch.Tensor) and leaf.dim() else None
 
     positional, named = pytree.tree_map(dynamic, (args, kwargs))
-    return {**dict(zip(input_names(model, args, {}), positional, strict=False)), **named} if named else positional
+    return inspect.signature(model.forward).bind_partial(*positional, **named).arguments if named else positional
 
 
 class _ExportRewriter(GraphRewriter):
@@ -90,6 +102,7 @@ class _ExportRewriter(GraphRewriter):
         self.constants: dict[str, torch.Tensor] = {}
         self.classes = {path: type(module) for path, module in model.named_modules() if path}
         self.buffers = {name for name, _ in model.named_buffers()}
+        self.tensors = set(tensor_names(model).values())
 
     def captured_graph(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> CapturedGraph:
         """The graph for one call: its leaves with their names, and how they are nested."""
@@ -122,18 +135,21 @@ class _ExportRewriter(GraphRewriter):
                 target = str(described.target)
                 constant = self.program.constants.get(target)
                 if isinstance(constant, torch.Tensor) and target not in self.buffers:
-                    target = f"_constant_{len(self.constants)}"
-                    self.constants[target] = constant
+                    target = self._constant(constant)
                 self.made[node] = self.graph.get_attr(target)
         holds = self.graph.call_function(Call(_Sizes(self.program)), (taken,))
         self.graph.call_function(guard, (holds, None, "the sizes that torch.export took for granted"))
+
+    def _constant(self, tensor: torch.Tensor) -> str:
+        name = constant_name(len(self.constants), self.tensors)
+        self.constants[name] = tensor
+        return name
 
     def _attribute(self, node: fx.Node) -> None:
         target = str(node.target)
         attribute = getattr(self.owner, target)
         if isinstance(attribute, torch.Tensor):
-            self.constants[target] = attribute
-            self.stands_for(node, self.graph.get_attr(target))
+            self.stands_for(node, self.graph.get_attr(self._constant(attribute)))
         else:
             self.made[node] = attribute  # the body of a region: read where it is called
 
@@ -193,7 +209,7 @@ class _Sizes(SizeCheck):
     __name__ = "sizes_hold"
 
     def __init__(self, program: ExportedProgram):
-        self.check = getattr(program.module(), "_guards_fn", None)
+        self.check = getattr(_anonymous(program).module(), "_guards_fn", None)
         users = set(program.graph_signature.user_inputs)
         nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in users]
         self.shapes = [getattr(n.meta.get("val"), "shape", None) for n in nodes]
@@ -210,6 +226,22 @@ class _Sizes(SizeCheck):
         except AssertionError as error:
             return str(error)
         return None
+
+
+def _anonymous(program: ExportedProgram) -> ExportedProgram:
+    """The program with other names for the tensors of the model: `module()` writes them into source as they are."""
+    targets = dict.fromkeys((*program.state_dict, *program.constants))
+    names: dict[Any, str] = {name: f"tensor_{i}" for i, name in enumerate(targets)}
+    signature = program.graph_signature
+    inputs, outputs = (
+        [replace(spec, target=names.get(spec.target, spec.target)) for spec in specs]
+        for specs in (signature.input_specs, signature.output_specs)
+    )
+    result = copy.copy(program)
+    result._graph_signature = ExportGraphSignature(inputs, outputs)
+    result._state_dict = {names[name]: value for name, value in program.state_dict.items()}
+    result._constants = {names[name]: value for name, value in program.constants.items()}
+    return result
 
 
 def _memory(node: Any) -> Any:

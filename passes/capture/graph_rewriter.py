@@ -4,13 +4,15 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from ..errors import CaptureError
-from ..graph.nodes import Call, Mode
+from ..graph.nodes import Call, Mode, numbered
+from ..graph.own_names import generated
 
 _INTO, _OUT_OF = "_increment_nesting", "_decrement_nesting"  # begin and end of what torch.func transforms
 Rules = Mapping[Any, Callable[[Any, fx.Node], None]]  # op or target -> (rewriter, node)
@@ -67,10 +69,9 @@ class GraphRewriter(ABC):
         """Let a node stand for one of theirs, in the same calls of modules."""
         stack = {}
         for key, (path, kind) in (old.meta.get("nn_module_stack") or {}).items():
-            module, _, count = key.partition("@")  # torch counts further calls from 1, a reader from 2
+            module, count = (key, 0) if key.endswith(path) else numbered(key)  # torch counts further calls from 1
             if (located := self.locate(module, path, kind)) is not None:
-                again = int(count or 0)
-                stack[f"{located[0]}@{again + 1}" if again else located[0]] = located
+                stack[f"{located[0]}@{count + 1}" if count else located[0]] = located
         new.meta["nn_module_stack"] = stack
         self.made[old] = new
 
@@ -136,4 +137,4 @@ def as_function(owner: Any, nodes: list[fx.Node]) -> tuple[Callable[..., Any], l
     for node in nodes:
         copies[node] = body.node_copy(node, copies.__getitem__)
     body.output(tuple(copies[node] for node in outputs))
-    return fx.GraphModule(owner, body, "transform").forward, inputs, outputs
+    return generated(body, lambda path: attrgetter(path)(owner)).forward, inputs, outputs

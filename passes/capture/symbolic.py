@@ -7,6 +7,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
+from ..graph.nodes import numbered
 from ..graph.pytrees import HOLE, Tree
 
 
@@ -19,7 +20,7 @@ def trace(model: nn.Module) -> CapturedGraph:
     Raises:
         CaptureError: the code branches on a tensor or a size.
     """
-    tracer = fx.Tracer()
+    tracer, owned = fx.Tracer(), set(vars(model))
     try:
         graph = tracer.trace(model)
     except Exception as error:
@@ -28,12 +29,12 @@ def trace(model: nn.Module) -> CapturedGraph:
     for node in graph.nodes:
         stack = {}
         for key, (path, kind) in (node.meta.get("nn_module_stack") or {}).items():
-            _, further, count = key.partition("@")  # fx counts the further calls of a module from 1, a reader from 2
+            count = 0 if key == path else numbered(key)[1]  # fx counts further calls from 1, a reader from 2
             if path:
-                stack[f"{path}@{int(count) + 1}" if further else path] = (path, kind)
+                stack[f"{path}@{count + 1}" if count else path] = (path, kind)
         node.meta["nn_module_stack"] = stack
         name = str(node.target)
-        if node.op == "get_attr" and name.startswith("_tensor_constant"):  # tracing made it and hung it onto the model
+        if node.op == "get_attr" and name in vars(model) and name not in owned:  # tracing hung it onto the model
             constants[name] = getattr(model, name)
             delattr(model, name)
     output = graph.output_node()

@@ -15,6 +15,7 @@ from torch import fx
 from ..errors import nearest
 from ..graph.mark import cut as mark
 from ..graph.mark import mark_name
+from ..graph.nodes import numbered
 from ..plan.plan import Note
 
 Edge = tuple[fx.Node, fx.Node]
@@ -117,7 +118,7 @@ def with_nearest(line: str, name: str, names: Iterable[str], kind: str | None = 
 
 
 def _path(call: str) -> str:
-    return call.partition("@")[0]
+    return numbered(call)[0]
 
 
 def _as_regex(glob: str) -> str:

@@ -13,10 +13,8 @@ import torch
 from torch import fx, nn
 
 from .nodes import Call, set_attribute
+from .own_names import generated
 from .pytrees import Tree
-
-SHELTER = "_sheltered"  # where the model's own things of such names stand in a generated module
-_TAKEN = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class CapturedGraph:
 
     def module(self, model: nn.Module) -> fx.GraphModule:
         """The graph as a module on the model's own parts, to run as a whole."""
-        return fx.GraphModule(Owner(model, self.constants), sheltered(self.graph))
+        return generated(self.graph, lambda path: lookup(model, self.constants, path))
 
     def copy(self, memo: dict[int, Any]) -> "CapturedGraph":
         """The same graph for a deep copy of the model. `memo`: id -> copy of each object of the model."""
@@ -109,8 +107,6 @@ class Owner(nn.Module):
         self.__dict__["_model"], self.__dict__["_graph_constants"] = model, dict(constants)
 
     def __getattr__(self, name: str) -> Any:
-        if name == SHELTER:
-            return self
         constants = self.__dict__["_graph_constants"]
         return constants[name] if name in constants else getattr(self.__dict__["_model"], name)
 
@@ -118,14 +114,3 @@ class Owner(nn.Module):
 def lookup(model: nn.Module, constants: Mapping[str, torch.Tensor], path: str) -> Any:
     """What a `get_attr` or `call_module` target stands for."""
     return constants[path] if path in constants else attrgetter(path)(model)
-
-
-def sheltered(graph: fx.Graph) -> fx.Graph:
-    """The graph, or a copy that looks one level deeper for what a `GraphModule` cannot hold under its own name."""
-    result = graph
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr") and str(node.target).partition(".")[0] in _TAKEN:
-            result = copy.deepcopy(graph) if result is graph else result
-            twin = next(n for n in result.nodes if n.name == node.name)
-            twin.target = f"{SHELTER}.{node.target}"
-    return result

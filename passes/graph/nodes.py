@@ -77,6 +77,12 @@ class Mode:
                 stack.enter_context(torch.autocast(state[0], dtype=state[2], enabled=state[1]))
 
 
+def numbered(key: str) -> tuple[str, int]:
+    """The path and the number of a call: ("layers.3", 2) of "layers.3@2". No number: 0. A path may hold an @."""
+    path, at, number = key.rpartition("@")
+    return (path, int(number)) if at and number.isdecimal() else (key, 0)
+
+
 class Call:
     """A function with the mode it ran under and, where fx cannot spell them, its arguments with `fx.Node` as holes."""
 

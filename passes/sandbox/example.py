@@ -10,14 +10,25 @@ from torch.utils import _pytree as pytree
 
 
 def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """A name for each input leaf: the argument's name, and its number where an argument holds several leaves."""
-    parameters = list(inspect.signature(model.forward).parameters)
-    positional = [parameters[i] if i < len(parameters) else f"input_{i}" for i in range(len(args))]
-    names = []
+    """A name for each input leaf: the argument's name, and its number where an argument holds several leaves.
+
+    No two are the same.
+    """
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][: len(args)]
+    others = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+    positional += [f"{others}_{i}" for i in range(len(args) - len(positional))]
+    names: list[str] = []
     for name, value in [*zip(positional, args, strict=True), *kwargs.items()]:
         count = len(pytree.tree_leaves(value))
         names += [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
-    return names
+    results = dict[str, None]()
+    for name in names:
+        own = name
+        while own in results or (own != name and own in names):
+            own += "_"
+        results[own] = None
+    return list(results)
 
 
 def other_inputs(leaves: list[Any]) -> dict[str, list[Any]]:

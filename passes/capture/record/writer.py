@@ -15,6 +15,7 @@ from torch import fx
 
 from ...errors import CaptureError
 from ...graph.nodes import Call, Mode, guard, leaf_of
+from ...graph.own_names import constant_name
 from ...graph.pytrees import flatten, opens, rebuild, take_apart
 from .symbols import Int, is_live, is_symbol, reachable
 
@@ -169,7 +170,7 @@ class GraphWriter:
             raise CaptureError([f"{tensor_in_words} was made by a call that torch does not report"])
         name = self.names.get(id(tensor))
         if name is None:
-            name = f"_constant_{len(self.constants)}"
+            name = constant_name(len(self.constants), self.names.values())
             self.constants[name] = tensor
         with self.graph.inserting_after(self._front):
             self._front = self.graph.get_attr(name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from dnigraph.passes.graph.captured_graph import CapturedGraph, lookup, sheltered
+from dnigraph.passes.graph.captured_graph import CapturedGraph, lookup
 from dnigraph.passes.graph.pytrees import take_apart
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
@@ -30,12 +30,6 @@ def test_a_layer_may_be_called_what_a_graph_module_calls_its_own(name):
 
     assert torch.equal(out, layer(X))
     assert [node.target for node in captured.graph.find_nodes(op="call_module")] == [name]  # the graph is unchanged
-
-
-def test_a_graph_without_such_names_is_taken_as_it_is():
-    graph = calls("fc").graph
-
-    assert sheltered(graph) is graph and sheltered(calls("code").graph) is not graph
 
 
 def test_constants_stand_before_the_models_own():
