@@ -1,9 +1,11 @@
 """Guards on attributes: plain values on a model that a graph took as constants: `model.temperature = 0.5`."""
 
-import functools
+import enum
 import types
 import warnings
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -12,13 +14,20 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from ..passes.graph.digest import TooLargeError, digest
 from ..passes.graph.walk import ATOMS, walk
+from ..passes.sandbox.outside import Attributes, variables
 
-_SINGLE = (np.generic, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+_SINGLE = (
+    np.generic, types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, enum.Enum, complex, range,
+    torch.dtype, torch.device, torch.layout, torch.memory_format, Fraction, Decimal,
+)  # fmt: skip
+_KEPT_ON_CLASSES = (int, float, str, bytes, complex, tuple, list, dict, set, frozenset, np.ndarray, enum.Enum)
 _OWN = frozenset((*vars(nn.Module()), "training"))  # what every module has; modes are looked at elsewhere
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _DEPTH = 3  # how far objects on a module are followed: a list in a configuration in a configuration
-_LONG = 16  # a list of more values is a log, no setting
+_FEW = 500  # values in the tables of one attribute
+_LONG = 16  # longer lists, and whatever else the loops below do not cover, are looked at by their digests
 
 
 class SettingsWarning(UserWarning):
@@ -26,13 +35,16 @@ class SettingsWarning(UserWarning):
 
 
 class AttributeGuards:
-    """The plain values and functions on the modules of a model, on their configurations, in their dicts and lists.
+    """The plain values and functions on the modules of a model, on their configurations and classes, in their dicts and
+    lists, and in the variables outside that their code reads.
 
     torch's own layers are called as they are, so that theirs need no look, unless a captured graph looks into one.
-    What a forward sets itself is none of them. All of it is looked at in every call, so that the loops are those of C.
+    What a forward sets itself is none of them. All of it is looked at in every call, so that the loops are those of C;
+    values of other kinds are looked at by their digests.
     """
 
     modules: list[nn.Module]
+    unwatched: list[str]  # names of what holds too much to be looked at in every call
 
     def __init__(self, model: nn.Module):
         self._model, self.ignored, self.opened = model, frozenset[tuple[str, str]](), frozenset[str]()
@@ -43,11 +55,14 @@ class AttributeGuards:
         try:
             if [key for table, key, value in self._links if table[key] is not value]:
                 self._look()
+            if list(map(len, self._held)) != self._lengths:  # something is there that was not
+                self._look()
             values = [v if type(v) in ATOMS else _comparable(v) for table, get in self._tables for v in get(table)]
-        except (KeyError, IndexError, AttributeError):  # one is gone
+            digests = [digest(table[key]) for table, key in self._digested]
+        except (KeyError, IndexError, AttributeError, ValueError):  # one is gone, or too large now
             self._look()
             return self.now()
-        return (*values, *[(p.dtype, p.device) for p in self._ends])
+        return (*values, *digests, *[(p.dtype, p.device) for p in self._ends])
 
     def learning(self) -> tuple[bool, ...]:
         """Which of the weights learn."""
@@ -82,7 +97,11 @@ class AttributeGuards:
         self._hooks = [vars(m)[name] for m in opened for name in _HOOKS if name in vars(m)]
         self._hooked = list(map(len, self._hooks))
         self._links: list[tuple[Any, Any, Any]] = []  # objects with values on them: table, key, object
+        self._held: list[Any] = []  # dicts and lists that may grow
+        self._digested: list[tuple[Any, Any]] = []  # what is looked at by its digest: table, key
+        self.unwatched = []
         self._tables = [(table, itemgetter(*keys, keys[0])) for table, keys in self._plain_values()]
+        self._lengths = list(map(len, self._held))
         self._weights = list(self._model.parameters())
         self._ends = self._weights[:1] + self._weights[1:][-1:]  # they move and change type together
 
@@ -94,16 +113,42 @@ class AttributeGuards:
                 continue
             own = vars(module)
             names = [name for name in own if name not in _OWN and (path, name) not in self.ignored]
-            tables = [own, *_tables_of_classes(type(module), classes)]
-            for name in names:
-                for table, key, value in walk(own[name], _table, _DEPTH, opened=opened):
-                    if (below := _table(value)) is not None:
-                        self._links.append((own, name, value) if table is None else (table, key, value))
-                        tables.append(below)
-            for table in tables:
-                keys = names if table is own else list(table) if isinstance(table, dict) else range(len(table))
-                if plain := [key for key in keys if _is_plain(table[key])]:
-                    yield table, plain
+            yield from self._of_table(own, names, path, opened, classes)
+            for table in _tables_of_classes(type(module), classes):
+                yield from self._of_table(table, list(table), table.kind.__name__, opened, classes)
+        for variable in variables(self._model):
+            yield from self._of_table(variable.table, [variable.key], variable.name, opened, classes)
+
+    def _of_table(
+        self, table: Any, keys: list[Any], owner: str, opened: dict[int, int], classes: set[int]
+    ) -> Iterator[tuple[Any, list[Any]]]:
+        """What to look at in some entries of a table: values that are plain, tables below, and digests of the rest."""
+        tables = [table]
+        for key in keys:
+            value = table[key]
+            if isinstance(value, torch.Tensor | nn.Module) or _is_plain(value) or id(value) in opened:
+                continue
+            if not _is_covered(value, _DEPTH, [_FEW]):
+                opened[id(value)] = _DEPTH
+                self._digest(table, key, f"{owner}.{key}" if owner and owner != key else str(key))
+                continue
+            for holder, name, inner in walk(value, _table, _DEPTH, opened=opened):
+                if (below := _table(inner)) is not None:
+                    self._links.append((table, key, inner) if holder is None else (holder, name, inner))
+                    self._held.append(below)
+                    tables += [below, *_tables_of_classes(type(inner), classes)]
+        for one in tables:
+            known = keys if one is table else list(one) if isinstance(one, dict) else range(len(one))
+            if plain := [key for key in known if _is_plain(one[key])]:
+                yield one, plain
+
+    def _digest(self, table: Any, key: Any, name: str) -> None:
+        try:
+            digest(table[key])
+        except TooLargeError:
+            self.unwatched.append(name)
+        else:
+            self._digested.append((table, key))
 
 
 def _is_torchs(module: nn.Module) -> bool:
@@ -125,6 +170,21 @@ def _is_plain(value: Any) -> bool:
     return type(value) in ATOMS or isinstance(value, _SINGLE) or (type(value) is tuple and all(map(_is_plain, value)))
 
 
+def _is_covered(value: Any, left: int, budget: list[int]) -> bool:
+    """Whether a few tables of `_table` hold all that a value is made of. `budget`: how many there may still be."""
+    budget[0] -= 1
+    if _is_plain(value) or isinstance(value, torch.Tensor | nn.Module):
+        return not isinstance(value, types.FunctionType) or not value.__closure__
+    table = _table(value)
+    if table is None or left == 0 or budget[0] < 0:
+        return False
+    if table is not value and isinstance(value, dict | list | tuple | set | frozenset):  # of a class of its own
+        return False
+    if table is not value and any("__slots__" in vars(kind) for kind in type(value).__mro__[:-1]):
+        return False
+    return all(_is_covered(held, left - 1, budget) for held in (table.values() if isinstance(table, dict) else table))
+
+
 def _comparable(value: Any) -> Any:
     """Something that is unequal for another value."""
     if type(value) is tuple:
@@ -142,25 +202,14 @@ def _table(value: Any) -> Any:
     return table if type(table) is dict or (type(table) is list and len(table) <= _LONG) else None
 
 
-def _tables_of_classes(kind: type, seen: set[int]) -> Iterator[dict[str, Any]]:
-    """The numbers that a model's classes hold."""
+def _tables_of_classes(kind: type, seen: set[int]) -> Iterator[Attributes]:
+    """The values that a class and the classes above it hold, those of Python and torch aside."""
     for one in kind.__mro__:
-        if id(one) not in seen and not one.__module__.startswith(("torch.", "builtins", "typing")):
+        if id(one) not in seen and not one.__module__.startswith(("torch.", "builtins", "typing", "collections")):
             seen.add(id(one))
-            numbers = [k for k, v in vars(one).items() if type(v) in (bool, int, float) and not k.startswith("_")]
-            if numbers:
-                yield _ClassTable(one, numbers)
-
-
-class _ClassTable(dict[str, Any]):
-    """Reads attributes of a class, by their names."""
-
-    def __init__(self, kind: type, names: list[str]):
-        super().__init__(dict.fromkeys(names))
-        self.kind = kind
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self.kind, name)
+            names = [k for k, v in vars(one).items() if not k.startswith("__") and isinstance(v, _KEPT_ON_CLASSES)]
+            if names:
+                yield Attributes(one, names)
 
 
 def warn_changed() -> None:

@@ -11,8 +11,11 @@ from torch import nn
 
 from ..boundaries.boundary_set import BoundarySet
 from ..passes.graph.captured_graph import CapturedGraph
+from ..passes.graph.digest import Same, TooLargeError, digest
 from ..passes.graph.nodes import Mode
 from ..passes.graph.pytrees import flatten
+from ..passes.plan.plan import UNHEEDED, Note
+from ..passes.sandbox.outside import prints
 from .attribute_guards import AttributeGuards, looked_into, warn_changed
 from .module import canonical
 from .on_hooks import HookedCalls
@@ -139,6 +142,18 @@ class Cache:
             self._told.add(words)
             warnings.warn(words, WaysWarning, stacklevel=2)
 
+    def notes(self) -> list[Note]:
+        """What graphs of this model cannot heed, for its plan."""
+        notes = []
+        if names := self._attributes.unwatched:
+            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            notes.append(Note(f"not watched for changes, since they hold too much: {some}", UNHEEDED))
+        if prints(self.model):
+            notes.append(
+                Note("the forward pass prints: that is heard while it is captured, not in later calls", UNHEEDED)
+            )
+        return notes
+
     def learn(self, captured: CapturedGraph) -> bool:
         """Learn from a graph which plain attributes of the model count. True: the keys are others now."""
         attributes = self._attributes
@@ -183,7 +198,6 @@ def _kind(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
         return (leaf.dim(), leaf.dtype, leaf.device.type, leaf.requires_grad)
     try:
-        hash(leaf)
-    except TypeError:
-        return (type(leaf), repr(leaf))
-    return (type(leaf), leaf)
+        return (type(leaf), leaf if type(leaf) in (int, bool, str, type(None)) else digest(leaf))
+    except TooLargeError:  # no graph is captured for such a call
+        return (type(leaf), Same(leaf))

@@ -300,7 +300,8 @@ class CapturedModule(DecoupledModule):
             new = self.boundary_set.add(cut.plan.crossings, metas, self.training, late=bool(shown))
             if shown:
                 warn_late(new)
-        cut.plan = self.boundary_set.describe(replace(cut.plan, notes=(*notes, *cut.plan.notes)))
+        notes = (*notes, *cut.plan.notes, *self._cache.notes())
+        cut.plan = self.boundary_set.describe(replace(cut.plan, notes=notes))
         specialization = assemble(cut, self.original, self.boundary_set.modules)
         specialization.proven.add(sizes(inputs))
         entry.specializations.insert(0, specialization)

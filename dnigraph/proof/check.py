@@ -83,7 +83,7 @@ def _compare(dm: DecoupledModule, mode: str, args: Any, kwargs: Any) -> Iterator
     leaves, spec = flatten((args, kwargs))
 
     def run(module: nn.Module, sends: Sends) -> Run:
-        with untouched(dm.original) as before:
+        with untouched(dm.original, leaves) as before:
             return observe(model_call(module, spec), dm.original, leaves, sends, before)
 
     plain, sends = _plain_run(lambda sends: run(dm.original, sends))

@@ -128,7 +128,7 @@ def _runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bo
     """Whether a model runs, by itself, on copies of its arguments."""
     leaves, spec = flatten((args, kwargs))
     try:
-        with untouched(model):
+        with untouched(model, leaves):
             model_call(model, spec)(fresh_copies(leaves))
     except Exception:
         return False

@@ -51,7 +51,7 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         FLOPs and seconds are those of what ran since the node before.
     """
     leaves, spec = flatten((args, kwargs))
-    with untouched(model), torch.enable_grad():
+    with untouched(model, leaves), torch.enable_grad():
         run = _Run(model)
         results = run(*unflatten(fresh_copies(leaves), spec))
         return _Graph(model, run.passages, leaves).of(input_names(model, args, kwargs), results)

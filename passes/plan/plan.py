@@ -17,7 +17,7 @@ from rich.text import Text
 from ..errors import PlanError
 
 FORMAT = 1
-AROUND, LEAK, DATA = "around", "leak", "data"  # kinds of notes
+AROUND, LEAK, DATA, UNHEEDED = "around", "leak", "data", "unheeded"  # kinds of notes
 WIDTH = 120  # characters of a line
 UNKNOWN = "-"  # what nobody measured
 

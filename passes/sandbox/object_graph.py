@@ -3,7 +3,7 @@
 import collections
 import random
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from ..graph.walk import walk
+from .outside import Variable, variables
 
 _DEPTH = 6  # how far plain objects are followed, e.g. a configuration in a configuration; submodules do not count
+_NEAR = 3  # the same from variables outside of the model
 _CONTAINERS = (list, dict, set, collections.deque)
 GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
 _CLOSED = (
@@ -31,12 +33,29 @@ class ObjectGraph:
     tensors: dict[int, torch.Tensor] = field(default_factory=dict)
     arrays: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
     generators: dict[int, Any] = field(default_factory=dict)  # of random numbers, the model's own
+    outside: set[int] = field(default_factory=set)  # those of the above that do not hang on the model
+    variables: list[Variable] = field(default_factory=list)  # outside of the model, which its code reads
 
     @classmethod
-    def of(cls, model: nn.Module) -> "ObjectGraph":
-        """Everything that can be reached from `model`, through submodules as far as they go."""
-        graph = cls()
-        for _, _, value in walk(model, graph._open, _DEPTH, anew=nn.Module):
+    def of(cls, model: nn.Module, arguments: Sequence[Any] = ()) -> "ObjectGraph":
+        """Everything that can be reached from `model`, through submodules as far as they go; and, less far, from the
+        variables outside that its code reads, and from arguments of a call.
+        """
+        graph, opened = cls(), dict[int, int]()
+        graph._note(walk(model, graph._open, _DEPTH, anew=nn.Module, opened=opened))
+        graph.variables = variables(model)
+        if graph.variables or arguments:
+            own = {*graph.objects, *graph.containers}
+            for value in (*[variable.value for variable in graph.variables], *arguments):
+                if not isinstance(value, torch.Tensor):
+                    graph._note(walk(value, graph._open, _NEAR, opened=opened))
+            graph.outside = {*graph.objects, *graph.containers} - own
+        return graph
+
+    def _note(self, found: Iterable[tuple[Any, Any, Any]]) -> None:
+        """Note the tensors, arrays and generators among what a walk finds."""
+        graph = self
+        for _, _, value in found:
             if type(value) is dict or isinstance(value, nn.Module):  # nearly all values: noted where they are opened
                 continue
             if isinstance(value, torch.Tensor):
@@ -47,7 +66,6 @@ class ObjectGraph:
                 continue  # the one has no state, the other is the process's
             elif isinstance(value, GENERATORS):
                 graph.generators[id(value)] = value
-        return graph
 
     def places(self, tensors: Iterable[torch.Tensor]) -> Iterator[tuple[Any, Any, Any]]:
         """Where dicts, lists and attributes hold some tensors, themselves or in a tuple: table, key, and the value."""

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import enum
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class Kind(enum.Enum):
     ATTRIBUTE = enum.auto()  # an attribute of an object is another object
     CONTAINER = enum.auto()  # a list, dict or set holds other objects
     TENSOR = enum.auto()  # a tensor was written to
+    VARIABLE = enum.auto()  # a variable outside of the model is another object
     GENERATOR = enum.auto()  # a random number generator of the model's own was drawn from
 
 
@@ -50,6 +51,7 @@ class Structure:
         self.graph = graph
         self._attributes = [(o, dict(vars(o))) for o in graph.objects.values()]
         self._containers = [(c, c.copy() if c else ()) for c in graph.containers.values()]  # most are empty: hooks
+        self._variables = [(v, v.value) for v in graph.variables]
         self._versions = [(t, _version(t)) for t in graph.tensors.values()]
         self._buffers = []
         for module in graph.objects.values():
@@ -69,6 +71,9 @@ class Structure:
         for container, content in self._containers:
             if not _same_objects(container, content):
                 yield Change(Kind.CONTAINER, container, None, content, container)
+        for variable, old in self._variables:
+            if (new := variable.value) is not old:
+                yield Change(Kind.VARIABLE, variable, variable.name, old, new)
         for tensor, version in self._versions:
             if _version(tensor) != version:
                 yield Change(Kind.TENSOR, tensor)
@@ -85,6 +90,9 @@ class Structure:
             if not _same_objects(container, content):
                 container.clear()
                 container.update(content) if isinstance(container, dict | set) else container.extend(content)
+        for variable, value in self._variables:
+            if variable.value is not value:
+                variable.table[variable.key] = value
 
 
 class Snapshot(Structure):
@@ -98,9 +106,9 @@ class Snapshot(Structure):
         self._generators = [(g, state_of(g), fingerprint(state_of(g))) for g in graph.generators.values()]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Snapshot":
-        """A snapshot of all that hangs on a model."""
-        graph = ObjectGraph.of(model)
+    def of(cls, model: nn.Module, arguments: Sequence[Any] = ()) -> "Snapshot":
+        """A snapshot of all that hangs on a model, and of what objects among the arguments of a call hold."""
+        graph = ObjectGraph.of(model, arguments)
         return cls(graph, [t for t in graph.tensors.values() if t.grad_fn is None])
 
     def written(self, same_numbers: bool = True) -> list[torch.Tensor]:
@@ -134,13 +142,13 @@ class Snapshot(Structure):
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[Snapshot]:
-    """Run the block, then put the model and all random states back, also after an error.
+def untouched(model: nn.Module, arguments: Sequence[Any] = ()) -> Iterator[Snapshot]:
+    """Run the block, then put the model, the arguments and all random states back, also after an error.
 
     Hooks on saved tensors that the caller set (activation checkpointing counts them) do not see the block.
     """
     with one_at_a_time, _without_saved_tensors_hooks():
-        snapshot = Snapshot.of(model)
+        snapshot = Snapshot.of(model, arguments)
         try:
             yield snapshot
         finally:

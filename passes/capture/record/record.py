@@ -11,11 +11,12 @@ from ...errors import CaptureError, FirstCallError, GuardMiss, StatefulModelErro
 from ...graph.captured_graph import CapturedGraph
 from ...graph.equality import equal
 from ...graph.nodes import Call, guard
+from ...graph.pytrees import flatten
 from ...sandbox.example import other_inputs
 from ...sandbox.object_graph import ObjectGraph
 from ...sandbox.rng import ExtremeDraws
 from ...sandbox.snapshot import Kind, Snapshot, untouched
-from .side_effects import Attributes
+from .side_effects import Attributes, ChangesOutsideError
 from .tracer import Recording, Session
 from .writer import PLAIN
 
@@ -42,7 +43,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
     """
     if lazy := [name for name, p in model.named_parameters() if is_lazy(p)]:
         raise FirstCallError([f"'{lazy[0]}' has no size yet: {CALL_BEFORE}"])
-    with untouched(model) as before:
+    with untouched(model, flatten((args, kwargs))[0]) as before:
         session = Session(model, args, kwargs, before)
         first_call = FirstCall(session)
         captured = _later_or_first(session, first_call)
@@ -170,6 +171,8 @@ def _recorded(session: Session, first_call: FirstCall | None, allowed: Attribute
     """The recording that is to be proven, with the random states as they were found."""
     try:
         recording = session.recorded(session.leaves, None, first_call is not None, allowed)
+    except ChangesOutsideError:
+        raise
     except CaptureError:
         if first_call is not None and first_call.caches:
             raise _ReadsFirstCall(None) from None

@@ -4,6 +4,7 @@
     attribute   of a module, computed by the run: replayed.    Another number, or a tensor that was read: refused.
     container   of another length, or with an entry that was read and is another one now: refused.
     tensor      that the first call made, read and written: refused.    Others: the nodes that write it are replayed.
+    variable    outside of the model, another value now: refused. So are containers and objects that it holds.
     generator   of the model's own, drawn from: refused.
 
 A change that is refused would decide the next call, and no graph could know. It counts only where the model has run
@@ -32,6 +33,10 @@ _SCALARS = (int, float, bool, str)
 _DRAWS = "the model draws from a random number generator of its own"
 
 
+class ChangesOutsideError(StatefulModelError):
+    """A call after the first changes something that does not hang on the model, so that every call does."""
+
+
 class SideEffects:
     """The side effects of one run: written for replays, or refused.
 
@@ -45,6 +50,7 @@ class SideEffects:
         self.attributes: set[tuple[int, str]] = set()  # those that replays set
         self.sets: set[tuple[str, str]] = set()  # all that the run set: path of the module, name
         self._before = Structure(ObjectGraph.of(model))
+        self._changes_outside = False
 
     def write(self, draws: Iterable[Change]) -> None:
         """Write the changes that replays make too.
@@ -54,7 +60,7 @@ class SideEffects:
         """
         reasons = [POLICY[change.kind](self, change) for change in (*draws, *self._before.changes())]
         if refused := [reason for reason in reasons if reason is not None]:
-            raise StatefulModelError(refused)
+            raise (ChangesOutsideError if self._changes_outside else StatefulModelError)(refused)
 
     def buffer(self, change: Change) -> str | None:
         """One of the same shape is written into the old one; another is registered or set."""
@@ -85,8 +91,10 @@ class SideEffects:
                 self.attributes.add(key)
                 self._keep(holder, name, functools.partial(keep, holder, name), change.new)
                 return None
-        if not self.settled or not self._decides(change.old, change.new):
+        outside = id(holder) in self._before.graph.outside and not equal(change.old, change.new)
+        if not self.settled or not (outside or self._decides(change.old, change.new)):
             return None
+        self._changes_outside |= outside
         owner = f"a {type(holder).__name__}" if path is None else f"'{path}'" if path else "the model"
         return f"'{name}' of {owner} changes with every call: state kept between calls"
 
@@ -95,7 +103,11 @@ class SideEffects:
         before, now = change.old, change.new
         if not self.settled:
             return None
-        words = f"a {type(now).__name__} of {len(before)} things in the model"
+        outside = id(change.holder) in self._before.graph.outside
+        words = f"a {type(now).__name__} of {len(before)} things {'outside of' if outside else 'in'} the model"
+        if outside:
+            self._changes_outside = True
+            return f"{words} changes with every call, which no replay does"
         if len(now) != len(before):
             return f"{words} has {len(now)} after a call: state kept between calls"
         keys = before if isinstance(now, dict) else range(0 if isinstance(now, set) else len(now))
@@ -128,12 +140,20 @@ class SideEffects:
             return type(new) in _SCALARS and new != old
         return self._is_computed(old)
 
+    def variable(self, change: Change) -> str | None:
+        """Refused where it is another value: replays set none."""
+        if not self.settled or equal(change.old, change.new):
+            return None
+        self._changes_outside = True
+        return f"'{change.name}', a variable outside of the model, changes with every call"
+
 
 POLICY: dict[Kind, Callable[[SideEffects, Change], str | None]] = {
     Kind.BUFFER: SideEffects.buffer,
     Kind.ATTRIBUTE: SideEffects.attribute,
     Kind.CONTAINER: SideEffects.container,
     Kind.TENSOR: SideEffects.tensor,
+    Kind.VARIABLE: SideEffects.variable,
     Kind.GENERATOR: lambda *_: _DRAWS,  # replays draw from torch's default one
 }
 
@@ -148,6 +168,8 @@ def refuse_exported(changes: Iterable[Change]) -> None:
         old, new = change.old, change.new
         if change.kind is Kind.GENERATOR:
             raise CaptureError([_DRAWS])
+        if change.kind is Kind.VARIABLE:
+            raise CaptureError([f"'{change.name}', a variable outside of the model, changes with every call"])
         other_number = isinstance(old, _SCALARS) and not equal(old, new)
         if change.kind is Kind.ATTRIBUTE and (other_number or isinstance(old, torch.Tensor | np.ndarray)):
             raise CaptureError([f"the model sets '{change.name}' in every call, which an exported graph does not"])

@@ -26,8 +26,10 @@ from torch.utils import _pytree as pytree
 
 from ...errors import CaptureError, GuardMiss, StatefulModelError
 from ...graph.captured_graph import CapturedGraph
+from ...graph.digest import TooLargeError, digest
 from ...graph.equality import equal
 from ...graph.pytrees import HOLE, Tree, flatten, unflatten
+from ...graph.walk import ATOMS
 from ...sandbox.example import input_names
 from ...sandbox.object_graph import GENERATORS
 from ...sandbox.rng import ExtremeDraws, fingerprint, seed_all
@@ -67,10 +69,12 @@ class Tracer:
     def run(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> Any:
         """Run the model on these inputs and write what it does. `names`: what the inputs are called."""
         args, kwargs = unflatten(leaves, spec)
-        inputs = flatten((args, kwargs))
+        inputs, held = flatten((args, kwargs)), digests(leaves, names)
         self.writer.inputs(names, inputs[0])
         with self._attached():
             results = self.model(*args, **kwargs)
+        if changed := [name for name, before in held.items() if before != digests(leaves, names).get(name)]:
+            raise StatefulModelError([f"the model changes its argument '{changed[0]}', which belongs to the caller"])
         refuse_changed_containers(inputs, flatten((args, kwargs)), names)
         self._inputs, self._results = leaves, results
         return results
@@ -147,6 +151,22 @@ class Tracer:
 
 
 DRAWN = "a graph draws from the default ones only"
+
+
+def digests(leaves: list[Any], names: list[str]) -> dict[str, Any]:
+    """What the arguments hold that are neither tensors nor plain, by name.
+
+    Raises:
+        CaptureError: one holds too much to be looked at in every call.
+    """
+    held = {}
+    for name, leaf in zip(names, leaves, strict=True):
+        if not isinstance(leaf, torch.Tensor) and type(leaf) not in ATOMS:
+            try:
+                held[name] = digest(leaf)
+            except TooLargeError as error:
+                raise CaptureError([f"the argument '{name}' cannot be told apart from others: {error}"]) from error
+    return held
 
 
 class Recording(NamedTuple):

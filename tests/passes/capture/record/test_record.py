@@ -1,5 +1,6 @@
 """The proof of a recording: other runs agree with it, or refused with the reason; what a first call makes, too."""
 
+import array
 import pickle
 import random
 import warnings
@@ -53,7 +54,7 @@ def test_what_is_no_function_of_the_inputs_is_refused_with_the_reason(function, 
 
 
 def test_a_choice_that_only_gradients_show_is_found_by_recording_the_same_input_again():
-    sizes = []  # bytes of the inputs of all calls: state that no snapshot sees
+    sizes = array.array("q")  # bytes of the inputs of all calls: state that no snapshot sees
 
     def stops_gradients_on_the_first_size_once_there_was_another(model, x):
         sizes.append(x.untyped_storage().nbytes())

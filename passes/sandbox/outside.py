@@ -1,0 +1,208 @@
+"""What the code of a model reads outside of the model: globals, closures, the environment, context variables."""
+
+import collections
+import contextvars
+import functools
+import inspect
+import logging
+import os
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+_DEPTH = 4  # how far functions are followed that functions name
+_FOREIGN = ("torch", "numpy", "builtins", "typing", *sys.stdlib_module_names)  # packages whose code is not followed
+_CONTAINERS = (list, dict, set, collections.deque, np.ndarray)
+_CLOSED = (
+    type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType,
+    nn.Module, logging.Logger, property, staticmethod, classmethod, functools.cached_property, torch.jit.ScriptFunction,
+)  # fmt: skip
+
+
+class Variable(NamedTuple):
+    """A variable outside of a model. `table[key]` is its value."""
+
+    table: Any
+    key: Any
+    name: str  # for messages
+
+    @property
+    def value(self) -> Any:
+        """Its present value; None if it has none, or none any more."""
+        try:
+            return self.table[self.key]
+        except (KeyError, ValueError, AttributeError):
+            return None
+
+
+class Cell(dict[int, Any]):
+    """A closure's cell as a table with one entry, 0."""
+
+    def __init__(self, cell: types.CellType):
+        super().__init__()
+        self.cell = cell
+
+    def __getitem__(self, key: int) -> Any:
+        return self.cell.cell_contents
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        self.cell.cell_contents = value
+
+
+class Attributes(dict[str, Any]):
+    """The attributes of a class as a table."""
+
+    def __init__(self, kind: type, names: Iterable[str]):
+        super().__init__(dict.fromkeys(names))
+        self.kind = kind
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.kind, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self.kind, name, value)
+
+
+class Context(dict[int, Any]):
+    """A context variable as a table with one entry, 0."""
+
+    def __init__(self, variable: "contextvars.ContextVar[Any]"):
+        super().__init__()
+        self.variable = variable
+
+    def __getitem__(self, key: int) -> Any:
+        return self.variable.get(None)
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        self.variable.set(value)
+
+
+def variables(model: nn.Module) -> list[Variable]:
+    """The variables that the forward passes of a model's own modules may read, with those of functions that they name.
+
+    Code of torch, numpy and Python's library is not looked into; functions, classes and modules are no variables.
+    """
+    found: dict[tuple[int, Any], Variable] = {}
+    seen = set[types.CodeType]()
+    for function in _forwards(model):
+        for variable in _named_by(function, _DEPTH, seen):
+            found.setdefault((id(variable.table), variable.key), variable)
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if not _is_foreign(kind.__module__)}
+    for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
+        names = [n for n, v in vars(kind).items() if isinstance(v, _CONTAINERS) and not n.startswith("__")]
+        table = Attributes(kind, names)
+        found |= {(id(kind), name): Variable(table, name, f"{kind.__name__}.{name}") for name in names}
+    return list(found.values())
+
+
+def prints(model: nn.Module) -> bool:
+    """Whether a forward pass of the model's own modules names `print`."""
+    return any("print" in function.__code__.co_names for function in _forwards(model))
+
+
+def _forwards(model: nn.Module) -> Iterator[types.FunctionType]:
+    """The functions that may run in a forward pass: `forward`, methods that it names, and functions on the modules."""
+    kinds = set[type]()
+    for module in model.modules():
+        for own in vars(module).values():
+            if isinstance(own, types.FunctionType | types.MethodType | functools.partial):
+                inner = _inner(own)
+                if isinstance(inner, types.FunctionType) and not _is_foreign(inner.__module__):
+                    yield inner
+        kind = type(module)
+        if kind not in kinds and not _is_foreign(kind.__module__):
+            kinds.add(kind)
+            yield from _methods(kind)
+
+
+def _methods(kind: type) -> list[types.FunctionType]:
+    """A class's own `forward` and `__call__`, and the methods that these name, directly or not."""
+    methods, waiting = dict[str, types.FunctionType](), ["forward", "__call__"]
+    while waiting:
+        name = waiting.pop()
+        method = inspect.getattr_static(kind, name, None)
+        method = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+        method = inspect.unwrap(method) if callable(method) else method
+        if name in methods or not isinstance(method, types.FunctionType) or _is_foreign(method.__module__):
+            continue
+        methods[name] = method
+        waiting += method.__code__.co_names
+    return list(methods.values())
+
+
+def _named_by(function: types.FunctionType, depth: int, seen: set[types.CodeType]) -> Iterator[Variable]:
+    code = function.__code__
+    if code in seen:
+        return
+    seen.add(code)
+    held: list[tuple[Any, Any, str]]
+    held = [(Cell(cell), 0, name) for cell, name in zip(function.__closure__ or (), code.co_freevars, strict=True)]
+    names, known = _names(code), function.__globals__
+    held += [(known, name, name) for name in names if name in known]
+    held += [
+        (function.__defaults__, i, f"an argument's default in {code.co_name}") for i in _kept(function.__defaults__)
+    ]
+    for table, key, name in held:
+        try:
+            value = table[key]
+        except ValueError:  # a variable that has no value yet
+            continue
+        if isinstance(value, types.FunctionType | functools.partial | types.MethodType):
+            inner = _inner(value)
+            if depth and isinstance(inner, types.FunctionType) and not _is_foreign(inner.__module__):
+                yield from _named_by(inner, depth - 1, seen)
+        elif isinstance(value, types.ModuleType):
+            yield from _of_module(value, names, depth, seen)
+        elif isinstance(value, types.BuiltinFunctionType) and isinstance(value.__self__, _CONTAINERS):
+            yield Variable([value.__self__], 0, name)  # `note = notes.append`
+        elif isinstance(value, contextvars.ContextVar):
+            yield Variable(Context(value), 0, name)
+        elif not isinstance(value, _CLOSED):
+            yield Variable(table, key, name)
+
+
+def _of_module(module: types.ModuleType, names: set[str], depth: int, seen: set[types.CodeType]) -> Iterator[Variable]:
+    """What code that names a module and these attributes may read there."""
+    if module is os:
+        if names & {"environ", "getenv"}:
+            yield Variable(vars(os), "environ", "os.environ")
+        return
+    if _is_foreign(module.__name__):
+        return
+    for name in names & vars(module).keys():
+        value = vars(module)[name]
+        if isinstance(value, types.FunctionType):
+            if depth and not _is_foreign(value.__module__):
+                yield from _named_by(value, depth - 1, seen)
+        elif not isinstance(value, _CLOSED):
+            yield Variable(vars(module), name, f"{module.__name__}.{name}")
+
+
+def _kept(defaults: tuple[Any, ...] | None) -> list[int]:
+    """Which of a function's defaults are containers: they live from call to call."""
+    return [i for i, value in enumerate(defaults or ()) if isinstance(value, _CONTAINERS)]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """All names in a piece of code and in the functions that it makes."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _names(constant)
+    return names
+
+
+def _inner(value: Any) -> Any:
+    """The function in a partial, a bound method, or a wrapper."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    return inspect.unwrap(getattr(value, "__func__", value))
+
+
+def _is_foreign(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _FOREIGN
