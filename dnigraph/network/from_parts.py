@@ -12,6 +12,7 @@ from ..passes.errors import DniGraphError, nearest
 from ..passes.graph.pytrees import Tree, field_of
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Part
+from ..runners.makers import loss_misfits, maker_misfits
 from ..runners.optimizers import HEADS, MakeOptimizer, check_names, chosen
 from .description.network_error import NetworkError
 from .description.ports import outputs_of
@@ -95,17 +96,14 @@ def _refuse(dm: CapturedModule, specialization: Specialization, loss: Any, optim
             wrong.append(str(error))
         lacking = [name for name in parts if chosen(optimizer, name) is None]
         wrong += [f"no optimiser is named for {name}; add an entry '*' for the rest" for name in lacking]
-    elif not (optimizer is None or callable(optimizer)):
-        wrong.append(f"optimizer is a {type(optimizer).__name__}, not a function of a list of parameters, or a dict")
+    wrong += maker_misfits(optimizer)
     if wrong:
         raise NetworkError(wrong, "the model cannot become a network")
 
 
 def _wrong_loss(specialization: Specialization, loss: Any) -> list[str]:
-    if callable(loss):
-        return []
     if not isinstance(loss, str):
-        return [f"loss={loss!r} is no function of (output, target), and no name of an output"]
+        return loss_misfits(loss)
     count = len(specialization.split.outputs)
     whole: Any = specialization.build([torch.zeros(()) for _ in range(count)])
     names = [str(n) for n in (whole if isinstance(whole, Mapping) else getattr(whole, "__dict__", {}))]

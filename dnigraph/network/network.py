@@ -2,7 +2,8 @@
 
 import copy
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -164,7 +165,17 @@ class Network:
             raise NetworkError(wrong)
         self.running = running
         running.follow(self.topology.wiring(self.training))
+        self._warn_of_doubts(trial)
         warn_unconditioned(running.boundaries, "give tick(...) the target, or label=", stacklevel=4)
+
+    def _warn_of_doubts(self, trial: DryRun) -> None:
+        """Warn of what runs, and hardly means what the user thinks."""
+        frozen = [name for name, agent in self.agents.items() if any(True for _ in agent.module.parameters())]
+        doubts = list(trial.doubts)
+        if frozen and self.training and not any(agent.trains() for agent in self.agents.values()):
+            doubts.append("nothing will learn, since all parameters of agents are frozen: requires_grad_(True)")
+        if doubts:
+            warnings.warn("; ".join(doubts), stacklevel=5)
 
     # ---- running
 
@@ -205,8 +216,15 @@ class Network:
         Raises:
             NetworkError: as in `tick`; or two agents share parameters, which threads must not.
         """
+        wrong = [] if isinstance(threads, bool) else [f"threads={threads!r} (True: one thread for each agent)"]
         if not is_whole(capacity, 1):
-            raise NetworkError([f"capacity={capacity!r} (packets in a queue: a whole number from 1 on)"])
+            wrong.append(f"capacity={capacity!r} (packets in a queue: a whole number from 1 on)")
+        if wrong:
+            raise NetworkError(wrong)
+        if not isinstance(given, Iterable) or isinstance(given, str | Mapping | torch.Tensor):
+            kind = type(given).__name__
+            words = f"run takes a list with a tuple (inputs, targets, label, ends) for each tick, not a {kind}"
+            raise NetworkError([words], "the ticks do not fit")
         entries = (tick_arguments(entry) for entry in given)
         if not threads:
             return [self.tick(*entry[:2], label=entry[2], ends=entry[3]) for entry in entries]
@@ -259,6 +277,8 @@ class Network:
 
     def train(self, mode: bool = True) -> Self:
         """Set train mode, or with `mode=False` eval mode: nothing learns, and real messages replace synthetic ones."""
+        if not isinstance(mode, bool):
+            raise NetworkError([f"train({mode!r}): True is train mode, False eval mode"])
         self.training = mode
         for module in self.modules().values():
             module.train(mode)
@@ -391,7 +411,13 @@ class Network:
         return structure(self._overview)
 
     def delay_of(self, number: int) -> int:
-        """The ticks that the messages of a link take."""
+        """The ticks that the messages of a link take.
+
+        Raises:
+            NetworkError: there is no link of this number.
+        """
+        if not is_whole(number, 0) or number >= len(self.links):
+            raise NetworkError([f"there is no link {number!r}: they are numbered from 0 to {len(self.links) - 1}"])
         return self.topology.wiring().delays[number]
 
     def modules(self) -> dict[str, nn.Module]:

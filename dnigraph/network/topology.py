@@ -40,8 +40,9 @@ class Topology:
         Raises:
             NetworkError: there is none.
         """
-        if name not in self.agents:
-            raise NetworkError([f"there is no agent {name!r}{nearest(name, self.agents)}"])
+        if not isinstance(name, str) or name not in self.agents:
+            known = ", ".join(self.agents) or "none"
+            raise NetworkError([f"there is no agent {name!r}{nearest(str(name), self.agents)}; agents: {known}"])
         return self.agents[name]
 
     def wiring(self, predicting: bool = True) -> Wiring:

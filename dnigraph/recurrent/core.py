@@ -111,11 +111,11 @@ def make_core(step: Any, readout: nn.Module | None, windowed: bool, batch_first:
             "give nn.LSTM(...), a cell, or a module whose forward is (x, state) -> (y, state)",
         )
     if not isinstance(step, nn.RNNBase):
-        return (Windowed if windowed else Stepwise)(step, readout, bool(batch_first))
+        return (Windowed if windowed else Stepwise)(step, readout, batch_first is True)
     misfits = []
     if step.bidirectional:
         misfits.append(f"{type(step).__name__} is bidirectional: its second direction begins at the sequence's end")
-    if batch_first is not None and batch_first != step.batch_first:
+    if isinstance(batch_first, bool) and batch_first != step.batch_first:
         misfits.append(f"batch_first={batch_first}, but the module was made with batch_first={step.batch_first}")
     if misfits:
         raise RecurrentError(misfits, "use one direction, and leave batch_first to the module")

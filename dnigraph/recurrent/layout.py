@@ -48,6 +48,13 @@ class Layout:
                 [f"the state is nested as {spec}, where the stream began with {self.spec}"],
                 "the step module must return states that are nested as those that it takes",
             )
+        wrong = [
+            f"leaf {i} of the state is {_said(found[i])}; for two sequences it is {_said(self.samples[i])}"
+            for i in self.live
+            if not _is_real(found[i]) or found[i].ndim != self.samples[i].ndim
+        ]
+        if wrong:
+            raise RecurrentError(wrong, "give a state of the form that the step module takes and returns")
         return found
 
     def refuse_growth(self, before: Sequence[Any], leaves: Sequence[Any]) -> None:

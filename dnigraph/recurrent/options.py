@@ -73,22 +73,27 @@ class Options:
             value = getattr(self, name)
             if not _within(value, most) and (value is not None or name in ("auxiliary", "decay")):
                 yield f"{name}={value!r} (a number from 0 to {most})"
+        if not isinstance(self.centre, bool):
+            yield f"centre={self.centre!r} (True or False)"
         for name in ("cap", "gain"):
             value = getattr(self, name)
             if not (_within(value, 1e9) and value > 0) and not (name == "cap" and value in (None, "auto")):
                 yield f"{name}={value!r} (a number above 0{'; None: no cap' if name == 'cap' else ''})"
 
     def _together(self) -> Iterator[str]:
-        """Misfits between options."""
+        """Misfits between options. What is no number counts as given."""
+        options = vars(self).items()
+        given = {name: bool(v) if isinstance(v, int | float) else v is not None for name, v in options}
         if self.blend is not None and self.traces is not None:
             yield "blend and traces are two ways to BP(lambda): choose one"
         for name in ("blend", "traces", "auxiliary"):
-            if getattr(self, name) not in (None, 0) and self.boundary in [*BOUNDARIES] and self.boundary != "dni":
+            known = isinstance(self.boundary, str) and self.boundary in BOUNDARIES
+            if given[name] and known and self.boundary != "dni":
                 yield f"{name} goes with boundary='dni', not with {self.boundary!r}"
         for name in ("warm_up", "discount") if self.blend is not None else ():
-            if getattr(self, name):
+            if given[name]:
                 yield f"blend and {name} do not go together: a share of the true gradient comes from the start"
-        if self.auxiliary and self.blend is not None:
+        if given["auxiliary"] and self.blend is not None:
             yield "auxiliary and blend do not go together: stored windows have no auxiliary task"
 
     @property

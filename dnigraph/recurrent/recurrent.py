@@ -18,6 +18,7 @@ from ..heads.conditions import ConditionChoice
 from ..network import Network
 from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint, taken_up
 from ..runners.local import StepResult
+from ..runners.makers import BARE
 from ..runners.optimizers import MakeOptimizer, MakeScheduler
 from .as_network import network_of
 from .carried_state import Place, begin, behind, mended
@@ -122,8 +123,8 @@ class Recurrent:
             lambda: Options(
                 horizon, boundary, scale, discount, centre, cap, gain, warm_up, auxiliary, blend, traces, decay, update
             ),
-            lambda: make_core(_fed_back(step, feedback), readout, windowed, batch_first),
-            lambda: check_rules(loss, optimizer, scheduler, clip, monitor, initial),
+            lambda: make_core(_fed_back(step, feedback), readout, windowed is True, batch_first),
+            lambda: check_rules(loss, optimizer, scheduler, clip, monitor, initial, windowed, batch_first, readout),
         )
         self.loss, self.initial, self.monitor = loss, initial, monitor
         self._head, self._condition = head, condition
@@ -185,6 +186,10 @@ class Recurrent:
             RecurrentError: the sequences do not fit; all misfits are listed.
         """
         self._refuse_idle()
+        for name, value in (("ends", ends), ("outputs", outputs)):
+            if not isinstance(value, bool):
+                way = "ends here is True or False, for all; lengths= says how long each sequence is"
+                raise RecurrentError([f"{name}={value!r} is no bool"], way)
         stream = make_stream(self.core, x, target, mask, reset, lengths, ends, label)
         self.ending = self.ending or ends
         tally, kept = Tally(), []
@@ -355,7 +360,7 @@ class Recurrent:
         try:
             yield
         except Exception as error:
-            if self.steps == 0 and type(error) in (RuntimeError, ValueError, TypeError, IndexError):
+            if self.steps == 0 and type(error) in BARE:
                 learner = self._learner
                 leaves = [] if learner is None else learner.layout.first(window.batch)
                 raise failed(self.core, window.x, leaves, error) from error
@@ -497,9 +502,17 @@ class Recurrent:
                 ["no window has been run, so nothing is known of the state"], "show a window: rnn.network(x)"
             )
         if self._learner is None and window is not None:
-            self._learner = make_learner(
-                self.core, self.options, self.loss, self.initial, self._head, self._condition, self.rules, window
-            )
+            try:
+                self._learner = make_learner(
+                    self.core, self.options, self.loss, self.initial, self._head, self._condition, self.rules, window
+                )
+            except Exception as error:
+                if type(error) not in BARE:
+                    raise
+                words = (
+                    f"a head, a condition, a first state or a schedule cannot be made: {type(error).__name__}: {error}"
+                )
+                raise RecurrentError([words], "look at head=, condition=, initial=, scheduler=") from error
             try:
                 if self._waiting is not None:
                     with taken_up("the file that load was given"):

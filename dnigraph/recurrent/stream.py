@@ -73,7 +73,11 @@ def make_stream(core: Core, x: Any, target: Any, mask: Any, reset: Any, lengths:
     device = next(t.device for t in pytree.tree_leaves(whole.x) if isinstance(t, Tensor))
     if lengths is None:
         return Stream(whole, None, ends, device)
-    lengths = torch.as_tensor(lengths).to(device)
+    try:
+        lengths = torch.as_tensor(lengths).to(device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        words = f"lengths={lengths!r} is no list of whole numbers, one per sequence: {error}"
+        raise RecurrentError([words], "lengths counts the steps of each sequence, from 0 to all of x") from error
     misfits = []
     if lengths.shape != (whole.batch,) or lengths.is_floating_point():
         misfits.append(f"lengths is {list(lengths.shape)}, but must be [{whole.batch}] whole numbers, one per sequence")

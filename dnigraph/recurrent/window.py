@@ -67,6 +67,10 @@ def make_window(
     targets = [t for t in pytree.tree_leaves(target) if isinstance(t, Tensor) and t.shape[:2] != shape]
     misfits = [f"tensors of x differ: {list(leaf.shape)}, but {sizes}" for leaf in leaves if leaf.shape[:2] != shape]
     misfits += [f"target is {list(t.shape)}, but must begin with {list(shape)}" for t in targets]
+    if target is not None and not any(isinstance(t, Tensor) for t in pytree.tree_leaves(target)):
+        misfits.append(f"target is {target!r}, with no tensor in it: it must begin with {list(shape)}")
+    if isinstance(label, Tensor) and label.ndim and not len(label):
+        misfits.append(f"label is {list(label.shape)}: it has no entry")
     if horizon is not None and length > horizon:
         misfits.append(f"the window has {length} steps, the horizon is {horizon}: rnn.run(...) cuts long sequences")
     if length == 0 or batch == 0:

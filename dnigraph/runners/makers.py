@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..passes.errors import DniGraphError
 
 NAMES = 6  # of parameters that an error lists
+BARE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)  # torch's and Python's own: something misfits
 
 Named = Callable[[], Iterable[tuple[str, nn.Parameter]]]
 

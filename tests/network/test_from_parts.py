@@ -56,7 +56,7 @@ def test_dicts_of_optimisers_mean_what_they_mean_to_a_runner():
 
 
 @pytest.mark.parametrize(
-    ("loss", "words"), [(None, "loss=None is no function"), ("zz", "loss='zz': there is no such output")]
+    ("loss", "words"), [(None, "loss=None: it is a function"), ("zz", "loss='zz': there is no such output")]
 )
 def test_a_loss_that_is_none_is_refused_where_the_network_is_made(loss, words):
     dm = dg.decouple(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3)), "1", (torch.ones(2, 6),))

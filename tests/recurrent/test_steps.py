@@ -472,3 +472,34 @@ def test_a_mask_that_leaves_nothing_is_told_once():
         rnn.step(x, y, mask=nothing)
     with pytest.warns(UserWarning, match="no entry of these sequences counts.*its loss is nan"):
         made().run(x, y, mask=nothing)
+
+
+ODD = {
+    "a target without tensors": (lambda rnn, x, y: rnn.step(x, "target"), "target is 'target', with no tensor in it"),
+    "lengths that are text": (lambda rnn, x, y: rnn.run(x, y, lengths="3"), "lengths='3' is no list of whole numbers"),
+    "ends of single sequences in run": (lambda rnn, x, y: rnn.run(x, y, ends=torch.ones(4)), "lengths= says how long"),
+    "a state that is none": (lambda rnn, x, y: (rnn.reset(3), rnn.step(x, y)), "the state is nested as|is int"),
+    "a state of another form": (
+        lambda rnn, x, y: (rnn.reset((torch.ones(2), torch.ones(2))), rnn.step(x, y)),
+        r"leaf 0 of the state is \[2\]; for two sequences it is \[1, 2, 5\]",
+    ),
+    "an empty label": (lambda rnn, x, y: rnn.step(x, y, label=torch.ones(0)), r"label is \[0\]: it has no entry"),
+}
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize("which", ODD)
+def test_odd_arguments_of_a_window_are_named(which, later):
+    call, words = ODD[which]
+    rnn, (x, y) = made(), data(long=3)
+    if later:
+        rnn.step(x, y)
+
+    with pytest.raises(dg.RecurrentError, match=words):
+        call(rnn, x, y)
+
+
+@pytest.mark.parametrize("option", ["head", "condition", "scheduler", "initial"])
+def test_what_makes_nothing_is_named(option):
+    with pytest.raises(dg.RecurrentError, match=r"cannot be made: TypeError.*\n.*look at head="):
+        made(**{option: nn.Linear}).step(*data(long=3))

@@ -29,6 +29,7 @@ class DryRun:
         learns: outputs that carry a gradient.
         writes: inputs to which their agent writes.
         problems: what does not fit.
+        doubts: what fits, and hardly means what the user thinks.
     """
 
     inputs: Mapping[str, Any]
@@ -36,6 +37,7 @@ class DryRun:
     learns: set[str] = field(default_factory=set)
     writes: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
     def sample(self, link: Link) -> Any:
         """What is sent over the link; None where that is not known."""
@@ -96,7 +98,24 @@ class _Trial:
             facts = f"outputs names {len(agent.outputs)}, and {type(agent.module).__name__} returns {len(returned)}"
             self.result.problems.append(f"{agent.name}: {facts} values")
         self._note_outputs(agent, outputs)
+        self._note_single(agent, arguments)
         return True
+
+    def _note_single(self, agent: Agent, arguments: Mapping[str, Any]) -> None:
+        """Note an agent that is given one sample without a batch: one dimension, of which it cannot take a part."""
+        tensors = {name: v for name, v in arguments.items() if isinstance(v, Tensor)}
+        links = {name: self.feeds.get(Port(agent.name, name)) for name in tensors}
+        given = {name: v for name, v in tensors.items() if (link := links[name]) is None or link.outside}
+        if not given or any(v.dim() != 1 or len(v) < 2 for v in tensors.values()):
+            return
+        try:
+            agent.module(**{**arguments, **{name: v[: len(v) // 2] for name, v in tensors.items()}})
+        except Exception:
+            listed = ", ".join(f"{agent.name}.{name} {_shape(v)}" for name, v in given.items())
+            self.result.doubts.append(
+                f"{listed} looks like one sample without a batch, since {agent.name} cannot take a part of it: values "
+                "are [batch, ...], so that heads learn per sample; give a batch of one, x[None]"
+            )
 
     def note_missing(self, agent: Agent) -> None:
         """Note the arguments that the agent lacks."""

@@ -1,6 +1,6 @@
 """Checked agents and links from the arguments of `Network.add` and `Network.connect`."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,7 +57,8 @@ def make_agent(
     wrong += [f"{name}: {misfit}" for misfit in (loss_misfits(loss) if loss is not None else ())]
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
         wrong.append(f"{name}: clip={clip!r} (the largest norm of a gradient, above 0)")
-    named = (outputs,) if isinstance(outputs, str) else None if outputs is None else tuple(outputs)
+    listed = outputs if isinstance(outputs, Iterable) else ()  # what is no list of names is one of no names
+    named = (outputs,) if isinstance(outputs, str) else None if outputs is None else tuple(listed)
     if named is not None and (not named or not all(isinstance(n, str) for n in named) or len(set(named)) < len(named)):
         wrong.append(f"{name}: outputs={outputs!r} (a name for each, all different)")
     wrong += [f"{name}: {misfit}" for misfit in _maker_misfits(optimizer)]

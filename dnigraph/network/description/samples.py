@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 def entered(value: Any, learns: bool) -> Any:
@@ -29,6 +30,15 @@ def first_value(initial: Any, batch: int | None, like: Tensor | None) -> Any:
     if batch is not None and value.dim() and len(value) == 1:
         value = value.expand(batch, *value.shape[1:])
     return value.to(like) if like is not None and value.is_floating_point() else value
+
+
+def shapes(value: Any) -> str:
+    """The shapes and dtypes of the tensors in a value, for an error."""
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    found = [(path, t) for path, t in pytree.tree_flatten_with_path(value)[0] if isinstance(t, Tensor)]
+    named = [f"{pytree.keystr(path)} {shapes(t)}" for path, t in found]
+    return f"a {type(value).__name__}" + (f" of {', '.join(named)}" if named else "")
 
 
 def batch_of(values: Any) -> int | None:

@@ -1,7 +1,7 @@
 """One agent at work: the three phases of a tick, and when its parameters are updated."""
 
 import zlib
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ...decoupled.module import DecoupledModule
 from ...heads.conditions import ConditionError
+from ...runners.makers import BARE
 from ...runners.optimizers import Group, finite
 from ..description.agent import Agent
 from ..description.network_error import NetworkError
 from ..description.ports import outputs_of
-from ..description.samples import entered
+from ..description.samples import entered, shapes
 from .arrivals import ABSENT
 from .event_log import EventLog
 from .failure_notes import failure_notes
@@ -23,6 +24,8 @@ from .inbox import Inbox
 from .outbox import Outbox
 from .skips import Skips
 from .tick import Tick
+
+Form = tuple[Any, ...]
 
 
 class Actor:
@@ -44,6 +47,8 @@ class Actor:
         self.waiting: list[Firing] = []
         self.chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
         self._learned = False
+        self._judged: Form | None = None  # what the loss could take the last time
+        self._forms: dict[str, Form] = {}  # of the inputs of the last firing
         fed = {inbox.sink.name for inbox in inboxes}
         self._free = {f"{agent.name}.{name}": name for name in agent.inputs.names if name not in fed}
         self._needed = [port for port, name in self._free.items() if name not in agent.inputs.optional]
@@ -114,10 +119,17 @@ class Actor:
             self._run(firing, tick, learns)
         except BaseException as error:
             inputs = {port: tick.inputs[port] for port in self._free if port in tick.inputs}
-            for note in failure_notes(firing, self.agent.name, inputs, self.agent.takes_windows):
-                error.add_note(note)
+            notes = failure_notes(firing, self.agent.name, inputs, self.agent.takes_windows)
             firing.done()
+            other = [port for port, value in inputs.items() if self._forms.get(port, _form(value)) != _form(value)]
+            if other and type(error) in BARE:
+                facts = [f"{port} is {shapes(inputs[port])}, other than in the firing before" for port in other]
+                words = [*facts, f"{type(error).__name__}: {error}", *notes]
+                raise NetworkError(words, "the input does not fit") from error
+            for note in notes:
+                error.add_note(note)
             raise
+        self._forms |= {port: _form(tick.inputs[port]) for port in self._free if port in tick.inputs}
         if learns:
             return firing
         firing.done()
@@ -211,12 +223,33 @@ class Actor:
         if choice is None or (not isinstance(choice, str) and name not in tick.targets):
             return None
         with torch.set_grad_enabled(learns):
-            loss = outputs.get(choice) if isinstance(choice, str) else choice(returned, tick.targets[name])
+            loss = outputs.get(choice) if isinstance(choice, str) else self._judge(choice, returned, tick)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise NetworkError([f"the loss of {name} must be one number in a tensor, not {kind}"])
         tick.losses[name] = loss.detach()
         return loss
+
+    def _judge(self, loss: Callable[[Any, Any], Any], returned: Any, tick: Tick) -> Any:
+        """The loss of what the module returned.
+
+        Raises:
+            NetworkError: torch's words for what it has not taken before. Other errors pass, with a note.
+        """
+        target = tick.targets[self.agent.name]
+        form = *_form(returned, whole=True), *_form(target, whole=True)
+        try:
+            judged = loss(returned, target)
+        except Exception as error:
+            facts = f"the loss of {self.agent.name} was called with {shapes(returned)} and a target {shapes(target)}"
+            if self._judged == form or type(error) not in BARE:
+                error.add_note(facts)
+                raise
+            way = "it takes (what the module returned, target): look at their shapes and dtypes, and at targets={...}"
+            words = f"{facts}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}; {way}"
+            raise NetworkError([words], "the target does not fit") from error
+        self._judged = form
+        return judged
 
     # ---- learning
 
@@ -287,6 +320,13 @@ class Actor:
             for sent, used in box.settled:
                 self.log.answered(tick, self.agent.name, box.port, sent, used)
         box.settled.clear()
+
+
+def _form(value: Any, whole: bool = False) -> Form:
+    """What a value is, without the size of the batch, or with it."""
+    if not isinstance(value, Tensor):
+        return (type(value),)
+    return value.dtype, *(value.shape if whole else value.shape[1:])
 
 
 def _own_memory(value: Any, module: nn.Module) -> Any:

@@ -108,4 +108,7 @@ def make_predictor(
     if not names:
         raise NetworkError(["synthetic=: the network has no input with floating-point numbers to predict from"])
     make = choice if callable(choice) else Predictor
-    return make([inputs[name] for name in names], example).to(example.device), names
+    made = make([inputs[name] for name in names], example)
+    if not isinstance(made, nn.Module):
+        raise NetworkError([f"synthetic=: the factory made a {type(made).__name__}, where a module was asked"])
+    return made.to(example.device), names

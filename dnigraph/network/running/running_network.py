@@ -156,6 +156,7 @@ class _Builder:
             NetworkError: some do not fit their links; all of them are listed.
         """
         misfits: list[str] = []
+        cause: Exception | None = None
         for number, link in enumerate(self.wiring.links):
             try:
                 for i in range(len(link.sinks)) if link.synthetic else ():
@@ -166,8 +167,11 @@ class _Builder:
                 misfits += error.problems
             except DniGraphError as error:
                 misfits.append(str(error))
+            except Exception as error:  # of a factory of the user's
+                misfits.append(f"{link.name}: what it is made of fails: {type(error).__name__}: {error}")
+                cause = cause or error
         if misfits:
-            raise NetworkError(misfits)
+            raise NetworkError(misfits) from cause
 
     def named_boundaries(self) -> dict[str, Boundary]:
         return {self.wiring.links[number].name: boundary for number, boundary in self._boundaries.items()}

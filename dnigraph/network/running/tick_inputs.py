@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ...boundaries import Boundary
+from ...decoupled.module import DecoupledModule
 from ...passes.errors import nearest
 from ..description.agent import Agent
 from ..description.link import Link, Port
@@ -29,6 +31,10 @@ class TickInputs:
         self._known, self._fed = set(self.inputs), {str(sink) for sink in fed}
         self._in_windows = {name for name, agent in agents.items() if agent.takes_windows}
         self.learning = [name for name, agent in agents.items() if agent.loss is not None]
+        labelled = {
+            link.source.agent for link in links if link.condition is not None or isinstance(link.boundary, Boundary)
+        }
+        self._deaf = {n for n, a in agents.items() if not callable(a.loss) and n not in labelled and not _decoupled(a)}
 
     def named(self, inputs: Any) -> tuple[dict[str, Any], list[str]]:
         """The inputs by name, and a line for each that does not fit."""
@@ -51,6 +57,9 @@ class TickInputs:
         """
         by_name, wrong = self.named(inputs)
         by_agent = self._by_agent("targets", targets, wrong)
+        wrong += [self._useless(name) for name in by_agent if name in self._deaf]
+        if not isinstance(ends, bool):
+            wrong.append(f"ends={ends!r} (True: this tick ends the episode, of all samples of the batch at once)")
         if label is None:
             usable = {name: target for name, target in by_agent.items() if name not in self._in_windows}
             only = usable.get(self.learning[0]) if len(self.learning) == 1 else None
@@ -98,6 +107,16 @@ class TickInputs:
             return {}
         return {self.learning[0]: values}
 
+    def _useless(self, name: str) -> str:
+        """Why nobody looks at a target."""
+        loss = self.agents[name].loss
+        if isinstance(loss, str):
+            why = f"its loss is its output {loss!r}, so give what that needs as an input"
+        else:
+            near = f"; agents with a loss: {', '.join(self.learning)}" if self.learning else ""
+            why = f"{name} has no loss, net.add({name!r}, ..., loss=...){near}"
+        return f"targets: nobody looks at the target of {name!r}: {why}"
+
     def _takes(self, name: Any) -> bool:
         """Whether there is such an input, or an agent that takes arguments of any name."""
         if name in self._known:
@@ -108,6 +127,11 @@ class TickInputs:
     def _strange(self, name: Any) -> str:
         known = ", ".join(self.inputs) or "none"
         return f"there is no input {name!r}{nearest(str(name), self.inputs)}; inputs: {known}"
+
+
+def _decoupled(agent: Agent) -> bool:
+    """Whether boundaries inside its module may look at its target as a label."""
+    return any(isinstance(m, DecoupledModule) for m in agent.module.modules())
 
 
 def tick_arguments(entry: Any) -> tuple[Any, Any, Any, bool]:
