@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +24,10 @@ from .passes.capture.ladder import capture as run_capture
 from .passes.cuts.specs import Cuts
 from .passes.errors import CaptureError, CutError, DniGraphError
 from .passes.graph.captured_graph import CapturedGraph
-from .passes.graph.pytrees import flatten
+from .passes.graph.pytrees import PLAIN, flatten
 from .passes.plan.plan import LEAK, Plan
-from .passes.sandbox.snapshot import one_at_a_time
+from .passes.sandbox.object_graph import ObjectGraph
+from .passes.sandbox.snapshot import Structure, one_at_a_time
 from .proof.check import CheckError
 from .proof.check import check as run_check
 
@@ -111,7 +113,7 @@ def plan(
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts
     args, kwargs = _example(model, example_args, example_kwargs)
     climb = Climb(capture, model, args, kwargs)
-    with one_at_a_time, in_mode(model, training=True), torch.enable_grad():
+    with one_at_a_time, in_mode(model, training=True), torch.enable_grad(), _left_alone(args, kwargs):
         for rung in climb:
             with climb.attempt(rung):
                 if args is None:
@@ -130,7 +132,7 @@ def _by_the_first_rung_that_does(
 ) -> DecoupledModule:
     """The decoupled model on the first rung of the ladder whose graph can be cut and passes the check."""
     climb = Climb(how, model, args, kwargs)
-    with one_at_a_time, in_mode(model, training=True), torch.enable_grad():
+    with one_at_a_time, in_mode(model, training=True), torch.enable_grad(), _left_alone(args, kwargs):
         for rung in climb:
             with climb.attempt(rung):
                 captured = rung.capture(model, args, kwargs)
@@ -148,6 +150,18 @@ def _by_the_first_rung_that_does(
                     _check(dm, args, kwargs, last=rung is climb.rungs[-1])
                 return dm
     raise climb.failure()
+
+
+@contextmanager
+def _left_alone(args: Any, kwargs: Any) -> Iterator[None]:
+    """Objects of the caller that are arguments hold the same afterwards: the model may write down its state there."""
+    objects = [leaf for leaf in flatten((args, kwargs))[0] if not isinstance(leaf, PLAIN)]
+    structure = Structure(ObjectGraph.below(objects)) if objects else None
+    try:
+        yield
+    finally:
+        if structure is not None:
+            structure.restore()
 
 
 def _add(dm: CapturedModule, captured: CapturedGraph, args: Any, kwargs: Any, reasons: list[str]) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from ..passes.graph.pytrees import flatten
+from ..passes.graph.pytrees import Nesting, flatten, unflatten
 from .recurrent_error import RecurrentError
 
 
@@ -22,7 +21,7 @@ class Layout:
     Only floating-point tensors with a batch carry gradients (`live`); all other leaves are passed on as they are.
     """
 
-    spec: pytree.TreeSpec
+    spec: Nesting
     axes: tuple[int | None, ...]  # the batch axis of each leaf; None: it has none
     live: tuple[int, ...]  # the leaves that carry gradients
     samples: tuple[Any, ...]  # the first state of two sequences, leaf by leaf
@@ -74,7 +73,7 @@ class Layout:
 
     def state(self, leaves: Sequence[Any]) -> Any:
         """The state with these leaves."""
-        return pytree.tree_unflatten(leaves, self.spec)
+        return unflatten(leaves, self.spec)
 
     def live_leaves(self, leaves: Sequence[Any]) -> list[Tensor]:
         """The leaves that carry gradients."""

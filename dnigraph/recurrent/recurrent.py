@@ -16,6 +16,7 @@ from ..boundaries import Boundary
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice
 from ..network import Network
+from ..passes.graph.pytrees import map_tensors
 from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint, taken_up
 from ..runners.local import StepResult
 from ..runners.makers import BARE
@@ -539,4 +540,4 @@ def _fed_back(step: Any, feedback: Any) -> Any:
 
 
 def _detached(output: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t.detach(), output)
+    return map_tensors(Tensor.detach, output)

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, bullets
-from ..passes.graph.pytrees import field_of
+from ..passes.graph.pytrees import field_of, map_tensors
 from .checkpoint import CheckpointError, load_checkpoint, restore_random, save_checkpoint
 from .makers import run_misfits
 from .misfits import settings_misfits, state_misfits
@@ -265,4 +264,4 @@ def _warn_of_other_processes() -> None:
 
 
 def _detached(output: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t.detach(), output)
+    return map_tensors(Tensor.detach, output)

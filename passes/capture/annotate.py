@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses import FakeTensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..graph.captured_graph import CapturedGraph, Owner
 from ..graph.facts import batch_dim
 from ..graph.nodes import NodeMeta, held_modules
+from ..graph.pytrees import flatten
 from ..sandbox.snapshot import fresh_copies, untouched
 
 # What makes or keeps [batch, channels, positions]: functions, by their name in any of torch's spellings, and layers.
@@ -165,7 +165,7 @@ def batch_length(inputs: Iterable[Any]) -> int:
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """The tensors in a nested value."""
-    return list(filter(torch.is_tensor, pytree.tree_leaves(value)))
+    return list(filter(torch.is_tensor, flatten(value)[0]))
 
 
 def storage_of(tensor: torch.Tensor) -> int | None:

@@ -1,10 +1,12 @@
 """The second rung: `torch.export`, turned into a captured graph and believed only after a test."""
 
 import copy
-import inspect
+import logging
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -17,14 +19,13 @@ from torch.export.graph_signature import (
     SymIntArgument,
     TensorArgument,
 )
-from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
 from ..graph.mark import MarkListener, cut
 from ..graph.nodes import Call, Mode, SizeCheck, guard
-from ..graph.own_names import constant_name, is_plain
-from ..graph.pytrees import HOLE, Tree, flatten, unflatten
+from ..graph.own_names import constant_name
+from ..graph.pytrees import HOLE, Nesting, Tree, flatten, take_apart, unflatten
 from ..sandbox.example import input_names, one_more_row
 from ..sandbox.snapshot import fresh_copies, tensor_names, untouched
 from .export_proof import Trial
@@ -43,25 +44,61 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
         CaptureError: the export fails, or its graph is not the model: values, gradients, buffers and random numbers are
             compared, with other seeds and other rows too, and the model must keep no state.
     """
-    if odd := [name for name in kwargs if not is_plain(name)]:  # torch.export writes them into source
-        raise CaptureError([f"torch.export cannot take an argument called {odd[0]!r}"])
     leaves, spec = flatten((args, kwargs))
     with untouched(model):
         trial = Trial(model, spec)
-        trial.refuse_state(leaves)
+        plain = trial.refuse_state(leaves)
         with untouched(model):
-            program, marks = _exported(model, leaves, spec)
-        captured = _ExportRewriter(program, model, marks).captured_graph(leaves, spec, input_names(model, args, kwargs))
+            exported = _exported(model, leaves, spec)
+        names = [
+            n for n, v in zip(input_names(model, args, kwargs), leaves, strict=True) if isinstance(v, torch.Tensor)
+        ]
+        captured = _ExportRewriter(exported, model).captured_graph(names)
         trial.compare(captured, leaves, seed=1)
+        captured = replace(captured, outputs=captured.outputs.renewing(plain.results))
         if (more := one_more_row(leaves)) is not None and trial.takes(more):
             trial.compare(captured, more, seed=2)
     return captured
 
 
-def _exported(model: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> tuple[ExportedProgram, list[str | None]]:
-    """The exported program, and the names of the model's marks: each is an alias in its graph, in this order."""
-    args, kwargs = unflatten(fresh_copies(leaves), spec)
-    names: list[str | None] = []
+_MODEL = "model."
+_LIVE = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+class _Flat(nn.Module):
+    """A model that takes and returns tensors only: torch.export knows no other classes than its own.
+
+    Args:
+        leaves: of one call; their tensors are the inputs.
+    """
+
+    model: nn.Module
+    _call: Callable[[], tuple[list[Any], Nesting, list[Tree]]]
+
+    def __init__(self, model: nn.Module, leaves: list[Any], spec: Nesting, trees: list[Tree]):
+        super().__init__()
+        self.model, self.training = model, model.training
+        self._call = lambda: (leaves, spec, trees)  # in a closure: torch.export looks into attributes
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[Any, ...]:
+        """Run the model; `trees[-1]` is then how its results are nested."""
+        leaves, spec, trees = self._call()
+        feed = iter(tensors)
+        args, kwargs = unflatten([next(feed) if isinstance(v, torch.Tensor) else v for v in leaves], spec)
+        results: Any = self.model(*args, **kwargs)
+        values, tree = take_apart(results, lambda v: isinstance(v, _LIVE))
+        trees.append(tree)
+        return tuple(values)
+
+
+class _Exported(NamedTuple):
+    program: ExportedProgram  # of the `_Flat` model
+    marks: list[str | None]  # the names of the model's marks: each is an alias in the graph, in this order
+    results: Tree
+
+
+def _exported(model: nn.Module, leaves: list[Any], spec: Nesting) -> _Exported:
+    names, trees = list[str | None](), list[Tree]()
 
     def alias(value: Any, name: str | None) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -69,49 +106,60 @@ def _exported(model: nn.Module, leaves: list[Any], spec: pytree.TreeSpec) -> tup
         names.append(name)
         return _ALIAS(value)
 
-    reason = ""
-    for shapes in (_dynamic_shapes(model, args, kwargs), None):
+    leaves = fresh_copies(leaves)
+    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+    rows_are_free = {"tensors": tuple({0: Dim.AUTO} if tensor.dim() else None for tensor in tensors)}
+    cause: Exception | None = None
+    for shapes in (rows_are_free, None):
         names.clear()
         try:
-            with warnings.catch_warnings(), MarkListener(alias):
+            with warnings.catch_warnings(), _silent(), MarkListener(alias):
                 warnings.simplefilter("ignore")
-                return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=shapes), names
+                flat = _Flat(model, leaves, spec, trees)
+                program = torch.export.export(flat, tensors, strict=False, dynamic_shapes=shapes)
+                return _Exported(program, names, trees[-1])
         except Exception as error:
-            reason = f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-    raise CaptureError([reason])
+            cause = error
+    line = next(iter(str(cause).strip().splitlines()), "")
+    raise CaptureError([f"torch.export: {type(cause).__name__}: {line}"]) from cause
 
 
-def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Dimension 0 of each tensor is free, in the form that torch.export wants: by name where there are keywords."""
-
-    def dynamic(leaf: Any) -> Any:
-        return {0: Dim.AUTO} if isinstance(leaf, torch.Tensor) and leaf.dim() else None
-
-    positional, named = pytree.tree_map(dynamic, (args, kwargs))
-    return inspect.signature(model.forward).bind_partial(*positional, **named).arguments if named else positional
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Inside the block torch logs nothing of what fails: it prints whole graphs."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class _ExportRewriter(GraphRewriter):
     """An exported program as a graph whose parameters and buffers are the model's own."""
 
-    def __init__(self, program: ExportedProgram, model: nn.Module, marks: list[str | None]):
-        super().__init__(program.graph_module)
-        self.program = program
-        aliases = program.graph.find_nodes(op="call_function", target=_ALIAS)
+    def __init__(self, exported: _Exported, model: nn.Module):
+        self.program, marks, self.results = exported
+        super().__init__(self.program.graph_module)
+        aliases = self.program.graph.find_nodes(op="call_function", target=_ALIAS)
         self.marks = dict(zip(aliases, marks, strict=True)) if len(aliases) == len(marks) else {}
         self.constants: dict[str, torch.Tensor] = {}
         self.classes = {path: type(module) for path, module in model.named_modules() if path}
         self.buffers = {name for name, _ in model.named_buffers()}
         self.tensors = set(tensor_names(model).values())
 
-    def captured_graph(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> CapturedGraph:
-        """The graph for one call: its leaves with their names, and how they are nested."""
-        self._inputs(leaves, spec, names)
+    def captured_graph(self, names: list[str]) -> CapturedGraph:
+        """The graph for one call; the names are those of its tensors."""
+        self._inputs(names)
         self.write(n for n in self.program.graph.nodes if n.op not in ("placeholder", "output"))
         return CapturedGraph(self.graph, "export", self._results(), self.constants)
 
     def locate(self, module: str, path: str, kind: type) -> tuple[str, type] | None:
         """By its path, which is the model's own."""
+        path = path.removeprefix(_MODEL)
         return (path, self.classes[path]) if path in self.classes else None
 
     def refusal(self, node: fx.Node) -> str | None:
@@ -119,21 +167,17 @@ class _ExportRewriter(GraphRewriter):
         has_bodies = str(node.target) in dir(_REGIONS)
         return f"torch.export: the graph needs {node.target}, which has bodies of its own" if has_bodies else None
 
-    def _inputs(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> None:
+    def _inputs(self, names: list[str]) -> None:
         """Write placeholders for the tensors of a call, `get_attr` for those of the model, and a guard on sizes."""
-        ours = [
-            self.graph.placeholder(n) if isinstance(v, torch.Tensor) else v for n, v in zip(names, leaves, strict=True)
-        ]
-        arguments = iter(_in_order(ours, spec, self.program.call_spec.in_spec))
-        taken = []
+        taken = [self.graph.placeholder(name) for name in names]
+        arguments = iter(taken)
         placeholders = self.program.graph.find_nodes(op="placeholder")
         for node, described in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
             if described.kind is InputKind.USER_INPUT:
                 self.made[node] = next(arguments)
-                taken.append(self.made[node])
             else:
-                target = str(described.target)
-                constant = self.program.constants.get(target)
+                name = str(described.target)
+                constant, target = self.program.constants.get(name), name.removeprefix(_MODEL)
                 if isinstance(constant, torch.Tensor) and target not in self.buffers:
                     target = self._constant(constant)
                 self.made[node] = self.graph.get_attr(target)
@@ -191,7 +235,9 @@ class _ExportRewriter(GraphRewriter):
         returned: Any = self.program.graph.output_node().args[0]
         for described, node in zip(self.program.graph_signature.output_specs, returned, strict=True):
             if described.kind is OutputKind.BUFFER_MUTATION:
-                self.graph.call_method("copy_", (self.graph.get_attr(str(described.target)), self.made[node]))
+                self.graph.call_method(
+                    "copy_", (self.graph.get_attr(str(described.target).removeprefix(_MODEL)), self.made[node])
+                )
             elif described.kind is not OutputKind.USER_OUTPUT:
                 raise CaptureError([f"torch.export: the graph gives a {described.kind.name.lower()}"])
             elif isinstance(described.arg, TensorArgument | SymIntArgument) and isinstance(node, fx.Node):
@@ -199,8 +245,8 @@ class _ExportRewriter(GraphRewriter):
             else:
                 values.append(described.arg.value if isinstance(described.arg, ConstantArgument) else node)
         self.graph.output(tuple(v for v in values if isinstance(v, fx.Node)))
-        holes = tuple(HOLE if isinstance(v, fx.Node) else v for v in values)
-        return Tree(self.program.call_spec.out_spec, holes)
+        feed = iter([HOLE if isinstance(v, fx.Node) else v for v in values])
+        return replace(self.results, constants=tuple(next(feed) if c is HOLE else c for c in self.results.constants))
 
 
 class _Sizes(SizeCheck):
@@ -249,12 +295,3 @@ def _memory(node: Any) -> Any:
     while node.op == "call_function" and getattr(node.target, "__name__", "").partition(".")[0].endswith("_"):
         node = node.args[0]
     return node
-
-
-def _in_order(ours: list[Any], spec: pytree.TreeSpec, theirs: pytree.TreeSpec) -> list[Any]:
-    """The leaves in the order of the export, which sorts keyword arguments as the signature has them."""
-    if spec == theirs:
-        return ours
-    args, kwargs = unflatten(ours, spec)
-    order = theirs.child(1).context
-    return pytree.tree_leaves((args, {name: kwargs[name] for name in order}))

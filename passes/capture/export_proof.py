@@ -3,25 +3,26 @@
 from typing import Any
 
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError, GuardMiss
 from ..graph.captured_graph import CapturedGraph
+from ..graph.pytrees import Nesting, flatten, unflatten
+from ..sandbox.example import input_names
 from ..sandbox.object_graph import ObjectGraph
 from ..sandbox.rng import seed_all
 from ..sandbox.runs import BackwardError, ModelCall, Run, graph_call, model_call, observe, send_all
-from ..sandbox.snapshot import Snapshot, Structure, untouched
-from .record.side_effects import refuse_exported
+from ..sandbox.snapshot import Snapshot, Structure, fresh_copies, untouched
+from .record.side_effects import refuse_changed_containers, refuse_exported
 
 
 class Trial:
     """Runs of one model with one kind of call."""
 
-    def __init__(self, model: nn.Module, spec: pytree.TreeSpec):
-        self.model, self.call = model, model_call(model, spec)
+    def __init__(self, model: nn.Module, spec: Nesting):
+        self.model, self.spec, self.call = model, spec, model_call(model, spec)
 
-    def refuse_state(self, leaves: list[Any]) -> None:
-        """Run the model twice and see what the second run changes in it.
+    def refuse_state(self, leaves: list[Any]) -> Run:
+        """Run the model twice and see what the second run, which is returned, changes in it and in its arguments.
 
         Raises:
             CaptureError: it sets attributes or fills containers in every call, which these graphs do not.
@@ -30,10 +31,14 @@ class Trial:
         self._observe(self.call, leaves)
         before.rewind()
         after_one_call = Structure(ObjectGraph.of(self.model))
-        self._observe(self.call, leaves)
+        args, kwargs = unflatten(fresh_copies(leaves), self.spec)
+        given = flatten((args, kwargs))
+        run = self._observe(lambda _: self.model(*args, **kwargs), leaves)
+        refuse_changed_containers(given, flatten((args, kwargs)), input_names(self.model, args, kwargs))
         changes = [*after_one_call.changes(), *before.draws()]
         before.rewind()
         refuse_exported(changes)
+        return run
 
     def takes(self, leaves: list[Any]) -> bool:
         """Whether the model itself runs on these inputs."""

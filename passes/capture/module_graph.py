@@ -8,6 +8,7 @@ Where a gradient flows is read from autograd, so what goes around a module is se
 next one may go another way, which is why such a model stands on this rung.
 """
 
+import inspect
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -54,6 +55,10 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     with untouched(model, leaves), torch.enable_grad():
         run = _Run(model)
         results = run(*unflatten(fresh_copies(leaves), spec))
+        if not results:
+            words = "no result of this call carries a gradient: there is nothing to learn from"
+            late = f"; a {run.late[0]} computes only when it is asked: return a list or a tensor" if run.late else ""
+            raise CaptureError([words + late])
         return _Graph(model, run.passages, leaves).of(input_names(model, args, kwargs), results)
 
 
@@ -81,8 +86,10 @@ class _Run:
     def __call__(self, args: Any, kwargs: Any) -> list[Tensor]:
         """The results that carry a gradient."""
         self.since = (0, time.perf_counter())  # FLOPs and time at the last passage
+        self.late: list[str] = []  # the kinds of results that compute only when they are asked
         with Watch(self.model, self._note, None, self._enter, self._leave).attached(), self.counter:
             leaves = flatten(self.model(*args, **kwargs))[0]
+        self.late = sorted({type(v).__name__ for v in leaves if isinstance(v, Iterator) or inspect.isfunction(v)})
         return [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]
 
     def _enter(self, path: str, module: nn.Module, call: int) -> None:
@@ -127,8 +134,6 @@ class _Graph:
             maps = isinstance(beside, MAP_LAYERS)
             node.meta["channels_first"] = passage.value.dim() == 3 and channels_first(node, maps)
             self.nodes.append(node)
-        if not results:
-            raise CaptureError(["no result of this call carries a gradient: there is nothing to learn from"])
         marks = {id(passage.mark): node for passage, node in zip(self.passages, self.nodes, strict=True)}
         # A result that passed no site last is what the model makes of them by itself, at the end.
         ends = [marks.get(id(v.grad_fn)) or self._node("result", v, [v.grad_fn]) for v in results]

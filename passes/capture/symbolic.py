@@ -3,12 +3,11 @@
 from typing import Any
 
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
 from ..graph.nodes import numbered
-from ..graph.pytrees import HOLE, Tree
+from ..graph.pytrees import HOLE, Tree, flatten
 
 
 def trace(model: nn.Module) -> CapturedGraph:
@@ -38,7 +37,7 @@ def trace(model: nn.Module) -> CapturedGraph:
             constants[name] = getattr(model, name)
             delattr(model, name)
     output = graph.output_node()
-    leaves, spec = pytree.tree_flatten(_plain(output.args[0]))
+    leaves, spec = flatten(_plain(output.args[0]))
     output.args = (tuple(leaf for leaf in leaves if isinstance(leaf, fx.Node)),)
     holes = tuple(HOLE if isinstance(leaf, fx.Node) else leaf for leaf in leaves)
     return CapturedGraph(graph, "symbolic", Tree(spec, holes), constants)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .pytrees import _fields
+from .pytrees import fields_of
 
 LIMIT = 2000  # values in one digest: it is made in every call
 _BY_VALUE = (int, bool, str, bytes, type(None), type(...), torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -103,7 +103,7 @@ class _Digester:
             return self.of(value.__func__), self.of(value.__self__)
         if isinstance(value, functools.partial):
             return kind, self._all((value.func, value.args, value.keywords))
-        fields = _fields(value)
+        fields = fields_of(value)
         return (kind, tuple((name, self.of(held)) for name, held in fields.items())) if fields else Same(value)
 
     def _all(self, values: Any) -> Hashable:

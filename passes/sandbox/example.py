@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
+
+from ..graph.pytrees import flatten
 
 
 def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
@@ -19,8 +20,7 @@ def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     others = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
     positional += [f"{others}_{i}" for i in range(len(args) - len(positional))]
     names: list[str] = []
-    for name, value in [*zip(positional, args, strict=True), *kwargs.items()]:
-        count = len(pytree.tree_leaves(value))
+    for name, count in zip([*positional, *kwargs], flatten([*args, *kwargs.values()])[1].leaf_counts(), strict=True):
         names += [name] if count == 1 else [f"{name}_{i}" for i in range(count)]
     results = dict[str, None]()
     for name in names:

@@ -52,6 +52,13 @@ class ObjectGraph:
             graph.outside = {*graph.objects, *graph.containers} - own
         return graph
 
+    @classmethod
+    def below(cls, values: Sequence[Any]) -> "ObjectGraph":
+        """Everything that can be reached from some values, however far."""
+        graph = cls()
+        graph._note(walk(values, graph._open, 1, anew=object))
+        return graph
+
     def _note(self, found: Iterable[tuple[Any, Any, Any]]) -> None:
         """Note the tensors, arrays and generators among what a walk finds."""
         graph = self

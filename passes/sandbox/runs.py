@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..graph.captured_graph import CapturedGraph
 from ..graph.equality import equal
-from ..graph.pytrees import flatten, unflatten
+from ..graph.pytrees import Nesting, flatten, unflatten
 from .snapshot import Snapshot, fresh_copies, tensor_names
 
 _GRADIENT_SEED = 7  # any number: what is sent back must be the same in all runs that are compared
@@ -35,7 +34,7 @@ class Run:
     """What one run of a model showed."""
 
     results: list[Any]
-    structure: pytree.TreeSpec  # of the results
+    structure: Nesting  # of the results
     gradients: dict[str, Tensor | None]  # of parameters and inputs that ask for one
     buffers: dict[str, Tensor]  # afterwards, and the other tensors of the model that the run wrote to
     random: Tensor  # the state of torch's generator after the forward pass
@@ -96,7 +95,7 @@ def observe(
     return Run(detached, structure, gradients, buffers, random, differentiable)
 
 
-def model_call(model: nn.Module, spec: pytree.TreeSpec) -> ModelCall:
+def model_call(model: nn.Module, spec: Nesting) -> ModelCall:
     """A call of a module whose arguments have the structure `spec`."""
 
     def call(inputs: list[Any]) -> Any:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from kit.models import CLASSES, CONDITION, ZOO, Chain, Moody, Skipping, X, cut_up, decoupled_chain, labels, layers
 from torch import nn
-from torch.utils import _pytree as pytree
 
 import dnigraph as dg
 from dnigraph.passes.capture import ladder
-from dnigraph.passes.graph.pytrees import HOLE, Tree
+from dnigraph.passes.graph.pytrees import HOLE, Tree, flatten
 
 captured_module = importlib.import_module("dnigraph.decoupled.on_graphs")
 
@@ -165,7 +164,7 @@ def test_what_only_one_call_would_settle_ends_the_climb():
 
 def test_a_rung_whose_graph_is_not_the_model_is_not_used(monkeypatch):
     def wrong(model, args, kwargs):
-        return replace(right(model, args, kwargs), outputs=Tree(pytree.tree_structure([0]), (HOLE,)))
+        return replace(right(model, args, kwargs), outputs=Tree(flatten([0])[1], (HOLE,)))
 
     right = ladder.RUNGS["record"].capture
     monkeypatch.setitem(ladder.RUNGS, "record", ladder.Rung("record", wrong))
@@ -179,7 +178,7 @@ def test_a_rung_whose_graph_is_not_the_model_is_not_used(monkeypatch):
 
 def test_a_forced_rung_that_fails_says_so(monkeypatch):
     def wrong(model, args, kwargs):
-        return replace(right(model, args, kwargs), outputs=Tree(pytree.tree_structure([0]), (HOLE,)))
+        return replace(right(model, args, kwargs), outputs=Tree(flatten([0])[1], (HOLE,)))
 
     right = ladder.RUNGS["record"].capture
     monkeypatch.setitem(ladder.RUNGS, "record", ladder.Rung("record", wrong))

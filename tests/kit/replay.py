@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.errors import CaptureError, GuardMiss
-from dnigraph.passes.graph.pytrees import flatten
+from dnigraph.passes.graph.pytrees import flatten, unflatten
 from dnigraph.passes.sandbox.example import one_more_row
 from dnigraph.passes.sandbox.snapshot import fresh_copies
 
@@ -50,7 +49,7 @@ def compare(model, captured, leaves, spec, seed=123):
     graph = captured.module(model)
 
     def replay(args, kwargs):
-        inputs = [v for v in pytree.tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
+        inputs = [v for v in flatten((args, kwargs))[0] if isinstance(v, torch.Tensor)]
         return captured.outputs.build(graph(*inputs))
 
     expected = traced(model, lambda args, kwargs: model(*args, **kwargs), leaves, spec, seed)
@@ -78,7 +77,7 @@ def traced(model, run, leaves, spec, seed):
     for p in model.parameters():
         p.grad = None
     try:
-        out, out_spec = flatten(run(*pytree.tree_unflatten(inputs, spec)))
+        out, out_spec = flatten(run(*unflatten(inputs, spec)))
         state = torch.get_rng_state()
         roots = [v for v in out if isinstance(v, torch.Tensor) and v.requires_grad]
         generator = torch.Generator().manual_seed(7)

@@ -22,13 +22,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.autograd import Function
-from torch.utils import _pytree as pytree
 
 from ...errors import CaptureError, GuardMiss, StatefulModelError
 from ...graph.captured_graph import CapturedGraph
 from ...graph.digest import TooLargeError, digest
 from ...graph.equality import equal
-from ...graph.pytrees import HOLE, Tree, flatten, unflatten
+from ...graph.pytrees import HOLE, Nesting, Tree, flatten, unflatten
 from ...graph.walk import ATOMS
 from ...sandbox.example import input_names
 from ...sandbox.object_graph import GENERATORS
@@ -66,7 +65,7 @@ class Tracer:
         self._unreported = Unreported(self.writer) if thorough else contextlib.nullcontext()
         self._module_calls = ModuleCalls(self.writer, self.side_effects.paths)
 
-    def run(self, leaves: list[Any], spec: pytree.TreeSpec, names: list[str]) -> Any:
+    def run(self, leaves: list[Any], spec: Nesting, names: list[str]) -> Any:
         """Run the model on these inputs and write what it does. `names`: what the inputs are called."""
         args, kwargs = unflatten(leaves, spec)
         inputs, held = flatten((args, kwargs)), digests(leaves, names)
@@ -89,6 +88,10 @@ class Tracer:
         if self.writer.unreported is not None:
             raise CaptureError([f"{self.writer.unreported} that torch does not report"])
         values, structure = flatten(self._results)
+        for value in values:
+            if not is_live(value) and self.writer.reaches(value):
+                kind = type(value).__name__
+                raise CaptureError([f"a {kind} among the results holds tensors or sizes of this call"])
         nodes = self.writer.arguments([v for v in values if is_live(v)])
         self.side_effects.write(before.draws())
         self.writer.graph.output(tuple(nodes))

@@ -17,7 +17,7 @@ from dnigraph.passes.capture import ladder
 from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.errors import CaptureError
 from dnigraph.passes.graph.nodes import guard
-from dnigraph.passes.graph.pytrees import HOLE, Tree
+from dnigraph.passes.graph.pytrees import HOLE, Tree, flatten
 
 
 def on_the_ladder(name, model, args, monkeypatch):
@@ -52,8 +52,8 @@ def seen_by_dynamo(model, args, monkeypatch):
 
 def returning_tensors(captured):
     """Where nothing is ever built of the results: as if the model returned them as they are."""
-    spec = pytree.tree_structure([0] * len(captured.graph.output_node().args[0]))
-    return replace(captured, outputs=Tree(spec, (HOLE,) * spec.num_leaves))
+    count = len(captured.graph.output_node().args[0])
+    return replace(captured, outputs=Tree(flatten([0] * count)[1], (HOLE,) * count))
 
 
 RUNGS = {**{name: partial(on_the_ladder, name) for name in ladder.RUNGS}, "dynamo": seen_by_dynamo}
