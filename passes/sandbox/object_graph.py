@@ -17,6 +17,7 @@ from .outside import Variable, variables
 _DEPTH = 6  # how far plain objects are followed, e.g. a configuration in a configuration; submodules do not count
 _NEAR = 3  # the same from variables outside of the model
 _CONTAINERS = (list, dict, set, collections.deque)
+_OPENED = frozenset((dict, collections.OrderedDict, list, tuple, set))
 GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
 _CLOSED = (
     torch.Tensor, np.ndarray, *GENERATORS, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType,
@@ -63,7 +64,7 @@ class ObjectGraph:
         """Note the tensors, arrays and generators among what a walk finds."""
         graph = self
         for _, _, value in found:
-            if type(value) is dict or isinstance(value, nn.Module):  # nearly all values: noted where they are opened
+            if type(value) in _OPENED or isinstance(value, nn.Module):  # nearly all values: noted where they are opened
                 continue
             if isinstance(value, torch.Tensor):
                 graph.tensors[id(value)] = value

@@ -18,6 +18,7 @@ from torch import nn
 _DEPTH = 4  # how far functions are followed that functions name
 _FOREIGN = ("torch", "numpy", "builtins", "typing", *sys.stdlib_module_names)  # packages whose code is not followed
 _CONTAINERS = (list, dict, set, collections.deque, np.ndarray)
+_FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 _CLOSED = (
     type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType,
     nn.Module, logging.Logger, property, staticmethod, classmethod, functools.cached_property, torch.jit.ScriptFunction,
@@ -88,12 +89,12 @@ def variables(model: nn.Module) -> list[Variable]:
     Code of torch, numpy and Python's library is not looked into; functions, classes and modules are no variables.
     """
     found: dict[tuple[int, Any], Variable] = {}
-    seen = set[types.CodeType]()
-    for function in _forwards(model):
+    seen, classes = set[types.CodeType](), _classes(model)
+    for function in _forwards(model, classes):
         for variable in _named_by(function, _DEPTH, seen):
             found.setdefault((id(variable.table), variable.key), variable)
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__ if not _is_foreign(kind.__module__)}
-    for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
+    above = dict.fromkeys(one for kind in classes for one in kind.__mro__ if not _is_foreign(one.__module__))
+    for kind in above:
         names = [n for n, v in vars(kind).items() if isinstance(v, _CONTAINERS) and not n.startswith("__")]
         table = Attributes(kind, names)
         found |= {(id(kind), name): Variable(table, name, f"{kind.__name__}.{name}") for name in names}
@@ -102,22 +103,24 @@ def variables(model: nn.Module) -> list[Variable]:
 
 def prints(model: nn.Module) -> bool:
     """Whether a forward pass of the model's own modules names `print`."""
-    return any("print" in function.__code__.co_names for function in _forwards(model))
+    return any("print" in function.__code__.co_names for function in _forwards(model, _classes(model)))
 
 
-def _forwards(model: nn.Module) -> Iterator[types.FunctionType]:
+def _classes(model: nn.Module) -> list[type]:
+    """The classes of the model's own modules, not those of torch."""
+    return [kind for kind in dict.fromkeys(map(type, model.modules())) if not _is_foreign(kind.__module__)]
+
+
+def _forwards(model: nn.Module, classes: list[type]) -> Iterator[types.FunctionType]:
     """The functions that may run in a forward pass: `forward`, methods that it names, and functions on the modules."""
-    kinds = set[type]()
     for module in model.modules():
         for own in vars(module).values():
-            if isinstance(own, types.FunctionType | types.MethodType | functools.partial):
+            if type(own) in _FUNCTIONS:
                 inner = _inner(own)
                 if isinstance(inner, types.FunctionType) and not _is_foreign(inner.__module__):
                     yield inner
-        kind = type(module)
-        if kind not in kinds and not _is_foreign(kind.__module__):
-            kinds.add(kind)
-            yield from _methods(kind)
+    for kind in classes:
+        yield from _methods(kind)
 
 
 def _methods(kind: type) -> list[types.FunctionType]:
@@ -152,7 +155,7 @@ def _named_by(function: types.FunctionType, depth: int, seen: set[types.CodeType
             value = table[key]
         except ValueError:  # a variable that has no value yet
             continue
-        if isinstance(value, types.FunctionType | functools.partial | types.MethodType):
+        if isinstance(value, _FUNCTIONS):
             inner = _inner(value)
             if depth and isinstance(inner, types.FunctionType) and not _is_foreign(inner.__module__):
                 yield from _named_by(inner, depth - 1, seen)

@@ -57,7 +57,9 @@ def seed_all(seed: int) -> None:
     """Seed all random number generators that a model may draw from."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # the one that models draw from
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would note it for devices that are not there yet
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
+        torch.cuda.manual_seed_all(seed)
 
 
 class ExtremeDraws(enum.Enum):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..graph.equality import equal_tensors
 from .object_graph import GENERATORS, ObjectGraph
 from .rng import fingerprint, random_state, set_random_state, set_state, state_of
 
@@ -210,7 +209,7 @@ class _TensorState:
         now, counted = self.tensor.data, _version(self.tensor) != self._version
         if now.layout != torch.strided or (same_numbers and counted):
             return counted
-        return not equal_tensors(now, self._values)
+        return now.shape != self._values.shape or not _holds(now, self._values)
 
     def restore(self) -> None:
         """Put it back, whatever the version counter says: batch norm writes its statistics without counting."""
@@ -235,8 +234,13 @@ class _TensorState:
 
 def _write_back(data: torch.Tensor, values: torch.Tensor) -> None:
     # `data` has a version counter of its own: what the user still has to send back through stays valid.
-    if data.layout != torch.strided or not equal_tensors(data, values):
+    if data.layout != torch.strided or not _holds(data, values):
         data.copy_(values)
+
+
+def _holds(data: torch.Tensor, values: torch.Tensor) -> bool:
+    """Whether a tensor has these numbers, as far as one can tell in little time: a nan is none."""
+    return data.is_meta or torch.equal(data, values)
 
 
 def _version(tensor: torch.Tensor) -> int:
