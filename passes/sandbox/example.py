@@ -34,7 +34,7 @@ def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 def other_inputs(leaves: list[Any]) -> dict[str, list[Any]]:
     """Inputs like these, by what is other in them: numbers, and a size where there is a batch dimension."""
     longer = one_more_row(leaves)
-    return {"other values": varied(leaves)} | ({} if longer is None else {"one more row": longer})
+    return ({} if longer is None else {"one more row": longer}) | {"other values": varied(leaves)}
 
 
 def one_more_row(leaves: list[Any]) -> list[Any] | None:

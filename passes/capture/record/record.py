@@ -142,10 +142,10 @@ def _proven(
 
     # [3] Record other inputs. [4] Run the model in the state that they left it in.
     plain, others = [], other_inputs(leaves)
-    longest = list(others)[-1]
+    last = list(others)[-1]
     for what, inputs in others.items():
-        _record_other_inputs(session, graph, what, inputs, first.attributes if settled else allowed)
-        if what != longest and not any(state.changes()):
+        again = _record_other_inputs(session, graph, what, inputs, first.attributes if settled else allowed)
+        if what != last and not any(state.changes()):
             continue  # nothing is left that a run could heed, so that the run after the last ones will do
         try:
             plain.append(session.plain(leaves, SEED))
@@ -157,9 +157,11 @@ def _proven(
             raise StatefulModelError([words])
         state.restore()
 
-    # [5] Record the same input again: what is decided by something else may show now.
-    again = session.recorded(leaves, 3, settled, allowed, thorough=True)
-    _refuse_difference(graph, again, "the same input")
+    # [5] Record the same input again: what is decided by something else may show now. Other values of the same sizes
+    # have shown it already, if no guard ended the comparison.
+    if again is None:
+        again = session.recorded(leaves, 3, settled, allowed, thorough=True)
+        _refuse_difference(graph, again, "the same input")
     graph = replace(graph, outputs=graph.outputs.renewing(again.captured.outputs.constants))
 
     # [6] Replay the first recording on the random numbers of the runs in [4].
@@ -190,23 +192,27 @@ def _recorded(session: Session, first_call: FirstCall | None, allowed: Attribute
 
 def _record_other_inputs(
     session: Session, graph: CapturedGraph, what: str, inputs: list[Any], allowed: Attributes | None
-) -> None:
+) -> Recording | None:
+    """The recording on other inputs, if it could be compared to its end."""
     try:
-        other = session.recorded(inputs, 2, allowed=allowed)
+        other = session.recorded(inputs, 2, allowed=allowed, thorough=True)
     except Exception:
-        return  # the model does not take these
-    _refuse_difference(graph, other, what)
+        return None  # the model does not take these
+    return other if _refuse_difference(graph, other, what) else None
 
 
-def _refuse_difference(first: CapturedGraph, other: Recording, inputs: str) -> None:
-    if place := difference(first, other.captured):
+def _refuse_difference(first: CapturedGraph, other: Recording, inputs: str) -> bool:
+    """Whether two recordings that agree were compared to their end, and not to a guard only."""
+    place, explained = difference(first, other.captured)
+    if place:
         causes = "Python or numpy randomness, a counter, state kept between calls"
         reason = f"something here is no function of the inputs ({causes})"
         raise StatefulModelError([f"two recordings on {inputs} differ at {place}: {reason}"])
+    return not explained
 
 
-def difference(one: CapturedGraph, other: CapturedGraph) -> str | None:
-    """Where two recordings differ before a guard explains why, as one line; `None` if they agree.
+def difference(one: CapturedGraph, other: CapturedGraph) -> tuple[str | None, bool]:
+    """Where two recordings differ before a guard explains why, as one line, None if they agree; whether a guard did.
 
     A guard with another outcome explains everything behind it: on such data the graph refuses to run.
     """
@@ -237,14 +243,13 @@ def difference(one: CapturedGraph, other: CapturedGraph) -> str | None:
 
     for x, y in partners.items():
         if x.target is guard and y.target is guard and same(x.args[0], y.args[0]) and not same(x.args[1], y.args[1]):
-            return None
+            return None, True
         if x.op != y.op or not same((x.target, x.args, x.kwargs), (y.target, y.args, y.kwargs)):
-            return f"{_spelled(x)} against {_spelled(y)}"
-    if len(nodes) != len(others):
-        return "one of them is longer"
+            return f"{_spelled(x)} against {_spelled(y)}", False
+    place = None if same(one.outputs.constants, other.outputs.constants) else "a constant among the results"
     if one.outputs.spec != other.outputs.spec:
-        return "the structure of the results"
-    return None if same(one.outputs.constants, other.outputs.constants) else "a constant among the results"
+        place = "the structure of the results"
+    return "one of them is longer" if len(nodes) != len(others) else place, False
 
 
 def _spelled(node: fx.Node) -> str:

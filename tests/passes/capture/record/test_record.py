@@ -53,7 +53,7 @@ def test_what_is_no_function_of_the_inputs_is_refused_with_the_reason(function, 
     assert_refused(Doing(function), X, why=why)
 
 
-def test_a_choice_that_only_gradients_show_is_found_by_recording_the_same_input_again():
+def test_a_choice_that_only_gradients_show_is_found_by_recording_again():
     sizes = array.array("q")  # bytes of the inputs of all calls: state that no snapshot sees
 
     def stops_gradients_on_the_first_size_once_there_was_another(model, x):
@@ -63,7 +63,7 @@ def test_a_choice_that_only_gradients_show_is_found_by_recording_the_same_input_
 
     why = judge(Doing(stops_gradients_on_the_first_size_once_there_was_another), X).why
 
-    assert "two recordings on the same input differ" in why
+    assert "two recordings on other values differ" in why
 
 
 @pytest.mark.parametrize("draw", [random.random, lambda: 1 - random.random(), np.random.rand])
