@@ -5,6 +5,7 @@ from .boundaries.choices import UnconditionedWarning
 from .boundaries.silent import silent
 from .decouple import decouple, plan
 from .decoupled.attribute_guards import SettingsWarning
+from .decoupled.cache import WaysWarning
 from .decoupled.module import DecoupledModule
 from .decoupled.on_hooks import HooksWarning
 from .demo.images import DataError
@@ -58,6 +59,7 @@ __all__ = [
     "UnconditionedWarning",
     "UnmatchedWarning",
     "Visit",
+    "WaysWarning",
     "after",
     "backend_of",
     "balanced",

@@ -502,3 +502,15 @@ def test_one_thread_waits_for_the_step_of_another(tmp_path):
         thread.join(60)
 
     assert waited and torch.load(tmp_path / "a")["steps"] == 1
+
+
+def test_one_of_several_processes_is_told_that_weights_drift_apart(monkeypatch):
+    x, y = torch.randn(4, 6), labels(4)
+    dm = dg.decouple(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, CLASSES)), "0", (x,), condition=dg.one_hot(CLASSES))
+    run = dg.Local(dm, loss=F.cross_entropy, optimizer=adam)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 4)
+
+    with pytest.warns(UserWarning, match="one of 4 processes.*DistributedDataParallel"):
+        run.step(x, target=y)
+    run.step(x, target=y)  # a second warning would be an error
