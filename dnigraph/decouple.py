@@ -26,12 +26,14 @@ from .passes.errors import CaptureError, CutError, DniGraphError
 from .passes.graph.captured_graph import CapturedGraph
 from .passes.graph.pytrees import PLAIN, flatten
 from .passes.plan.plan import LEAK, Plan
+from .passes.sandbox.journal import all_or_nothing
 from .passes.sandbox.object_graph import ObjectGraph
 from .passes.sandbox.snapshot import Structure, one_at_a_time
 from .proof.check import CheckError
 from .proof.check import check as run_check
 
 
+@all_or_nothing
 def decouple(
     model: nn.Module,
     cuts: Cuts = None,
@@ -96,6 +98,7 @@ def decouple(
     return dm
 
 
+@all_or_nothing
 def plan(
     model: nn.Module,
     cuts: Cuts = None,

@@ -18,6 +18,7 @@ from ..heads.conditions import Context
 from ..passes.errors import DniGraphError
 from ..passes.graph.own_names import GraphModule
 from ..passes.plan.plan import Plan
+from ..passes.sandbox.journal import undone
 from ..passes.sandbox.snapshot import numbers_kept
 
 
@@ -34,16 +35,17 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     for module in modules if own != training else ():
         if type(module).train is not nn.Module.train and not isinstance(module, DecoupledModule):
             merging |= {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    with numbers_kept(merging.values()):
-        try:
-            if own != training:
-                model.train(training)
-            yield
-        finally:
-            if own != training:
-                model.train(own)
-            for module, flag in flags:
-                module.training = flag
+
+    def restore() -> None:
+        if own != training:
+            model.train(own)
+        for module, flag in flags:
+            module.training = flag
+
+    with numbers_kept(merging.values()), undone(restore):
+        if own != training:
+            model.train(training)
+        yield
 
 
 class DecoupledModule(fx.GraphModule):

@@ -22,6 +22,7 @@ from ..passes.graph.own_names import GraphModule
 from ..passes.parts.boundary_nodes import boundary_key, key_of
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Plan
+from ..passes.sandbox.journal import all_or_nothing, undone
 from ..passes.sandbox.snapshot import one_at_a_time, taken_back
 from .cache import PATHS, Cache, Entry
 from .module import DecoupledModule, canonical, warn_late
@@ -114,8 +115,14 @@ class CapturedModule(DecoupledModule):
         """Replace the boundaries inside the block by those that `make` makes of their keys."""
         own: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []  # what calls boundaries, and those
         stand_ins: dict[str, nn.Module | None] = {}
-        self._stand_ins = {name: make(key_of(name)).train(self.training) for name in self.boundaries}
-        try:
+
+        def restore() -> None:
+            self._stand_ins = {}
+            for holder, modules in own:
+                holder._modules = modules
+
+        with undone(restore):
+            self._stand_ins = {name: make(key_of(name)).train(self.training) for name in self.boundaries}
             for specialization in self._cache:
                 holder = specialization.top.get_submodule("dni")
                 own.append((holder, holder._modules))
@@ -124,10 +131,6 @@ class CapturedModule(DecoupledModule):
                     stand_ins[key] = stand_ins.get(key) or make(key).train(self.training)
                     holder._modules[key] = stand_ins[key]
             yield
-        finally:
-            self._stand_ins = {}
-            for holder, modules in own:
-                holder._modules = modules
 
     def _show(self) -> None:
         """Let `graph` and `code` be those of the current mode."""
@@ -166,6 +169,7 @@ class CapturedModule(DecoupledModule):
             return specialization, inputs
         return self._capture(entry, args, kwargs, inputs), inputs
 
+    @all_or_nothing
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Capture what a call needs that is not captured yet. The model is left as it was."""
         if self._find(args, kwargs)[0].runs_whole:
@@ -198,6 +202,14 @@ class CapturedModule(DecoupledModule):
             return self.original(*args, **kwargs)
         if entry.hooked is not None:
             return entry.hooked(args, kwargs, self._stand_ins)
+        first = entry.specializations[0] if entry.specializations else None
+        if first is not None and _is_trusted(first, inputs):
+            return first.build(first.run(inputs))
+        return self._call_with_care(entry, args, kwargs, inputs)
+
+    @all_or_nothing
+    def _call_with_care(self, entry: Entry, args: Any, kwargs: Any, inputs: list[Any]) -> Any:
+        """A call for which no graph may hold."""
         for specialization in tuple(entry.specializations):
             if _is_trusted(specialization, inputs):
                 return specialization.build(specialization.run(inputs))

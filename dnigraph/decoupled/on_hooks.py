@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..passes.graph.facts import batch_dim
 from ..passes.graph.own_names import GraphModule
 from ..passes.graph.pytrees import flatten
 from ..passes.plan.plan import LEAK, Crossing, Note, Plan
+from ..passes.sandbox.journal import all_or_nothing, undone
 from .module import DecoupledModule, warn_late
 
 COST = (
@@ -99,6 +101,7 @@ class HookedCalls:
             warn_late(new)
         self.plan = boundary_set.describe(plan)
 
+    @all_or_nothing
     def __call__(self, args: Any, kwargs: Any, stand_ins: Mapping[str, Boundary]) -> Any:
         """Run the model. `stand_ins`: what is called in place of boundaries, by their names."""
         if not (self.model.training and torch.is_grad_enabled() and self._sites):
@@ -194,11 +197,9 @@ class HookedModule(DecoupledModule):
     @contextmanager
     def standing_in(self, make: Callable[[str], Boundary]) -> Iterator[None]:
         """Replace the boundaries inside the block by those that `make` makes of their keys."""
-        self._stand_ins = {name: make(name.replace(".", "_")).train(self.training) for name in self.boundaries}
-        try:
+        with undone(partial(setattr, self, "_stand_ins", {})):
+            self._stand_ins = {name: make(name.replace(".", "_")).train(self.training) for name in self.boundaries}
             yield
-        finally:
-            self._stand_ins = {}
 
     # ---- copies
 

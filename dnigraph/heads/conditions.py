@@ -10,6 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..passes.errors import DniGraphError
+from ..passes.sandbox.journal import undone
 from .spec import CrossingSpec
 
 
@@ -43,11 +45,9 @@ class Context:
     def conditioned(self, label: Any) -> Iterator[None]:
         """Every boundary of the model sees `label` inside the block. Blocks nest; an exception ends them, too."""
         before = self.label
-        self._of_this_thread.label = label
-        try:
+        with undone(partial(setattr, self._of_this_thread, "label", before)):
+            self._of_this_thread.label = label
             yield
-        finally:
-            self._of_this_thread.label = before
 
     def __reduce__(self) -> tuple[type["Context"], tuple[()]]:
         return Context, ()

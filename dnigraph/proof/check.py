@@ -15,6 +15,7 @@ from ..passes.errors import DniGraphError, bullets
 from ..passes.graph.equality import equal
 from ..passes.graph.own_names import GraphModule
 from ..passes.graph.pytrees import flatten
+from ..passes.sandbox.journal import all_or_nothing
 from ..passes.sandbox.runs import BackwardError, Run, Sends, largest, model_call, near, observe, send_all, unequal
 from ..passes.sandbox.snapshot import fresh_copies, one_at_a_time, untouched
 
@@ -59,6 +60,7 @@ class CheckError(DniGraphError, AssertionError):
         super().__init__(str(report))
 
 
+@all_or_nothing
 def check(dm: DecoupledModule, *args: Any, **kwargs: Any) -> Report:
     """Prove on one input that the decoupled model computes what the model computes, in train and in eval mode.
 
@@ -208,13 +210,11 @@ def _first_difference(dm: DecoupledModule, args: Any, kwargs: Any) -> str:
             if isinstance(out, Tensor):
                 results.append((watched[module], out.detach().clone()))
 
-        handles = [m.register_forward_hook(note) for m in watched if not any(m.children())]
-        try:
-            with untouched(dm.original):  # with gradients, as before: without, other graphs would run
-                model_call(run, spec)(fresh_copies(leaves))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with untouched(dm.original):  # with gradients, as before: without, other graphs would run; the hooks go with it
+            for module in watched:
+                if not any(module.children()):
+                    module.register_forward_hook(note)
+            model_call(run, spec)(fresh_copies(leaves))
         return results
 
     places = {(part, path): m for part, p in dm.parts.items() for path, m in _called(p)}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..decoupled.module import DecoupledModule
+from ..passes.sandbox.journal import all_or_nothing
 from ..passes.sandbox.snapshot import untouched
 from .check import StandIn
 
@@ -22,6 +23,7 @@ class Probe:
     weights: dict[str, float]  # of the gradient of all weights of a part: what learning really follows
 
 
+@all_or_nothing
 def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: Any) -> Probe:
     """Compare the estimates with true gradients on one batch. Model, heads and gradients stay as they are.
 

@@ -16,6 +16,7 @@ from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, bullets
 from ..passes.graph.pytrees import field_of, map_tensors
+from ..passes.sandbox.journal import all_or_nothing
 from .checkpoint import CheckpointError, load_checkpoint, restore_random, save_checkpoint
 from .makers import run_misfits
 from .misfits import settings_misfits, state_misfits
@@ -115,6 +116,7 @@ class Local:
         with self._lock:
             return self._step(args, kwargs, target, label)
 
+    @all_or_nothing
     def _step(self, args: Any, kwargs: Any, target: Any, label: Any) -> StepResult:
         if not self.dm.training:
             raise DniGraphError("the model is in eval mode: call dm.train() before run.step(...)")

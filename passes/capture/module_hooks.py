@@ -1,5 +1,6 @@
 """Hooks for one call: see, and perhaps replace, the tensors that enter and leave the modules of an untouched model."""
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -10,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..graph.mark import MarkListener
+from ..sandbox.journal import undone
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Watch:
     ):
         self.model, self.handle, self.places, self.enter, self.leave = model, handle, places, enter, leave
         self.calls, self.thread = Counter[Place](), threading.get_ident()
+        self._handles: list[RemovableHandle] = []
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -61,18 +65,31 @@ class Watch:
         tuples of them; on the way out also those in lists and dicts. An object of another class is not opened: the
         model may keep it, as it does caches.
         """
-        with ExitStack() as stack:
+        with ExitStack() as stack, undone(self._detach):
             for path, module in self.model.named_modules():
                 if not path or isinstance(module, torch.jit.ScriptModule):
                     continue
                 if self.places is None or (path, "enter") in self.places:
                     hook = partial(self._entering, path)
-                    stack.callback(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True).remove)
+                    self._handles.append(module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True))
                 if self.places is None or (path, "leave") in self.places:
-                    stack.callback(module.register_forward_hook(partial(self._leaving, path)).remove)
+                    self._handles.append(module.register_forward_hook(partial(self._leaving, path)))
             if self.places is None or any(side == "mark" for _, side in self.places):
                 stack.enter_context(MarkListener(self._marked))
             yield
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if sys.exc_info()[0] is not None:  # perhaps one was registered, and its handle never came
+            for module in self.model.modules():
+                for table in (module._forward_pre_hooks, module._forward_hooks):
+                    for key in [key for key, hook in table.items() if self._is_own(hook)]:
+                        del table[key]
+                        module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+    def _is_own(self, hook: Any) -> bool:
+        return isinstance(hook, partial) and getattr(hook.func, "__self__", None) is self
 
     def _entering(self, path: str, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if threading.get_ident() != self.thread:

@@ -68,6 +68,14 @@ class Mode:
             states.append((device, enabled, torch.get_autocast_dtype(device) if enabled else torch.float32))
         return cls(torch.is_grad_enabled(), tuple(states))
 
+    def set(self) -> None:
+        """Set it, for good."""
+        torch.set_grad_enabled(self.grad)
+        for device, enabled, dtype in self.autocast:
+            torch.set_autocast_enabled(device, enabled)
+            if enabled:
+                torch.set_autocast_dtype(device, dtype)
+
     def enter(self, outside: "Mode", stack: contextlib.ExitStack) -> None:
         """Set what differs from the mode outside until the stack closes."""
         if self.grad != outside.grad:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .journal import is_noted, note, strike, undone
 from .object_graph import GENERATORS, ObjectGraph
 from .rng import fingerprint, random_state, set_random_state, set_state, state_of
 
@@ -148,23 +149,25 @@ def untouched(model: nn.Module, arguments: Sequence[Any] = ()) -> Iterator[Snaps
     """
     with one_at_a_time, _without_saved_tensors_hooks():
         snapshot = Snapshot.of(model, arguments)
-        try:
+        with undone(snapshot.restore):
             yield snapshot
-        finally:
-            snapshot.restore()
 
 
 @contextlib.contextmanager
 def _without_saved_tensors_hooks() -> Iterator[None]:
-    autograd, hooks = torch._C._autograd, []
-    while (top := autograd._top_saved_tensors_default_hooks(False)) is not None:
-        hooks.append(top)
-        autograd._pop_saved_tensors_default_hooks()
-    try:
-        yield
-    finally:
+    autograd, hooks = torch._C._autograd, list[Any]()
+
+    def restore() -> None:
+        while autograd._top_saved_tensors_default_hooks(False) is not None:
+            autograd._pop_saved_tensors_default_hooks()
         for pair in reversed(hooks):
             autograd._push_saved_tensors_default_hooks(*pair)
+
+    with undone(restore):
+        while (top := autograd._top_saved_tensors_default_hooks(False)) is not None:
+            hooks.append(top)
+            autograd._pop_saved_tensors_default_hooks()
+        yield
 
 
 @contextlib.contextmanager
@@ -175,24 +178,31 @@ def taken_back(modules: list[nn.Module], tensors: list[torch.Tensor], always: bo
     """
     tables = {id(m._buffers): m._buffers for m in modules}
     snapshot = Snapshot(ObjectGraph(objects={id(m): m for m in modules}, containers=tables), tensors)
+    entry = note(snapshot.restore)
     try:
         yield
     except BaseException:
-        snapshot.restore()
+        always = True
         raise
-    if always:
-        snapshot.restore()
+    finally:
+        if not always:
+            strike(entry)
+        elif is_noted(entry):
+            snapshot.restore()
+            strike(entry)
 
 
 @contextlib.contextmanager
 def numbers_kept(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
     """Run the block, then let some tensors hold what they held."""
     states = [_TensorState(tensor) for tensor in tensors]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for state in states:
             state.restore()
+
+    with undone(restore):
+        yield
 
 
 class _TensorState:

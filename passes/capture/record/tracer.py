@@ -30,6 +30,7 @@ from ...graph.equality import equal
 from ...graph.pytrees import HOLE, Nesting, Tree, flatten, unflatten
 from ...graph.walk import ATOMS
 from ...sandbox.example import input_names
+from ...sandbox.journal import undone
 from ...sandbox.object_graph import GENERATORS
 from ...sandbox.rng import ExtremeDraws, fingerprint, seed_all
 from ...sandbox.runs import Run, graph_call, model_call, observe
@@ -119,15 +120,17 @@ class Tracer:
         )
         with _patching, stance:
             originals = [(owner, name, vars(owner)[name]) for owner, name, _ in patches]
-            try:
+
+            def restore() -> None:
+                self.writer.open = False
+                for original in originals:
+                    setattr(*original)
+
+            with undone(restore):
                 for owner, name, patch in patches:
                     setattr(owner, name, patch(vars(owner)[name]))
                 with self._unreported, self._torch_calls:
                     yield
-            finally:
-                self.writer.open = False
-                for original in originals:
-                    setattr(*original)
 
     def _call(self, original: Any) -> Any:
         return lambda module, *args, **kwargs: self._module_calls.module(original, module, args, kwargs)
