@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -22,15 +22,14 @@ from .network.from_parts import network_of
 from .passes.capture.ladder import Climb
 from .passes.capture.ladder import capture as run_capture
 from .passes.cuts.specs import Cuts
-from .passes.errors import CaptureError, CutError, DniGraphError
+from .passes.errors import CaptureError, CutError, DniGraphError, bullets
 from .passes.graph.captured_graph import CapturedGraph
 from .passes.graph.pytrees import PLAIN, flatten
 from .passes.plan.plan import LEAK, Plan
-from .passes.sandbox.journal import all_or_nothing
+from .passes.sandbox.journal import all_or_nothing, undone
 from .passes.sandbox.object_graph import ObjectGraph
 from .passes.sandbox.snapshot import Structure, one_at_a_time
-from .proof.check import CheckError
-from .proof.check import check as run_check
+from .proof.check import CheckError, checked
 
 
 @all_or_nothing
@@ -77,9 +76,10 @@ def decouple(
         CheckError: the rewrite is not the same function.
         HeadError, BoundaryError, ConditionError: a choice does not fit a crossing.
     """
-    _refuse(model)
-    if unlock not in ("update", "forward"):
-        raise DniGraphError(f"unlock={unlock!r}: say 'update' or 'forward'")
+    _refuse(model, cuts, example_args, example_kwargs, unlock)
+    if any(p.is_meta for p in model.parameters()):
+        words = "the model is on the meta device, without numbers"
+        raise DniGraphError(f"{words}: dg.plan shows how it would be cut; decouple it when it holds weights")
     choices = Choices(head, condition, boundary)
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts  # several rungs may read them
     args, kwargs = _example(model, example_args, example_kwargs)
@@ -112,11 +112,11 @@ def plan(
     Raises:
         CutError, CaptureError: as `decouple`.
     """
-    _refuse(model)
+    _refuse(model, cuts, example_args, example_kwargs)
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts
     args, kwargs = _example(model, example_args, example_kwargs)
     climb = Climb(capture, model, args, kwargs)
-    with one_at_a_time, in_mode(model, training=True), torch.enable_grad(), _left_alone(args, kwargs):
+    with _running(model, args, kwargs):
         for rung in climb:
             with climb.attempt(rung):
                 if args is None:
@@ -135,7 +135,7 @@ def _by_the_first_rung_that_does(
 ) -> DecoupledModule:
     """The decoupled model on the first rung of the ladder whose graph can be cut and passes the check."""
     climb = Climb(how, model, args, kwargs)
-    with one_at_a_time, in_mode(model, training=True), torch.enable_grad(), _left_alone(args, kwargs):
+    with _running(model, args, kwargs):
         for rung in climb:
             with climb.attempt(rung):
                 captured = rung.capture(model, args, kwargs)
@@ -156,15 +156,38 @@ def _by_the_first_rung_that_does(
 
 
 @contextmanager
-def _left_alone(args: Any, kwargs: Any) -> Iterator[None]:
-    """Objects of the caller that are arguments hold the same afterwards: the model may write down its state there."""
+def _running(model: nn.Module, args: Any, kwargs: Any) -> Iterator[None]:
+    """In train mode, with gradients, nobody else capturing. Objects that are arguments hold the same afterwards.
+
+    Raises:
+        CaptureError: the model itself fails on the example.
+    """
     objects = [leaf for leaf in flatten((args, kwargs))[0] if not isinstance(leaf, PLAIN)]
-    structure = Structure(ObjectGraph.below(objects)) if objects else None
+    structure = Structure(ObjectGraph.below(objects)) if objects else None  # the model may write down its state there
     try:
-        yield
-    finally:
-        if structure is not None:
-            structure.restore()
+        with one_at_a_time, in_mode(model, training=True), torch.enable_grad():
+            with nullcontext() if structure is None else undone(structure.restore):
+                yield
+    except DniGraphError:
+        raise
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        way = _way_to_run(model, args or (), kwargs or {})
+        raise CaptureError([f"the model itself fails on the example: {type(error).__name__}: {line}{way}"]) from error
+
+
+def _way_to_run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    if (
+        len(args) == 1
+        and isinstance(args[0], Mapping)
+        and set(args[0]) & {*inspect.signature(model.forward).parameters}
+    ):
+        return ". The example is a dict of arguments: pass it as example_kwargs=batch"
+    devices = {str(p.device) for p in model.parameters()}
+    others = {str(leaf.device) for leaf in flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)}
+    if len(devices) == 1 and others - devices:
+        return f". The model is on {devices.pop()}, the example on {', '.join(sorted(others))}"
+    return ""
 
 
 def _add(dm: CapturedModule, captured: CapturedGraph, args: Any, kwargs: Any, reasons: list[str]) -> None:
@@ -180,7 +203,7 @@ def _add(dm: CapturedModule, captured: CapturedGraph, args: Any, kwargs: Any, re
 
 def _check(dm: DecoupledModule, args: Any, kwargs: Any, last: bool) -> None:
     try:
-        run_check(dm, *args, **kwargs)
+        checked(dm, *args, **kwargs)
     except CheckError as error:
         if last:
             raise
@@ -211,13 +234,46 @@ def _example(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> t
     """The example call in its canonical form; twice None without one."""
     if args is None and kwargs is None:
         return None, None
-    if isinstance(args, torch.Tensor | Mapping):
+    if not isinstance(args, tuple | list | None):
         args = (args,)  # a single input, as one writes it first
-    return canonical(model, inspect.signature(model.forward), tuple(args or ()), dict(kwargs or {}))
+    args, kwargs = tuple(args or ()), dict(kwargs or {})
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        given = [*(type(value).__name__ for value in args), *(f"{name}=" for name in kwargs)]
+        words = f"the example does not fit {type(model).__name__}.forward{signature}: {error}"
+        raise DniGraphError(f"{words}; given: {', '.join(given) or 'nothing'}") from error
+    return canonical(model, signature, args, kwargs)
 
 
-def _refuse(model: Any) -> None:
+def _refuse(model: Any, cuts: Any, args: Any, kwargs: Any, unlock: Any = "update") -> None:
+    """Refuse arguments of the wrong kind, all of them at once.
+
+    Raises:
+        DniGraphError: with what was given, and the way out.
+    """
+    misfits = []
     if isinstance(model, DecoupledModule):
-        raise DniGraphError("the model is decoupled already: start from dm.recouple()")
-    if not isinstance(model, nn.Module):
-        raise DniGraphError(f"decouple takes an nn.Module, not a {type(model).__name__}")
+        misfits.append("the model is decoupled already: start from dm.recouple()")
+    elif not isinstance(model, nn.Module):
+        kind = (
+            f"the class {model.__name__}: make a model of it"
+            if isinstance(model, type)
+            else f"a {type(model).__name__}"
+        )
+        misfits.append(f"decouple takes an nn.Module, not {kind}")
+    elif sharded := [name for name, p in model.named_parameters() if type(p.data).__name__ == "DTensor"]:
+        misfits.append(
+            f"{len(sharded)} parameters are sharded over processes ({', '.join(sharded[:3])}): decouple first, then "
+            "fully_shard the modules of the model, and dm"
+        )
+    if isinstance(cuts, torch.Tensor | nn.Module):
+        was = "a tensor" if isinstance(cuts, torch.Tensor) else "a module"
+        misfits.append(f"cuts is {was}; where to cut comes before the example: decouple(model, '2', x)")
+    if kwargs is not None and not (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs)):
+        misfits.append(f"example_kwargs is a dict of the model's arguments by name, not {type(kwargs).__name__}")
+    if not isinstance(unlock, str) or unlock not in ("update", "forward"):
+        misfits.append(f"unlock={unlock!r}: say 'update' or 'forward'")
+    if misfits:
+        raise DniGraphError(misfits[0] if len(misfits) == 1 else "these arguments do not fit:" + bullets(misfits))

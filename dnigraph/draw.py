@@ -2,8 +2,11 @@
 
 import os
 
+from torch import nn
+
 from .decoupled.module import DecoupledModule
 from .network import Network
+from .passes.draw import DrawError
 from .passes.draw import draw as draw_plan
 from .passes.plan.plan import Plan
 
@@ -14,4 +17,9 @@ def draw(what: DecoupledModule | Network | Plan, path: str | os.PathLike[str]) -
     Raises:
         DrawError: there is no such format, or it needs an extra.
     """
-    draw_plan(what if isinstance(what, Plan) else what.plan, path)
+    plan = None if isinstance(what, type) else what if isinstance(what, Plan) else getattr(what, "plan", None)
+    if not isinstance(plan, Plan):
+        kind = what.__name__ if isinstance(what, type) else type(what).__name__
+        way = ": draw dg.plan(model, cuts, x), or what dg.decouple returns" if isinstance(what, nn.Module) else ""
+        raise DrawError(f"draw takes a decoupled model, a network or a plan, not {kind}{way}")
+    draw_plan(plan, path)

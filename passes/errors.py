@@ -53,7 +53,10 @@ def bullets(lines: Iterable[str]) -> str:
     return "".join(f"\n  * {line}" for line in lines)
 
 
-def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
+def nearest(name: object, names: Iterable[object], count: int = 3) -> str:
     """The known names nearest to `name`, as the tail of a message; empty where none is near."""
-    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=count, cutoff=0.4)
+    name, known = str(name), [*dict.fromkeys(map(str, names))]
+    close = [other for other in known if other.endswith(f".{name}")]  # a wrapper has put a word in front
+    close += [n for n in difflib.get_close_matches(name, known, n=count, cutoff=0.4) if n not in close]
+    close = close[:count]
     return f"; nearest: {', '.join(close)}" if close else ""

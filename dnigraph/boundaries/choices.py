@@ -16,6 +16,7 @@ from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec
 from .dni import Dni, Options
 from .local_loss import LocalLoss, Loss
 from .oracle import Oracle
+from .silent import silent
 
 BoundaryChoice: TypeAlias = "str | BoundaryFactory"
 
@@ -136,7 +137,12 @@ def local_loss(classes: int | None = None, loss: Loss = F.cross_entropy, hidden:
     return lambda spec, context, head: LocalLoss(spec, context, classes, loss, hidden)
 
 
-NAMED: dict[str, Callable[[], BoundaryFactory]] = {"dni": dni, "oracle": oracle, "local-loss": local_loss}
+NAMED: dict[str, Callable[[], BoundaryFactory]] = {
+    "dni": dni,
+    "oracle": oracle,
+    "local-loss": local_loss,
+    "silent": silent,
+}
 
 
 def warn_unconditioned(boundaries: Mapping[str, Boundary], train: str, stacklevel: int) -> None:

@@ -37,12 +37,16 @@ class Options:
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 misfits.append(f"{name}={count!r} (a whole number from 0 on)")
-        if not 0 <= self.blend <= 1:
+        if not _is_number(self.blend) or not 0 <= self.blend <= 1:
             misfits.append(f"blend={self.blend!r} (from 0, the estimate, to 1, backprop)")
-        if not 0 <= self.decay < 1:
+        if not _is_number(self.decay) or not 0 <= self.decay < 1:
             misfits.append(f"decay={self.decay!r} (from 0 to less than 1)")
         if misfits:
             raise BoundaryError(f"dni: these options do not fit: {', '.join(misfits)}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class Dni(Boundary):

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..boundaries import Boundary
 from ..boundaries.boundary_set import BoundarySet, MakeBoundary
+from ..passes.capture.annotate import batch_length
 from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
 from ..passes.cuts.specs import Cuts, cut_graph
@@ -106,8 +107,7 @@ class HookedCalls:
         """Run the model. `stand_ins`: what is called in place of boundaries, by their names."""
         if not (self.model.training and torch.is_grad_enabled() and self._sites):
             return self.model(*args, **kwargs)  # boundaries would do nothing
-        first = next((v for v in flatten((args, kwargs))[0] if isinstance(v, Tensor) and v.dim()), None)
-        batch = 1 if first is None else first.shape[0]
+        batch = batch_length(flatten((args, kwargs))[0])
         places = {(site.path, site.side) for site in self._sites}
 
         def passed(site: Site, value: Tensor) -> Tensor:

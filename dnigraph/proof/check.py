@@ -1,7 +1,8 @@
 """The proof of a rewrite: the same numbers out, the same buffers, and with an oracle the same gradients."""
 
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,15 @@ def check(dm: DecoupledModule, *args: Any, **kwargs: Any) -> Report:
 
     Raises:
         CheckError: something differs. The message names the first part that does.
+        DniGraphError: there is no decoupled model, or the call does not fit it.
     """
+    refuse_call("check", dm, args, kwargs)
+    with told("the call"):
+        return checked(dm, *args, **kwargs)
+
+
+def checked(dm: DecoupledModule, *args: Any, **kwargs: Any) -> Report:
+    """The same; what the model itself raises comes as it is."""
     findings: list[Finding] = []
     for mode in ("train", "eval"):
         with one_at_a_time, in_mode(dm, training=mode == "train"), torch.enable_grad():
@@ -79,6 +88,39 @@ def check(dm: DecoupledModule, *args: Any, **kwargs: Any) -> Report:
     if not report.right:
         raise CheckError(report)
     return report
+
+
+def refuse_call(what: str, dm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what is no decoupled model, and a call that does not fit its signature.
+
+    Raises:
+        DniGraphError: with the way out.
+    """
+    if not isinstance(dm, DecoupledModule):
+        kind = dm.__name__ if isinstance(dm, type) else type(dm).__name__
+        raise DniGraphError(f"{what} takes what dg.decouple(model, cuts, x) returns, not {kind}")
+    signature = inspect.signature(dm.original.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        words = f"{what} takes the decoupled model and one call of it, {what}(dm, ...) with {signature}"
+        raise DniGraphError(f"{words}: {error}") from error
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """What the model or a loss raises inside the block comes as an error of this library.
+
+    Raises:
+        DniGraphError: with the cause.
+    """
+    try:
+        yield
+    except DniGraphError:
+        raise
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        raise DniGraphError(f"{what} fails: {type(error).__name__}: {line}") from error
 
 
 def _compare(dm: DecoupledModule, mode: str, args: Any, kwargs: Any) -> Iterator[Finding]:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..decoupled.module import DecoupledModule
+from ..passes.errors import DniGraphError
+from ..passes.graph.pytrees import field_of
 from ..passes.sandbox.journal import all_or_nothing
 from ..passes.sandbox.snapshot import untouched
-from .check import StandIn
+from .check import StandIn, refuse_call, told
 
-Loss = Callable[[Any, Any], Tensor]
+Loss = str | Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,23 @@ def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: An
     cuts are built on the heads above. Only the truth tells.
 
     Raises:
-        DniGraphError: the model is in eval mode.
+        DniGraphError: the model is in eval mode, the call does not fit it, or the loss is not one number.
     """
+    refuse_call("probe", dm, args, kwargs)
+    if not dm.training:
+        raise DniGraphError("probe looks at a step of training: call dm.train() before")
+    if not callable(loss) and not isinstance(loss, str):
+        words = "is a function of (output, target), or the name of the output's field that holds the loss"
+        raise DniGraphError(f"loss={loss!r}: it {words}")
 
     def gradients() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         handed: dict[str, Tensor] = {}
         with untouched(dm.original), untouched(dm.boundary_set.modules), torch.enable_grad(), dm.conditioned(target):
             handles = [b.register_forward_pre_hook(_keeping(handed, name)) for name, b in dm.standing().items()]
             try:
-                parts = _backward(dm, loss(dm(*args, **kwargs), target))
+                with told("the call"):
+                    output = dm(*args, **kwargs)
+                parts = _backward(dm, _loss(loss, output, target))
             finally:
                 for handle in handles:
                     handle.remove()
@@ -53,6 +63,17 @@ def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: An
         {name: _cosine(ours[name], true[name]) for name in dm.boundaries if name in ours and name in true},
         {name: _cosine(our_parts[name], true_parts[name]) for name in our_parts if name in true_parts},
     )
+
+
+def _loss(loss: Loss, output: Any, target: Any) -> Tensor:
+    with told("the loss"):
+        value: Any = field_of(output, loss) if isinstance(loss, str) else loss(output, target)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        kind = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        if isinstance(value, Tensor) and value.numel() == 1:
+            kind += " that depends on nothing that learns"
+        raise DniGraphError(f"loss={loss!r} must give one number in a tensor, not {kind}")
+    return value
 
 
 def _keeping(handed: dict[str, Tensor], name: str) -> Callable[..., None]:

@@ -139,6 +139,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
 def tensor_meta(value: torch.Tensor, batch: int) -> NodeMeta:
     """What is written on the node of a tensor, where the batch is `batch` long."""
+    value = _rows(value)
     shape = tuple(value.shape)
     meta = NodeMeta(shape=shape, dtype=value.dtype, device=value.device, gradient=value.requires_grad)
     meta["bytes"], meta["batch_dim"] = value.numel() * value.element_size(), batch_dim(shape, batch)
@@ -159,8 +160,15 @@ def batch_length(inputs: Iterable[Any]) -> int:
     """How long the first tensor is in dimension 0."""
     for value in inputs:
         if isinstance(value, torch.Tensor) and value.dim():
-            return value.shape[0]
+            return _rows(value).shape[0]
     return 1
+
+
+def _rows(value: torch.Tensor) -> torch.Tensor:
+    """The value itself; of a nested one what its tensors hold, one below the other."""
+    if not value.is_nested:
+        return value
+    return value.values() if value.layout is torch.jagged else torch.cat([t.flatten() for t in value.unbind()])
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:

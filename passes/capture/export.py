@@ -27,6 +27,7 @@ from ..graph.nodes import Call, Mode, SizeCheck, guard
 from ..graph.own_names import constant_name
 from ..graph.pytrees import HOLE, Nesting, Tree, flatten, take_apart, unflatten
 from ..sandbox.example import input_names, one_more_row
+from ..sandbox.journal import undone
 from ..sandbox.snapshot import fresh_copies, tensor_names, untouched
 from .export_proof import Trial
 from .graph_rewriter import GraphRewriter, Rules
@@ -127,15 +128,18 @@ def _exported(model: nn.Module, leaves: list[Any], spec: Nesting) -> _Exported:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Inside the block torch logs nothing of what fails: it prints whole graphs."""
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]
+    loggers = [logging.getLogger(name) for name in ("torch", *names)]
     levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
+
+    def loud() -> None:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+    with undone(loud):
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
 
 
 class _ExportRewriter(GraphRewriter):

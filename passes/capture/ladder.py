@@ -69,7 +69,7 @@ class Climb:
     """
 
     def __init__(self, how: str, model: nn.Module, args: Any, kwargs: Any):
-        if how != "auto" and how not in RUNGS:
+        if not isinstance(how, str) or (how != "auto" and how not in RUNGS):
             raise CaptureError(
                 [f"there is no capture {how!r}; there are auto, {', '.join(RUNGS)}{nearest(how, RUNGS)}"]
             )

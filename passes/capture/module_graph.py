@@ -59,7 +59,9 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             words = "no result of this call carries a gradient: there is nothing to learn from"
             late = f"; a {run.late[0]} computes only when it is asked: return a list or a tensor" if run.late else ""
             raise CaptureError([words + late])
-        return _Graph(model, run.passages, leaves).of(input_names(model, args, kwargs), results)
+        graph = _Graph(model, run.passages, leaves).of(input_names(model, args, kwargs), results)
+        graph.output_node().meta["passed_by"] = run.passed_by
+        return graph
 
 
 class _Mark(torch.autograd.Function):
@@ -87,7 +89,9 @@ class _Run:
         """The results that carry a gradient."""
         self.since = (0, time.perf_counter())  # FLOPs and time at the last passage
         self.late: list[str] = []  # the kinds of results that compute only when they are asked
-        with Watch(self.model, self._note, None, self._enter, self._leave).attached(), self.counter:
+        watch = Watch(self.model, self._note, None, self._enter, self._leave)
+        self.passed_by = watch.passed_by
+        with watch.attached(), self.counter:
             leaves = flatten(self.model(*args, **kwargs))[0]
         self.late = sorted({type(v).__name__ for v in leaves if isinstance(v, Iterator) or inspect.isfunction(v)})
         return [v for v in leaves if isinstance(v, Tensor) and v.requires_grad]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils.hooks import RemovableHandle
 
 from ..graph.mark import MarkListener
@@ -56,6 +57,7 @@ class Watch:
         self.model, self.handle, self.places, self.enter, self.leave = model, handle, places, enter, leave
         self.calls, self.thread = Counter[Place](), threading.get_ident()
         self._handles: list[RemovableHandle] = []
+        self.passed_by: dict[str, str] = {}  # paths of modules that ran and handed on nothing to handle, and why
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -118,18 +120,43 @@ class Watch:
         return self.calls[path, side]
 
     def _handled(self, at: Site, value: Any, deep: bool) -> Any:
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return value  # inside a torch.func transform the tensors are not those that autograd sees
+        if (inside := _where_gradients_do_not_pass()) is not None:
+            self.passed_by.setdefault(at.path, f"ran {inside}")
+            return value
         passed: dict[int, Tensor] = {}  # by the id of what came; one tensor given twice stays one
 
         def change(tensor: Tensor) -> Tensor:
-            if not tensor.requires_grad or not torch.is_grad_enabled() or tensor.is_nested:
+            if not tensor.requires_grad:
+                return tensor
+            if tensor.is_nested and tensor.layout is not torch.jagged:
+                self.passed_by.setdefault(at.path, "hands on nested tensors that are not of layout=torch.jagged")
                 return tensor
             if id(tensor) not in passed:
-                passed[id(tensor)] = self.handle(Site(at.path, at.call, at.side, len(passed)), tensor)
+                handle = partial(_by_rows, self.handle) if tensor.is_nested else self.handle
+                passed[id(tensor)] = handle(Site(at.path, at.call, at.side, len(passed)), tensor)
             return passed[id(tensor)]
 
         return _mapped(value, change, deep)
+
+
+def _where_gradients_do_not_pass() -> str | None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "inside a torch.func transform, where tensors are not those that autograd sees"
+    if forward_ad._current_level >= 0:
+        return "inside a level of forward-mode AD"
+    if not torch.is_grad_enabled():
+        return (
+            "without gradients: under torch.no_grad, or in a checkpoint, which can be cut with use_reentrant=False only"
+        )
+    return None
+
+
+def _by_rows(handle: Callable[[Site, Tensor], Tensor], site: Site, tensor: Tensor) -> Tensor:
+    """Handle the rows of a jagged tensor, one below the other, and nest them again."""
+    jagged: Any = tensor  # the types of its subclass are not known
+    rows, dimension = handle(site, tensor.values()), jagged._ragged_idx
+    nested: Tensor = torch.nested.nested_tensor_from_jagged(rows, jagged.offsets(), jagged.lengths(), dimension)
+    return nested
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor], deep: bool) -> Any:

@@ -49,10 +49,12 @@ class Names:
     types: dict[str, type] = field(default_factory=dict)  # of the modules called
     marks: dict[str, list[fx.Node]] = field(default_factory=dict)
     nodes: dict[str, fx.Node] = field(default_factory=dict)
+    passed_by: dict[str, str] = field(default_factory=dict)  # modules that ran where nothing can be cut, and why
 
     def __post_init__(self) -> None:
         for node in self.graph.nodes:
             self.nodes[node.name] = node
+            self.passed_by |= node.meta.get("passed_by", {})
             for key, (_, kind) in (node.meta.get("nn_module_stack") or {}).items():
                 if node.op != "get_attr":
                     self.calls.setdefault(key, []).append(node)
@@ -106,7 +108,8 @@ class Names:
             whole = next((key for key in self.calls if name.startswith(key + ".")), None)
             if whole is not None:
                 return Note(f"cut {name!r}: lies inside '{whole}', which is kept whole; cut before or after that")
-            return Note(f"cut {name!r}: is a module that did not run in this call", IDLE)
+            why = self.passed_by.get(name, "did not run in this call")
+            return Note(f"cut {name!r}: is a module that {why}", IDLE)
         unknown = f"cut {name!r}: the model has no such module, mark or node"
         return with_nearest(unknown, name, [*self.calls, *self.marks, *self.nodes], UNKNOWN, UNKNOWN_NEAR)
 

@@ -36,11 +36,19 @@ def draw(plan: Plan, path: str | os.PathLike[str]) -> Path:
         A drawing that fails leaves the file as it was.
 
     Raises:
-        DrawError: there is no such format, or .png lacks its package.
+        DrawError: there is no such format, .png lacks its package, or the file cannot be written. Its folder is made.
         PlanError: the plan's crossings do not fit its parts. All misfits are listed.
     """
-    path = Path(path)
-    path.write_bytes(rendered(plan, path.suffix))
+    try:
+        path = Path(path)
+    except TypeError as error:
+        raise DrawError(f"the name of a drawing is text or a path, not {type(path).__name__}") from error
+    drawing = rendered(plan, path.suffix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawing)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise DrawError(f"{str(path)!r} cannot be written: {error}") from error
     return path
 
 

@@ -122,7 +122,9 @@ class Plan:
         """
         try:
             data = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
+        except (TypeError, OSError) as error:
+            raise PlanError([f"{path!r} cannot be read: {error}"]) from error
+        except (ValueError, RecursionError) as error:  # also where it is no text
             raise PlanError([f"{path} is not JSON: {error}"]) from error
         return cls.from_json(data)
 

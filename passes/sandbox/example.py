@@ -63,7 +63,11 @@ def _mapped(leaves: list[Any], change: Callable[[torch.Tensor], torch.Tensor]) -
             continue
         with torch.no_grad():
             result = change(leaf)
-            if result.is_floating_point() and not bool(((result == 0) | (result == 1)).all()):  # not a mask
+            if result.is_floating_point() and not result.is_meta and not _is_mask(result):
                 result = result * 0.875  # any factor below one: values stay in the range of the example
         results[id(leaf)] = result.detach().requires_grad_(leaf.requires_grad)
     return [results.get(id(leaf), leaf) for leaf in leaves]
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    return bool(((tensor == 0) | (tensor == 1)).all())

@@ -143,7 +143,7 @@ def _send_back(results: list[Any], sends: Sends) -> None:
     roots, gradients = [], []
     for i, value in enumerate(results):
         if isinstance(value, Tensor) and value.requires_grad:
-            gradient = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value) * sends(i)
+            gradient = _random_like(value, generator) * sends(i)
             if sends(i):
                 roots.append(value)
                 gradients.append(gradient)
@@ -154,6 +154,17 @@ def _send_back(results: list[Any], sends: Sends) -> None:
         raise BackwardError(*error.args) from error
 
 
+def _random_like(value: Tensor, generator: torch.Generator) -> Tensor:
+    if not value.is_nested:
+        return torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+    result = value.detach().clone()
+    for part in result.unbind():
+        part.copy_(torch.randn(part.shape, generator=generator, dtype=torch.float64))
+    return result
+
+
 def _dense(gradient: Tensor | None) -> Tensor | None:
     """Embeddings may have sparse gradients."""
-    return gradient if gradient is None or gradient.layout == torch.strided else gradient.to_dense()
+    if gradient is None or gradient.layout in (torch.strided, torch.jagged):
+        return gradient
+    return gradient.to_dense()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from kit.models import CLASSES, ZOO, Moody, Skipping, X, labels, loss_of
 from kit.side_by_side import Net, differences, x
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import dnigraph as dg
@@ -417,3 +418,92 @@ def test_a_rung_that_was_asked_for_is_not_left():
 
     with pytest.raises(dg.CaptureError):
         dm(x(), noisy=True)
+
+
+class Jagged(nn.Module):
+    """Takes sequences of any lengths, each a row of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.b(self.a(x).relu()).relu()
+        return self.c(torch.stack([row.mean(0) for row in h.unbind()]))
+
+
+def sequences(*lengths, layout=torch.jagged):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the strided layout is a prototype
+        return torch.nested.nested_tensor([torch.randn(n, 6) for n in lengths], layout=layout)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cuts", ["a", 2, ["a", "b"]])
+@pytest.mark.parametrize("boundary", ["oracle", "dni"])
+def test_rows_of_jagged_tensors_cross_a_cut(cuts, boundary):
+    torch.manual_seed(0)
+    model = Jagged()
+    dm = dg.decouple(model, cuts, sequences(3, 5, 2), boundary=boundary)
+
+    for batch in (sequences(3, 5, 2), sequences(1, 4)):
+        dm(batch).square().sum().backward()
+        ours = [p.grad.clone() for p in dm.model_parameters()]
+        dm.zero_grad()
+        model(batch).square().sum().backward()
+        true = [p.grad.clone() for p in model.parameters()]
+        dm.zero_grad()
+        same = [torch.equal(mine, other) for mine, other in zip(ours, true, strict=True)]
+        assert all(same) if boundary == "oracle" else all(same[-2:]) and not any(same[:2])
+    assert {crossing.shape for crossing in dm.plan.crossings} == {(10, 6)}
+
+
+class Derived(nn.Module):
+    """Reads a derivative of one of its modules, by forward-mode differentiation."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.f, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.a(x).tanh()
+        with forward_ad.dual_level():
+            y, slope = forward_ad.unpack_dual(self.f(forward_ad.make_dual(h, torch.ones_like(h))))
+            slope = slope.clone()
+        return self.c(y + slope)
+
+
+def test_modules_inside_forward_mode_differentiation_are_left_alone():
+    model, x = Derived(), torch.randn(4, 6)
+
+    dm = dg.decouple(model, "a", x, boundary="oracle")
+
+    assert torch.equal(dm(x), model(x))
+    assert dm.plan.crossings[0].name == "a"
+
+
+class Frozen(Jagged):
+    def forward(self, x):
+        with torch.no_grad():
+            h = self.a(x)
+        return self.c(self.b(h).relu())
+
+
+class Mapped(Jagged):
+    def forward(self, x):
+        return self.c(torch.func.vmap(self.a)(self.b(x)))
+
+
+@pytest.mark.parametrize(
+    ("model", "cut", "x", "why"),
+    [
+        (Derived(), "f", torch.randn(4, 6), "ran inside a level of forward-mode AD"),
+        (Frozen(), "a", torch.randn(4, 6), "ran without gradients.*use_reentrant=False"),
+        (Mapped(), "a", torch.randn(4, 6), "ran inside a torch.func transform"),
+        (Jagged(), "a", sequences(3, 2, layout=torch.strided), "nested tensors that are not of layout=torch.jagged"),
+    ],
+    ids=["forward AD", "no_grad", "vmap", "nested"],
+)
+def test_a_module_that_ran_where_nothing_can_be_cut_is_told_so(model, cut, x, why):
+    with pytest.raises(dg.CutError, match=f"cut '{cut}': is a module that .*{why}"):
+        dg.decouple(model, cut, x, capture="hooks")

@@ -166,7 +166,7 @@ def test_hooks_that_a_forward_puts_on_weights_go_with_the_capture_that_ran_it():
 
     model = Hooking()
 
-    with pytest.raises(ValueError, match="midway"):
+    with pytest.raises(dg.CaptureError, match="midway"):
         dg.decouple(model, "fc", (torch.randn(3, 4),))
 
     model.fc(torch.ones(1, 4)).sum().backward()
