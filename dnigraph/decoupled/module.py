@@ -21,6 +21,9 @@ from ..passes.plan.plan import Plan
 from ..passes.sandbox.journal import undone
 from ..passes.sandbox.snapshot import numbers_kept
 
+# What modules do to all their tensors, and what a model's class may do in its own way.
+_MOVES = frozenset(("to", "cuda", "cpu", "xpu", "half", "float", "double", "bfloat16", "type", "share_memory"))
+
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
@@ -79,6 +82,7 @@ class DecoupledModule(fx.GraphModule):
         self.__dict__["_parameters"], self.__dict__["_buffers"] = model._parameters, model._buffers
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self._have_children()
+        self._take_over(type(model))
 
     def _copy_boundaries(self, other: "DecoupledModule", memo: dict[int, Any]) -> None:
         """Own copies of another model's boundaries and of its label context."""
@@ -92,6 +96,20 @@ class DecoupledModule(fx.GraphModule):
             self.__dict__["_modules"] = {**self.original._modules, self._prefix: self.boundary_set.modules}
 
     # ---- what is the model's
+
+    def _take_over(self, kind: type[nn.Module]) -> None:
+        """Answer as the model's class where it has operators (`dm[0]`, `len(dm)`) or its own way to move or to be set.
+
+        fx makes a class for each instance, so that these methods are this instance's alone.
+        """
+        for name in {name for above in kind.__mro__[:-1] for name in vars(above)} if kind is not nn.Module else ():
+            method = getattr(kind, name, None)
+            if not callable(method) or method is getattr(nn.Module, name, None):
+                continue
+            if name in _MOVES:
+                setattr(type(self), name, _on_both(name))
+            elif name.startswith("__") and name.endswith("__") and not hasattr(DecoupledModule, name):
+                setattr(type(self), name, _on_original(name))
 
     def __getattr__(self, name: str) -> Any:
         """What the model has under this name."""
@@ -157,9 +175,18 @@ class DecoupledModule(fx.GraphModule):
 
     # The model's class may have its own way to do these: to keep a norm in eval mode, to leave frozen weights out.
 
+    def eval(self) -> Self:
+        """Set eval mode, as the model does it."""
+        self.original.eval()
+        return self._follow_mode()
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the model, as the model does it, and that of the boundaries."""
         self.original.train(mode)
+        return self._follow_mode()
+
+    def _follow_mode(self) -> Self:
+        """Have the model's mode."""
         self._have_children()
         self.training = self.original.training
         self.boundary_set.modules.train(self.training)
@@ -204,8 +231,15 @@ class DecoupledModule(fx.GraphModule):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         self.original._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own has no types
         self.boundary_set.modules._apply(fn)  # type: ignore[no-untyped-call]  # the same
-        self._have_children()
+        self._moved(fn)
         return self
+
+    def _moved(self, fn: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+        """Follow the model, which was moved to another device or type: by `fn`, or by a method of its own."""
+        self._have_children()
+
+    def __copy__(self) -> Any:
+        raise DniGraphError("a shallow copy of a decoupled model would share its boundaries: use copy.deepcopy(dm)")
 
     # ---- to look at
 
@@ -310,6 +344,31 @@ class DecoupledModule(fx.GraphModule):
         raise DniGraphError(
             "a decoupled model is not pickled: save dm.state_dict() and dm.plan, and decouple where they are loaded"
         )
+
+
+def _on_original(name: str) -> Callable[..., Any]:
+    """An operator of the model's class, which works on the model."""
+
+    def method(self: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
+        result = getattr(type(self.original), name)(self.original, *args, **kwargs)
+        self._have_children()
+        return self if result is self.original else result
+
+    method.__name__ = name
+    return method
+
+
+def _on_both(name: str) -> Callable[..., Any]:
+    """A way to move that the model's class has its own of: the boundaries move as any module does."""
+
+    def method(self: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
+        getattr(self.original, name)(*args, **kwargs)
+        getattr(self.boundary_set.modules, name)(*args, **kwargs)
+        self._moved(None)
+        return self
+
+    method.__name__ = name
+    return method
 
 
 def _learns(result: Any) -> bool:

@@ -326,9 +326,8 @@ class CapturedModule(DecoupledModule):
 
     # ---- modes, moves, copies, checkpoints
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of the model, of its boundaries and of all its parts."""
-        super().train(mode)
+    def _follow_mode(self) -> Self:
+        super()._follow_mode()
         self._follow()
         for specialization in self._cache:
             for part in specialization.parts.values():
@@ -337,12 +336,16 @@ class CapturedModule(DecoupledModule):
             self._show()
         return self
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+    def _moved(self, fn: Callable[[torch.Tensor], torch.Tensor] | None) -> None:
+        super()._moved(fn)
+        like = next(self.original.parameters(), None)
         for specialization in self._cache:
-            specialization.assembly.constants._apply(fn)  # type: ignore[no-untyped-call]  # torch's own has no types
+            constants = specialization.assembly.constants
+            if fn is not None:
+                constants._apply(fn)  # type: ignore[no-untyped-call]  # torch's own has no types
+            elif like is not None:
+                constants.to(like.device)
             specialization.assembly.refresh()
-        return self
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint of this model, or a plain one of the original: then the heads stay as they are."""

@@ -18,6 +18,7 @@ from torch import nn
 _DEPTH = 4  # how far functions are followed that functions name
 _FOREIGN = ("torch", "numpy", "builtins", "typing", *sys.stdlib_module_names)  # packages whose code is not followed
 _CONTAINERS = (list, dict, set, collections.deque, np.ndarray)
+_KEPT = (*_CONTAINERS, int, float, str, bytes, torch.Tensor)
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 _CLOSED = (
     type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType,
@@ -95,7 +96,7 @@ def variables(model: nn.Module) -> list[Variable]:
             found.setdefault((id(variable.table), variable.key), variable)
     above = dict.fromkeys(one for kind in classes for one in kind.__mro__ if not _is_foreign(one.__module__))
     for kind in above:
-        names = [n for n, v in vars(kind).items() if isinstance(v, _CONTAINERS) and not n.startswith("__")]
+        names = [n for n, v in vars(kind).items() if isinstance(v, _KEPT) and not n.startswith("__")]
         table = Attributes(kind, names)
         found |= {(id(kind), name): Variable(table, name, f"{kind.__name__}.{name}") for name in names}
     return list(found.values())
@@ -158,6 +159,8 @@ def _named_by(function: types.FunctionType, depth: int, seen: set[types.CodeType
         if isinstance(value, _FUNCTIONS):
             inner = _inner(value)
             if depth and isinstance(inner, types.FunctionType) and not _is_foreign(inner.__module__):
+                own = vars(inner)  # `helper.calls += 1`
+                yield from (Variable(own, n, f"{name}.{n}") for n, v in own.items() if isinstance(v, _KEPT))
                 yield from _named_by(inner, depth - 1, seen)
         elif isinstance(value, types.ModuleType):
             yield from _of_module(value, names, depth, seen)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -200,6 +201,47 @@ def test_inference_mode_gives_the_models_results(how):
         with torch.inference_mode():
             assert torch.equal(module(x(3, 1)), model(x(3, 1)))
     assert torch.equal(dm(x(3, 1)), model(x(3, 1)))
+
+
+@pytest.mark.parametrize("how", RUNGS)
+def test_operators_of_the_models_class_work(how):
+    model, dm = made(how, lambda: nn.Sequential(OrderedDict(a=nn.Linear(8, 8), act=nn.ReLU(), c=nn.Linear(8, 3))))
+
+    assert dm[0] is model.a and len(dm) == 3 and list(dm) == list(model) and dm[1:][0] is model.act
+    dm[2] = nn.Linear(8, 7)
+    assert model.c.out_features == 7 and dm(x()).shape == (4, 7)
+    _, plain_dm = made(how)
+    assert not hasattr(type(plain_dm), "__len__") and plain_dm
+
+
+class OwnWays(KeepsNorm):
+    """Has its own way to be moved and to be set to eval mode."""
+
+    moved, asked = (), 0
+
+    def to(self, *args, **kwargs):
+        self.moved = args
+        return super().to(*args, **kwargs)
+
+    def eval(self):
+        self.asked += 1
+        return super().eval()
+
+
+@pytest.mark.parametrize("how", RUNGS)
+def test_a_models_own_way_to_move_is_taken(how):
+    model, dm = made(how, OwnWays)
+
+    assert dm.to(torch.float64) is dm and model.moved == (torch.float64,)
+    assert dm(x().double()).dtype is torch.float64
+    assert all(p.dtype is torch.float64 for p in dm.parameters())
+    asked = model.asked
+    assert dm.eval() is dm and model.asked == asked + 1 and not dm.training
+
+
+def test_a_shallow_copy_says_the_way_out():
+    with pytest.raises(dg.DniGraphError, match="deepcopy"):
+        copy.copy(made()[1])
 
 
 # ---- deep copies

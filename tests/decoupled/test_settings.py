@@ -183,6 +183,38 @@ def fills_a_table(net, v):
     return net.c(h)
 
 
+def helped(h):
+    helped.calls += 1
+    return h
+
+
+helped.calls = 0
+
+
+def counts_on_a_function(net, v):
+    return net.c(helped(net.a(v).relu()))
+
+
+class Counted(Net):
+    calls = 0
+
+    def __init__(self):
+        super().__init__(self.count)
+
+    @staticmethod
+    def count(net, v):
+        Counted.calls += 1
+        return net.c(net.a(v).relu())
+
+
+def test_counters_on_functions_and_classes_count_every_call():
+    for make, calls in ((lambda: Net(counts_on_a_function), lambda: helped.calls), (Counted, lambda: Counted.calls)):
+        dm = dg.decouple(make(), "a", (x(),), boundary="oracle")
+        before = calls()
+        dm(x()), dm(x())
+        assert calls() == before + 2 and dm.plan.capture == "hooks"
+
+
 def keeps_in_a_default(net, v, kept=[]):  # noqa: B006  # as people do by mistake
     kept.append(len(v))
     return net.c(net.a(v).relu() * len(kept))

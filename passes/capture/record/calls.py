@@ -104,6 +104,8 @@ def _computes(calls: TorchCalls, call: TorchCall) -> Any:
     """Any other function: a node, if a tensor comes out or may have been written to; a guard, if a number comes out."""
     if _has_tensor(call.out) or (call.out is None and _has_tensor((call.args, call.kwargs))):
         return _acts(calls, call)
+    if isinstance(call.out, torch.UntypedStorage | torch.TypedStorage) and calls.writer.computed(call.args[0]):
+        raise CaptureError([f"{calls.writer.where()} looks at the memory of a tensor, past torch"])
     return call.out if call.name in _KNOWN or not _is_plain(call.out) else _test(calls, call)
 
 
