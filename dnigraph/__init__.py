@@ -15,14 +15,13 @@ from .heads import conv, linear, low_rank, mlp, tokens
 from .heads.conditions import Condition, ConditionError, embedded, one_hot
 from .network import EventLog, Network, NetworkError, TickResult, stack
 from .passes.cuts.specs import after, balanced, before
-from .passes.errors import CaptureError, CutError, DniGraphError, GuardMiss, PlanError
+from .passes.errors import CaptureError, CheckpointError, CutError, DniGraphError, GuardMiss, PlanError
 from .passes.graph.mark import cut
 from .passes.plan.plan import Plan
 from .proof.check import CheckError, Report, check
 from .proof.memory import saved_bytes
 from .proof.probe import Probe, probe
 from .recurrent import Recurrent, RecurrentError
-from .runners.checkpoint import CheckpointError
 from .runners.local import Local, StepResult
 
 __version__ = "0.1.0"

@@ -48,6 +48,10 @@ class GuardMiss(DniGraphError, RuntimeError):
     """A captured graph does not hold for this input: Python would have taken another path."""
 
 
+class CheckpointError(DniGraphError, RuntimeError):
+    """A file or a state is no checkpoint, or not one of this model and these optimisers."""
+
+
 def bullets(lines: Iterable[str]) -> str:
     """The lines as a list, each on its own line behind a star."""
     return "".join(f"\n  * {line}" for line in lines)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..heads.conditions import Context
-from ..passes.parts.boundary_nodes import boundary_key, key_of
+from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.plan.plan import Crossing, Plan
 from .boundary import Boundary
 
@@ -79,10 +79,17 @@ class BoundarySet:
         self.waiting = waiting
         return result
 
-    def is_late(self, name: str) -> bool:
-        """Whether the boundary of a crossing was made, or will be, by a later call than the example."""
-        key = key_of(name)
-        return key in self.waiting or (key in self.modules and LATE in self.modules[key]._buffers)
+    def misfits(self, state: Mapping[str, Any]) -> list[str]:
+        """One line for each entry of a state that is missing, strange or of another shape; heads of late ways aside."""
+        own, lines = self.modules.state_dict(), []
+        late = {n.rpartition(".")[0] for side in (own, state) for n in side if n.endswith(f".{LATE}")}
+        for name in sorted(own.keys() | state.keys()):
+            if name.partition(".")[0] in late:
+                continue
+            here, there = (list(side[name].shape) if name in side else "missing" for side in (own, state))
+            if here != there:
+                lines.append(f"{name}: {here} here, {there} in the state")
+        return lines
 
     def describe(self, plan: Plan) -> Plan:
         """The plan with the boundary and the head of each crossing."""

@@ -15,7 +15,7 @@ from torch import fx, nn
 from ..boundaries import Boundary
 from ..boundaries.boundary_set import LATE, BoundarySet, MakeBoundary
 from ..heads.conditions import Context
-from ..passes.errors import DniGraphError
+from ..passes.errors import CheckpointError, DniGraphError, bullets
 from ..passes.graph.own_names import GraphModule
 from ..passes.plan.plan import Plan
 from ..passes.sandbox.journal import undone
@@ -315,13 +315,24 @@ class DecoupledModule(fx.GraphModule):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a checkpoint of this model, or a plain one of the original: then the heads stay as they are."""
+        """Load a checkpoint of this model, or a plain one of the original: then the heads stay as they are.
+
+        The heads' entries are looked at first: where they do not fit, nothing is loaded.
+
+        Raises:
+            CheckpointError: it is strict, and the state is not one of this model.
+        """
         own = f"{self._prefix}."
         plain = OrderedDict((k, v) for k, v in state_dict.items() if not k.startswith(own))
         if versions := getattr(state_dict, "_metadata", None):  # some modules refuse a checkpoint without
             plain._metadata = versions  # type: ignore[attr-defined]  # as torch does it
         heads = {k.removeprefix(own): v for k, v in state_dict.items() if k.startswith(own)}
-        result = self.original.load_state_dict(plain, strict=strict, assign=assign)
+        if heads and strict and (misfits := self.boundary_set.misfits(heads)):
+            raise CheckpointError(f"the state's heads are not those of this model:{bullets(misfits)}")
+        try:
+            result = self.original.load_state_dict(plain, strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise CheckpointError(f"the state is not one of this model: {error}") from error
         if heads:
             more = self.boundary_set.load_state_dict(heads, strict=strict, assign=assign)
             result.missing_keys.extend(own + key for key in more.missing_keys)

@@ -11,16 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..passes.errors import DniGraphError
+from ..passes.errors import CheckpointError, DniGraphError
 from ..passes.sandbox.rng import random_state, set_random_state
 from .archive import expanded, lock, look, remove_abandoned
 
 FORMAT = 1
 KINDS = {"network": "Network", "recurrent": "Recurrent", "updates": "Local"}  # by an entry that only its files have
-
-
-class CheckpointError(DniGraphError, RuntimeError):
-    """A file is no checkpoint, or not one of this model and these optimisers."""
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor
 from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
-from ..passes.errors import DniGraphError, bullets
+from ..passes.errors import CheckpointError, DniGraphError, bullets
 from ..passes.graph.pytrees import field_of, map_tensors
 from ..passes.sandbox.journal import all_or_nothing
-from .checkpoint import CheckpointError, load_checkpoint, restore_random, save_checkpoint
+from .checkpoint import load_checkpoint, restore_random, save_checkpoint
 from .makers import run_misfits
 from .misfits import settings_misfits, state_misfits
 from .optimizers import MakeOptimizer, MakeScheduler, Updates

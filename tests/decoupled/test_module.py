@@ -140,3 +140,20 @@ def test_what_the_model_calls_its_own_things_is_its_own_matter(name, kind):
     assert dm.plan.capture == "record"
     assert torch.equal(copy.deepcopy(dm)(x), model(x))
     assert set(model.state_dict()) <= set(dm.state_dict())
+
+
+@pytest.mark.parametrize("how", ["record", "hooks"])
+def test_a_state_of_other_heads_is_refused_before_anything_is_loaded(how):
+    def made(width, head):
+        torch.manual_seed(width)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, width))
+        return dg.decouple(model, "0", (torch.randn(4, 6),), head=head, condition=dg.one_hot(3), capture=how)
+
+    dm, other = made(3, "mlp"), made(3, "linear")
+    before = {k: v.clone() for k, v in dm.state_dict().items()}
+
+    with pytest.raises(dg.CheckpointError, match="heads are not those of this model"):
+        dm.load_state_dict(other.state_dict())
+    assert all(torch.equal(before[k], v) for k, v in dm.state_dict().items())
+    with pytest.raises(dg.CheckpointError, match=r"size mismatch for 2\.weight"):
+        dm.load_state_dict(made(4, "mlp").recouple().state_dict())
