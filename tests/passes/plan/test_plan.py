@@ -79,3 +79,49 @@ def test_a_spoilt_plan_is_refused_as_such(spoil):
 
     with pytest.raises(PlanError, match="no whole plan of format 1"):
         Plan.from_json(data)
+
+
+def changed(**fields):
+    return json.dumps({**PLAN.to_json(), **fields})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (changed(cuts=float("nan")), "the plan's cuts is nan"),
+        (changed(cuts=[["a"]]), r"the plan's cuts\[0\] is a list"),
+        (
+            changed(parts=[{**PLAN.to_json()["parts"][0], "level": 10**30}]),
+            "level is a number of another size",
+        ),
+        (changed(parts=[{"name": "part_0"}]), r"parts\[0\] lacks 'level'"),
+        (changed(crossings=[7]), r"crossings\[0\] is a int"),
+        (changed(model=["x"]), "the plan's model is a list"),
+        (changed(notes=["x" * 100_000]), r"notes\[0\] has 100000 letters"),
+        (changed(extra=1), "the plan has an unknown 'extra'"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"format": ' + "9" * 5000 + "}", "is not JSON"),
+        (b"\xff\xfe{}", "is not JSON"),
+        ("", "is not JSON"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused_with_what_is_wrong(tmp_path, content, words):
+    file = tmp_path / "plan.json"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    with pytest.raises(PlanError, match=words):
+        Plan.load(file)
+
+
+def test_a_path_that_is_no_file_is_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing.json", None):
+        with pytest.raises(PlanError, match="cannot be read"):
+            Plan.load(path)
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    PLAN.save(tmp_path / "plan.json")
+    monkeypatch.setattr("dnigraph.passes.plan.plan.LARGEST", 100)
+
+    with pytest.raises(PlanError, match="a plan has up to 100"):
+        Plan.load(tmp_path / "plan.json")
