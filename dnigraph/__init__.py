@@ -3,6 +3,7 @@
 from .boundaries import Boundary, BoundaryError, CrossingSpec, Visit, dni, local_loss, oracle
 from .boundaries.choices import UnconditionedWarning
 from .boundaries.silent import silent
+from .boundaries.watch import TrainingWarning
 from .decouple import decouple, plan
 from .decoupled.attribute_guards import SettingsWarning
 from .decoupled.cache import WaysWarning
@@ -55,6 +56,7 @@ __all__ = [
     "SettingsWarning",
     "StepResult",
     "TickResult",
+    "TrainingWarning",
     "UnconditionedWarning",
     "UnmatchedWarning",
     "Visit",

@@ -1,5 +1,6 @@
 """What every boundary is, and how a value passes it in ordinary training."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeAlias, final
@@ -11,7 +12,9 @@ from ..heads import HeadChoice
 from ..heads.conditions import Condition, ConditionError, Context
 from ..heads.spec import CrossingSpec
 from ..passes.errors import DniGraphError
+from .accumulation import Mean
 from .exchange import Visit, exchange, sum_in_order
+from .watch import TrainingWarning, transformed
 
 __all__ = ["Boundary", "BoundaryError", "BoundaryFactory", "CrossingSpec", "Visit", "sum_in_order"]
 
@@ -31,12 +34,20 @@ class Boundary(nn.Module, ABC):
     # False for local losses, whose gradient does not depend on the consumers. True for all others: they hand down the
     # consumers' gradient or an estimate of it, so without a consumer the producer's gradient is zero.
     heeds: bool = False
+    # Whether it hands down the true gradient and nothing else, so that it may be left out where it cannot stand.
+    exact: bool = False
+    # Whether the gradients of its own parameters are averaged over the visits since their last update, in drop-in
+    # training with several micro-batches for an update.
+    averages: bool = False
+    told_frozen: bool = False  # that its parameters do not learn
 
     def __init__(self, spec: CrossingSpec, context: Context) -> None:
         super().__init__()
         self.spec, self.context = spec, context
         # Number of axes, the axis of features or channels, and the size of that axis: see `expect_width`.
         self._wants = (len(spec.shape), 1 if spec.kind == "maps" else -1, spec.width)
+        self.settled = 0  # visits of drop-in training from whose targets it has learned
+        self._mean, self._own = Mean(), list[nn.Parameter]()
 
     @abstractmethod
     def visit(self, value: Tensor) -> Visit:
@@ -83,9 +94,11 @@ class Boundary(nn.Module, ABC):
         true one. In eval mode, under `no_grad`, and for values that carry no gradient, it only passes the value on.
         Call backward once for each forward pass: sum several losses first.
         """
-        if not self.learns(value):
+        if transformed():
+            self.leave_out()
+        if transformed() or not self.learns(value):
             return value if consumers == 1 else (value,) * consumers
-        passed = exchange(self._labelled_visit(self._batch_first(value)), consumers)
+        passed = exchange(self._in_drop_in(self._labelled_visit(self._batch_first(value))), consumers)
         at = self.spec.batch_dim
         if at == 0:
             return passed
@@ -106,6 +119,52 @@ class Boundary(nn.Module, ABC):
             raise missing
 
         return Visit((value,), None, settle)
+
+    def leave_out(self) -> None:
+        """See that the model may run without this boundary, where there is no place for another gradient.
+
+        Raises:
+            BoundaryError: in train mode it hands down another gradient than the true one.
+        """
+        if not self.training or not torch.is_grad_enabled() or self.exact:
+            return
+        raise BoundaryError(
+            f"boundary '{self.spec.name}' ({self.kind}) stands in train mode under a transform of torch.func, or in "
+            "forward-mode differentiation. They know one gradient, the true one, and this boundary hands down another: "
+            "for true derivatives call dm.eval() before, or take the model itself, dm.recouple()"
+        )
+
+    def _in_drop_in(self, visit: Visit) -> Visit:
+        """The visit with the mean of accumulated gradients, and what is told."""
+        settle = visit.settle
+
+        def settle_in_backward(target: Tensor | None) -> tuple[Tensor | None, ...]:
+            if torch.is_grad_enabled() and not self.exact:
+                self._tell_of_graph()
+            if target is not None:
+                if self.averages:
+                    with torch.no_grad():
+                        self._mean.settled(self.own_parameters(anew=self.settled % 16 == 0))
+                self.settled += 1
+            return settle(target)
+
+        return Visit(visit.roots, visit.now, settle_in_backward)
+
+    def own_parameters(self, anew: bool = False) -> list[nn.Parameter]:
+        """The parameters of this boundary, as they were when this was last asked `anew`."""
+        if anew or not self._own:
+            self._own = list(self.parameters())
+        return self._own
+
+    def _tell_of_graph(self) -> None:
+        if self.context.tells("create_graph"):
+            warnings.warn(
+                f"create_graph=True through boundary '{self.spec.name}' ({self.kind}): below it the gradient is what "
+                "the boundary hands down, a constant for a second differentiation, so that a gradient penalty "
+                "penalises the parts above it alone. Compute the penalty with dm.recouple(), or with boundary='oracle'",
+                TrainingWarning,
+                stacklevel=2,
+            )
 
     def meet(self, value: Tensor, again: bool = False) -> Visit:
         """`visit`, or `again`, for a value and targets whose batch dimension is where the model has it."""
@@ -155,6 +214,15 @@ class Boundary(nn.Module, ABC):
     def metrics(self) -> dict[str, float]:
         """How good the last settled estimate was; empty where there is none."""
         return {}
+
+    def measured(self) -> Callable[[], dict[str, float]]:
+        """What `metrics` returns now, to be read later: on an accelerator a read waits for the device."""
+        metrics = self.metrics()
+        return lambda: metrics
+
+    def measure_next(self) -> None:
+        """Ask that the next visit be measured, where not each is."""
+        return
 
     def extra_repr(self) -> str:
         return f"{self.spec.name}, {self.kind}"

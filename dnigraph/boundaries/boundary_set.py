@@ -12,6 +12,7 @@ from ..heads.conditions import Context
 from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.plan.plan import Crossing, Plan
 from .boundary import Boundary
+from .head_watch import HeadWatch
 
 LATE = "late"  # a buffer that marks boundaries which the example did not need
 
@@ -24,7 +25,7 @@ class BoundarySet:
 
     def __init__(self, make: MakeBoundary, context: Context):
         self.make, self.context = make, context
-        self.modules = nn.ModuleDict()
+        self.modules, self._watch = nn.ModuleDict(), HeadWatch()
         self.waiting: dict[str, dict[str, Any]] = {}  # key -> loaded state of a boundary that no call has needed yet
 
     @property
@@ -60,6 +61,19 @@ class BoundarySet:
                 boundary.load_state_dict(self.waiting.pop(key))
         self.modules._modules.update(new)  # none of them where one cannot be made
         return list(new.values())
+
+    def look(self, model: nn.Module) -> None:
+        """See whether the heads learn, at the beginning of a call of the model in train mode."""
+        self._watch.look(model, self.modules._modules)
+
+    def leave_out(self) -> None:
+        """Under a transform of `torch.func` the model runs without boundaries, as it may where they do nothing to it.
+
+        Raises:
+            BoundaryError: one hands down another gradient than the true one.
+        """
+        for boundary in self.by_name.values():
+            boundary.leave_out()
 
     def state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         """Add the state of all boundaries to `destination`, also of those that wait for a call that needs them."""

@@ -1,6 +1,7 @@
 """The decoupled neural interface: a head predicts the gradient, and learns from the one that comes later."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,9 @@ from ..heads.layers import GAIN
 from .boundary import Boundary, BoundaryError, CrossingSpec, Visit
 from .replay import Replay
 from .scale import RunningScale
+from .watch import MEASUREMENTS, HeadHistory, TrainingWarning
 
-MEASURED = 8  # visits from one measurement of the estimate to the next: each costs two passes over the estimate
+MEASURED = 8  # visits from one measurement of the estimate to the next, unless they are read: two passes over it
 NOTHING = 1e15  # larger values are masked scores, not numbers to learn from: their squares would not be finite
 
 
@@ -66,6 +68,7 @@ class Dni(Boundary):
 
     kind = "dni"
     heeds = True
+    averages = True
 
     def __init__(self, spec: CrossingSpec, context: Context, head: HeadChoice = "auto", options: Options | None = None):
         super().__init__(spec, context)
@@ -78,6 +81,8 @@ class Dni(Boundary):
         self.visits: Tensor
         self._count: int | None = 0  # `visits` without waiting for its device; None: not read yet
         self._seen: Comparison | None = None
+        self._asked = False  # whether the next visit is to be measured
+        self._history = HeadHistory()
         self._masks = False  # whether there was a value beyond `NOTHING`
         self._sample = list(self.head.parameters())[:1]  # for the head's dtype; in a list, so that it stays the head's
 
@@ -115,32 +120,48 @@ class Dni(Boundary):
         label = None if self.head.condition is None else self.label_beside(value, self.head.condition)
         share = next_share()
         estimate = self._estimate(value.detach(), label)
-        gradient = (estimate.detach() * (self.scale() * (GAIN / batch))).to(value.dtype)
+        by = self.context.scale()  # the loss is multiplied by it, and so are all gradients
+        if isinstance(by, Tensor):
+            by = by.to(value.device)
+        gradient = estimate.detach() * (self.scale() * (GAIN / batch))
+        gradient = (gradient if by is None else gradient * by).to(value.dtype)
         again = None if self.replay is None else self.replay.loss(self._estimate)
 
         def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
             if target is None:
                 return (None,) * len(roots)
             with torch.no_grad():
-                error = self._compare(estimate.detach(), target, batch)
+                sent = target if by is None else target.to(estimate.dtype) / by
+                error = self._compare(estimate.detach(), sent, batch)
                 if self.replay is not None and value.ndim:
                     self.replay.remember(value.detach(), label, estimate.detach() - error)
                 mixed: Tensor | None = None
                 if share:
                     mixed = target if share == 1 else torch.lerp(gradient, target.to(gradient.dtype), share)
             ones = () if again is None else (torch.ones_like(again),)
-            return mixed, error.mul_(2 / error.numel()), *ones
+            own = (error.mul_(2 / error.numel()), *ones)
+            return mixed, *[gradient if by is None else gradient.mul_(by) for gradient in own]
 
         roots = (value, estimate) if again is None else (value, estimate, again)
         now = None if share else (gradient, *[None] * (len(roots) - 1))
         return Visit(roots, now, settle)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last visit that was measured (the first one, then every `MEASURED`-th) and whose target was not zero:
-        the cosine of estimate and target, the squared error relative to the target's square (1: as bad as saying
-        nothing), and the target's root mean square per sample.
+        """Of the last visit that was measured: the cosine of estimate and target, the squared error relative to the
+        target's square (1: as bad as saying nothing), and the target's root mean square per sample. Empty where the
+        target was zero or not finite.
+
+        The first visit is measured, the next one after each read of this, and every `MEASURED`-th: who reads after
+        every step has that step's numbers.
         """
-        return {} if self._seen is None else dict(self._seen.metrics)
+        return self.measured()()
+
+    def measured(self) -> Callable[[], dict[str, float]]:
+        seen, self._asked = self._seen, True
+        return lambda: {} if seen is None else dict(seen.metrics)
+
+    def measure_next(self) -> None:
+        self._asked = True
 
     def _next_share(self) -> float:
         """The share of the true gradient that the producer gets in this visit. At 0 it need not wait."""
@@ -174,10 +195,41 @@ class Dni(Boundary):
             error = torch.add(estimate, target, alpha=-batch * inverse / GAIN)
         else:
             error = torch.zeros_like(estimate)
-        if self._seen is None or (self._count or 0) % MEASURED == 0:
+        judged = (self._count or 0) % MEASURED == 0 and (self._count or 0) > self.options.warm_up
+        if self._asked or judged or self._seen is None:
             norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
-            self._seen = Comparison(size, *norms, inverse, batch, target.numel())
+            self._seen, self._asked = Comparison(size, *norms, inverse, batch, target.numel()), False
+        if judged and (wrong := self._history.error(self._seen.relative_error())) is not None:
+            self._tell_of_error(wrong)
+        if self.settled and self.context.loss_scale is None:  # in drop-in training, where losses may be scaled
+            norm = size if isinstance(inverse, Tensor) else float(size)
+            if self._history.target(norm, batch, target.numel()):
+                self._tell_of_jump()
         return error
+
+    def _tell_of_error(self, error: float) -> None:
+        if self.context.tells(f"error of {self.spec.name}"):
+            label = "condition=dg.one_hot(classes), so that the head sees the label; " if not self.needs_label else ""
+            warnings.warn(
+                f"the head on '{self.spec.name}' is worse than one that says nothing: over the last "
+                f"{MEASURED * MEASUREMENTS} steps its squared error is {error:.1f} times the square of the true "
+                f"gradient. What helps: {label}a smaller learning rate for the heads; a warm-up, "
+                "boundary=dg.dni(warm_up=200); or boundary='local-loss'. Compare with the control, "
+                "boundary=dg.silent(), before you believe a curve",
+                TrainingWarning,
+                stacklevel=2,
+            )
+
+    def _tell_of_jump(self) -> None:
+        if self.context.tells("jump"):
+            warnings.warn(
+                f"the gradients that come back to boundary '{self.spec.name}' have another size since a few steps, by "
+                "a factor of about two or more. If the loss is scaled (a GradScaler that has changed its scale), the "
+                "layers below are wrong by that factor until the head has learned it: tell the model of the scale, "
+                "dm.loss_scale = scaler, and such a change is exact at once",
+                TrainingWarning,
+                stacklevel=2,
+            )
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -194,6 +246,11 @@ class Comparison:
     inverse: Tensor | float  # one over the scale
     batch: int
     numel: int
+
+    def relative_error(self) -> Tensor | float:
+        """The squared error relative to the target's square; nan for a target of zeros. A number on the CPU."""
+        ratio = (self.error * (GAIN / self.batch) / (self.target * self.inverse)).square()
+        return ratio if isinstance(self.inverse, Tensor) else float(ratio)
 
     @cached_property
     def metrics(self) -> dict[str, float]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads.conditions import Condition, Context, condition_for, is_soft
@@ -19,8 +20,8 @@ class LocalLoss(Boundary):
 
         value ─► classifier ─► loss(·, label) ─► gradient of classifier and producer, at once
 
-    Shapes: value [batch, D], [batch, C, *positions] or [batch, tokens, D]; label [batch], for tokens also
-    [batch, tokens].
+    Shapes: value [batch, D], [batch, C, *positions] or [batch, tokens, D]; label [batch] or [batch, classes], for
+    tokens also [batch, tokens], for maps also [batch, *label positions], to whose size the scores are interpolated.
 
     Source: Belilovsky et al. 2020, arXiv 1901.08164 (decoupled greedy learning).
     """
@@ -33,7 +34,8 @@ class LocalLoss(Boundary):
         super().__init__(spec, context)
         self.condition = _Label()
         self.loss = loss
-        self.classifier = Classifier(spec, _classes(spec, classes), hidden).to(spec.device)
+        self.classes = _classes(spec, classes)
+        self.classifier = Classifier(spec, self.classes, hidden).to(spec.device)
         self.head_name = self.classifier.name
         self._seen: Tensor | None = None
 
@@ -43,7 +45,8 @@ class LocalLoss(Boundary):
         label = self.label_beside(value, self.condition)
         loss = self._loss(value, label)
         self._seen = loss.detach()
-        return Visit((value, loss), (None, torch.ones_like(loss)), lambda target: (None, None))
+        one, by = torch.ones_like(loss), self.context.scale()
+        return Visit((value, loss), (None, one if by is None else one * by), lambda target: (None, None))
 
     @property
     def waits(self) -> bool:
@@ -57,21 +60,49 @@ class LocalLoss(Boundary):
 
     def metrics(self) -> dict[str, float]:
         """The local loss of the last visit."""
-        return {} if self._seen is None else {"local_loss": float(self._seen)}
+        return self.measured()()
+
+    def measured(self) -> Callable[[], dict[str, float]]:
+        seen = self._seen
+        return lambda: {} if seen is None else {"local_loss": float(seen)}
 
     def _loss(self, value: Tensor, label: Tensor) -> Tensor:
         if not torch.is_autocast_enabled(value.device.type):
             value = value.to(self.classifier.output.weight.dtype)
-        soft = is_soft(label) and label.shape[1:] == (self.classifier.output.out_features,)
-        scores = self.classifier(value, label.ndim > 1 and label.shape[:2] == value.shape[:2] and not soft)
-        if scores.ndim > 2:  # per token
-            scores, label = scores.flatten(0, 1), label.flatten(0, 1)
-        loss = self.loss(scores, label)
-        if loss.ndim:
+        if not is_soft(label) and self.spec.kind == "maps" and label.ndim == value.ndim and label.shape[1] == 1:
+            label = label.squeeze(1)  # one channel of classes, as pictures of labels have it
+        label = label.long() if label.dtype == torch.bool else label
+        scores = self._scores(value, label)
+        if scores.ndim > 2:  # per position
+            scores, label = scores.flatten(0, -2), label.flatten(0, scores.ndim - 2)
+        if is_soft(label) and scores.shape == (*label.shape, 1):  # one number to regress on
+            scores = scores.squeeze(-1)
+        try:
+            loss = self.loss(scores, label)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise BoundaryError(
-                f"the local loss of boundary '{self.spec.name}' must be one number, not {list(loss.shape)}"
-            )
+                f"the local loss of boundary '{self.spec.name}' fails on scores {list(scores.shape)} and a label "
+                f"{list(label.shape)} of {label.dtype} ({error}): it takes a label [batch], a number for each token or "
+                f"for each position of a map, from 0 to {self.classes - 1}, or soft ones [batch, {self.classes}]; give "
+                "the heads one of that form, label=..., or a loss of yours, boundary=dg.local_loss(classes, loss=...): "
+                "lambda s, y: F.cross_entropy(s, y, ignore_index=255), say, or F.mse_loss"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.ndim:
+            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise BoundaryError(f"the local loss of boundary '{self.spec.name}' must be one number, not {got}")
         return loss
+
+    def _scores(self, value: Tensor, label: Tensor) -> Tensor:
+        """Shapes: [batch, classes]; [batch, *label positions, classes] where there is a label for each position."""
+        if is_soft(label) and label.shape[1:] == (self.classes,):
+            return self.classifier(value, False)  # type: ignore[no-any-return]  # a module call
+        if self.spec.kind == "maps" and label.ndim == value.ndim - 1:
+            scores = self.classifier(value, True)
+            if scores.shape[1:-1] != label.shape[1:]:
+                mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[value.ndim]
+                scores = F.interpolate(scores.movedim(-1, 1), label.shape[1:], mode=mode).movedim(1, -1)
+            return scores  # type: ignore[no-any-return]  # the same
+        return self.classifier(value, label.ndim > 1 and label.shape[:2] == value.shape[:2])  # type: ignore[no-any-return]
 
 
 class Classifier(nn.Module):
@@ -94,9 +125,10 @@ class Classifier(nn.Module):
         self.name = f"classifier {units}"
 
     def forward(self, value: Tensor, per_position: bool) -> Tensor:
-        """Shapes: [batch, classes], or [batch, tokens, classes] per position of tokens."""
+        """Shapes: [batch, classes], or [batch, *positions, classes] per position."""
         if self.maps:
-            units = self.hidden(value).flatten(2).mean(2)
+            units = self.hidden(value)
+            units = units.movedim(1, -1) if per_position else units.flatten(2).mean(2)
         else:
             units = self.hidden(value.reshape(-1, self.width))
             if value.ndim > 2:

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from ..boundaries import Boundary
 from ..boundaries.boundary_set import LATE, BoundarySet, MakeBoundary
+from ..boundaries.watch import transformed
 from ..heads.conditions import Context
 from ..passes.errors import CheckpointError, DniGraphError, bullets
 from ..passes.graph.own_names import GraphModule
@@ -149,7 +150,7 @@ class DecoupledModule(fx.GraphModule):
         if not self._is_own(name):
             setattr(self.original, name, value)
             self._have_children()
-        elif isinstance(value, nn.Module | torch.Tensor | None):
+        elif isinstance(value, nn.Module | torch.Tensor | None) and not _is_property(self, name):
             super().__setattr__(name, value)  # type: ignore[arg-type]  # None too, as torch does it
         else:  # also where the model has a module or a tensor of that name
             object.__setattr__(self, name, value)
@@ -298,6 +299,28 @@ class DecoupledModule(fx.GraphModule):
         type(self).forward = _forward_like(self.__dict__.get("_signature"))  # fx makes a class for each instance
         return code
 
+    @property
+    def loss_scale(self) -> Any:
+        """What the loss is multiplied by before its backward pass: a `GradScaler`, a number, or None.
+
+        Heads then learn gradients without the scale, and hand down their estimates times the present one, so that a
+        change of it is exact at once. Set it where a `GradScaler` is used: `dm.loss_scale = scaler`.
+        """
+        return self.context.loss_scale
+
+    @loss_scale.setter
+    def loss_scale(self, scale: Any) -> None:
+        fits = scale is None or (callable(getattr(scale, "get_scale", None)) and hasattr(scale, "is_enabled"))
+        if isinstance(scale, torch.Tensor):
+            fits = scale.numel() == 1
+        elif isinstance(scale, int | float):
+            fits = 0 < scale < float("inf")
+        if not fits:
+            raise DniGraphError(
+                f"dm.loss_scale is a GradScaler, a positive number, a tensor with one, or None, not {scale!r}"
+            )
+        self.context.loss_scale = scale
+
     def conditioned(self, label: Any) -> Any:
         """Let the heads see the label inside the `with` block."""
         return self.context.conditioned(label)
@@ -382,6 +405,10 @@ def _on_both(name: str) -> Callable[..., Any]:
     return method
 
 
+def _is_property(module: nn.Module, name: str) -> bool:
+    return isinstance(getattr(type(module), name, None), property)
+
+
 def _learns(result: Any) -> bool:
     """Whether a result sends gradients back."""
     values = (
@@ -394,6 +421,11 @@ def _forward_like(signature: inspect.Signature | None) -> Callable[..., Any]:
     """A forward method with the model's signature."""
 
     def forward(self: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
+        if transformed():  # nothing is captured there, and boundaries that may be left out are
+            self.boundary_set.leave_out()
+            return self.original(*args, **kwargs)
+        if self.training and torch.is_grad_enabled() and not self.__dict__.get("_stand_ins"):
+            self.boundary_set.look(self.original)
         return self._call(*args, **kwargs)
 
     if signature is not None:

@@ -27,7 +27,7 @@ class ConditionError(DniGraphError, ValueError):
 
 
 class Context:
-    """The label of the step that runs now, shared by all boundaries of one decoupled model.
+    """What all boundaries of one decoupled model share: the label of the step that runs now, and the loss's scale.
 
     Each thread has its own label, so two threads can run one model on two batches. A copy of a context is a new one
     without a label: a copied model is another model.
@@ -35,6 +35,27 @@ class Context:
 
     def __init__(self) -> None:
         self._of_this_thread = threading.local()
+        self.loss_scale: Any = None  # a GradScaler, a number, or None: see `scale`
+        self._told = set[str]()
+
+    def scale(self) -> Tensor | float | None:
+        """The present factor by which the loss is multiplied before its backward pass; None: it is not.
+
+        That of a `GradScaler` is read where it lies: its `get_scale` waits for the device.
+        """
+        given = self.loss_scale
+        if given is None or isinstance(given, int | float | Tensor):
+            return given
+        if not given.is_enabled():
+            return None
+        scale = getattr(given, "_scale", None)  # None before the first loss was scaled
+        return scale if isinstance(scale, Tensor) else float(given.get_scale())
+
+    def tells(self, what: str) -> bool:
+        """Whether this is the first time that something is to be told of this model."""
+        first = what not in self._told
+        self._told.add(what)
+        return first
 
     @property
     def label(self) -> Any:
@@ -96,6 +117,12 @@ class Condition(nn.Module, ABC):
                 "the heads a label with an entry for each of them, label=... (of graphs: y[batch], so that each "
                 "node sees its graph's)"
             )
+        if label.numel() == 0 or label.layout != torch.strided:
+            form = "has no entries" if label.numel() == 0 else f"is {str(label.layout).removeprefix('torch.')}"
+            raise ConditionError(
+                f"boundary '{name}': the label {form} (shape {list(label.shape)}): give the heads a dense one with an "
+                "entry for each sample, label=..."
+            )
         return label
 
 
@@ -113,7 +140,10 @@ class _Numbered(Condition):
         tensor = super().check(label, batch, name)
         if tensor.is_floating_point() or tensor.is_complex():
             kind = f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"
-            raise ConditionError(f"boundary '{name}': {self._expected()}, not {kind}")
+            raise ConditionError(
+                f"boundary '{name}': {self._expected()}, not {kind}: give the heads one of that form, label=... (for a "
+                "regression on n numbers: condition=one_hot(n) and a label [batch, n])"
+            )
         self._check_range(tensor, name)
         return tensor
 
@@ -148,9 +178,24 @@ class OneHot(_Numbered):
         self.width = classes
 
     def check(self, label: Any, batch: int | None, name: str) -> Tensor:
+        if is_soft(label) and label.ndim == 1 and self.width == 1:
+            label = label.unsqueeze(-1)  # one number to regress on
         if is_soft(label) and label.ndim > 1 and label.shape[-1] == self.width:
-            return Condition.check(self, label, batch, name)
+            soft = Condition.check(self, label, batch, name)
+            self._check_finite(soft, name)
+            return soft
         return super().check(label, batch, name)
+
+    def _check_finite(self, label: Tensor, name: str) -> None:
+        """As `_check_range`, of numbers: one that is not finite would spoil the head and all below it."""
+        if label.device.type != "cpu" and self._seen_in_range:
+            return
+        if not bool(label.isfinite().all()):
+            raise ConditionError(
+                f"boundary '{name}': numbers in the label are not finite: give the heads a label without them, "
+                "label=target.nan_to_num(), say"
+            )
+        self._seen_in_range = True
 
     def encode(self, label: Tensor) -> Tensor:
         if is_soft(label):
@@ -192,8 +237,22 @@ class Encoded(Condition):
         self.width = int(module.width)  # type: ignore[arg-type]  # checked by `condition_for`
 
     def encode(self, label: Tensor) -> Tensor:
-        encoded: Tensor = self.module(label)
-        return encoded
+        form = f"a label of shape {list(label.shape)} and {label.dtype}"
+        try:
+            encoded: Any = self.module(label)
+        except Exception as error:
+            raise ConditionError(f"the condition {self!r} fails on {form}: {type(error).__name__}: {error}") from error
+        if (
+            isinstance(encoded, Tensor)
+            and encoded.ndim
+            and encoded.shape[-1] == self.width
+            and len(encoded) == len(label)
+        ):
+            return encoded
+        got = f"shape {list(encoded.shape)}" if isinstance(encoded, Tensor) else type(encoded).__name__
+        raise ConditionError(
+            f"the condition {self!r} must make [batch, ..., {self.width}], as its width says, of {form}, but made {got}"
+        )
 
     def __repr__(self) -> str:
         return f"{type(self.module).__name__}({self.width})"
@@ -205,8 +264,10 @@ ConditionChoice: TypeAlias = Condition | Callable[[CrossingSpec], nn.Module] | N
 def one_hot(classes: int, *, ignore: int = -100) -> Condition:
     """Heads see the label as one of `classes` classes.
 
-    Shapes: the label is [batch] or [batch, tokens] of whole numbers, or soft, [batch, classes] of floats.
-    Entries equal to `ignore` (what `cross_entropy` ignores, too) say nothing.
+    Shapes: the label is [batch], [batch, tokens] or a map [batch, *positions] of whole numbers, or soft,
+    [batch, classes] of floats: a distribution, several classes at once, or numbers to regress on ([batch] for one).
+    Where the label has other positions than the crossing, the head sees its mean. Entries equal to `ignore` (what
+    `cross_entropy` ignores, too) say nothing.
 
     Raises:
         ConditionError: `classes` is not a positive whole number.

@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,7 +34,12 @@ class StepResult:
 
     loss: Tensor  # one number, detached
     output: Any  # what the model returned, detached
-    metrics: dict[str, dict[str, float]]  # by boundary; empty in steps that are not monitored
+    measured: Mapping[str, Callable[[], dict[str, float]] | dict[str, float]]  # on its device until it is read
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """This step's metrics by boundary; empty in steps that are not monitored."""
+        return {name: seen() if callable(seen) else seen for name, seen in self.measured.items()}
 
 
 class Local:
@@ -53,7 +59,8 @@ class Local:
             functions, with "*" for the rest.
         scheduler: makes a learning rate schedule of an optimiser; or such a dict. Each is stepped once a step.
         clip: the largest norm of the gradient of a part; or such a dict of numbers.
-        monitor: metrics are computed every so many steps; 0: never.
+        monitor: every so many steps the boundaries are measured, and `StepResult.metrics` has that step's numbers; a
+            read of them waits for an accelerator, the measuring does not. 0: never.
 
     One thread at a time: a step, a save or a load waits until another thread is through with its own.
 
@@ -128,15 +135,17 @@ class Local:
             specialization, inputs = self._choose(args, kwargs)
             self.updates.begin(specialization)
             boundaries = self.dm.boundaries
+            look = self.monitor and (self.steps + 1) % self.monitor == 0
+            for boundary in boundaries.values() if look else ():
+                boundary.measure_next()
             step = Step(specialization, boundaries, self.updates)
             output = specialization.build(step.forward(inputs))
             loss = self._loss(output, target)
             step.backward(loss)
         self.updates.end_step(loss.detach())
         self.steps += 1
-        look = self.monitor and self.steps % self.monitor == 0
-        metrics = {name: b.metrics() for name, b in boundaries.items()} if look else {}
-        return StepResult(loss.detach(), _detached(output), metrics)
+        measured = {name: b.measured() for name, b in boundaries.items()} if look else {}
+        return StepResult(loss.detach(), _detached(output), measured)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """One optimiser that stands for all of this run's, for a trainer that counts, schedules and saves optimisers.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ..boundaries import sum_in_order
+from ..boundaries.head_watch import warn_frozen
 from ..decoupled.module import DecoupledModule
 from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, nearest
@@ -201,6 +202,7 @@ class Updates:
         for name, boundary in boundaries.items():
             if f"dni.{name}" not in self.groups:
                 self._add(f"dni.{name}", list(boundary.parameters()))
+        warn_frozen(boundaries.values(), stacklevel=5)
 
     def _add(self, name: str, parameters: list[nn.Parameter]) -> None:
         trained = [p for p in parameters if p.requires_grad]

@@ -7,7 +7,9 @@ from kit.boundaries import BATCH, CLASSES, WIDTH, boundary
 
 from dnigraph.boundaries import (
     BoundaryError,
+    CrossingSpec,
     local_loss,
+    make_boundary,
 )
 from dnigraph.heads.conditions import ConditionError, Context, one_hot
 
@@ -84,3 +86,47 @@ def test_a_local_loss_is_one_number():
 def test_a_local_loss_without_a_label_says_the_way_out():
     with pytest.raises(ConditionError, match=r"'layer2' looks at the label.*conditioned"):
         boundary(local_loss(classes=3)).visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+
+
+@pytest.mark.parametrize("shape", [(BATCH, 4, 6, 6), (BATCH, 4, 6), (BATCH, 4, 2, 6, 6)])
+@pytest.mark.parametrize("finer", [1, 2])
+def test_a_map_of_labels_is_learned_at_each_position(shape, finer):
+    spec = CrossingSpec("layer2", shape, torch.float32, torch.device("cpu"), line=True)
+    crossing = make_boundary(local_loss(2), spec, Context())
+    optimiser = torch.optim.Adam(crossing.parameters(), 0.05)
+    value = torch.randn(shape)
+    label = value[:, 0] > 0
+    for axis in range(1, label.ndim):
+        label = label.repeat_interleave(finer, axis)
+
+    for _ in range(60):
+        optimiser.zero_grad()
+        with crossing.context.conditioned(label):
+            crossing(value.clone().requires_grad_() * 1).sum().backward()
+        optimiser.step()
+
+    assert crossing.metrics()["local_loss"] < 0.45  # the mean of a sample says nothing: 0.69
+
+
+@pytest.mark.parametrize(("label", "numbers"), [(torch.randn(BATCH), 1), (torch.randn(BATCH, 2), 2)])
+def test_numbers_may_be_regressed_on(label, numbers):
+    crossing = boundary(local_loss(numbers, loss=F.mse_loss))
+    value = torch.randn(BATCH, WIDTH, requires_grad=True)
+
+    with crossing.context.conditioned(label):
+        crossing(value * 1).sum().backward()
+
+    assert value.grad.ne(0).any()
+
+
+@pytest.mark.parametrize(
+    "label", [torch.full((BATCH,), 9), torch.zeros(BATCH, 2, dtype=torch.long), torch.zeros(BATCH, dtype=torch.cfloat)]
+)
+def test_a_label_that_the_loss_does_not_take_is_named_with_the_way_out(label):
+    crossing = boundary(local_loss(CLASSES))
+
+    with (
+        crossing.context.conditioned(label),
+        pytest.raises(BoundaryError, match=r"'layer2' fails on scores .*from 0 to 2.*ignore_index=255"),
+    ):
+        crossing(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)

@@ -194,3 +194,51 @@ def test_what_is_no_condition_is_refused(choice, words):
 
 def test_no_condition_is_no_condition():
     assert condition_for(spec(None)) is None
+
+
+# ---- labels that say nothing, and conditions of the user's
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (torch.zeros(4, 0, dtype=torch.long), "has no entries"),
+        (torch.eye(4, 3).to_sparse(), "is sparse_coo"),
+        (torch.tensor([[0.5, float("nan"), 0.0]] * 4), "nan_to_num"),
+        (torch.zeros(4, 2), r"label \[batch, n\]"),
+    ],
+)
+def test_a_label_that_says_nothing_is_refused_with_the_way_out(label, words):
+    with pytest.raises(ConditionError, match=words):
+        one_hot(3).check(label, 4, "layer2")
+
+
+def test_one_number_to_regress_on_may_have_no_axis_of_its_own():
+    assert one_hot(1).check(torch.arange(4.0), 4, "layer2").shape == (4, 1)
+
+
+class Encoder(nn.Module):
+    width = 3
+
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, label):
+        return self.run(label)
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (lambda label: torch.ones(2, 2) @ label.float(), "fails on a label of shape .*RuntimeError"),
+        (lambda label: torch.zeros(len(label), 2), r"must make \[batch, ..., 3\].*made shape \[4, 2\]"),
+        (lambda label: torch.zeros(1, 3), r"made shape \[1, 3\]"),
+        (lambda label: None, "made NoneType"),
+    ],
+)
+def test_a_condition_of_the_users_that_fails_is_named(run, words):
+    condition = condition_for(spec(lambda _: Encoder(run)))
+
+    with pytest.raises(ConditionError, match=words):
+        condition.encode(torch.zeros(4, dtype=torch.long))
