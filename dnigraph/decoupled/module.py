@@ -293,6 +293,21 @@ class DecoupledModule(fx.GraphModule):
 
     # ---- to run
 
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of the current mode, for people to look at.
+
+        Raises:
+            DniGraphError: torch.export asks for it, to run it.
+        """
+        if torch.compiler.is_exporting():
+            raise DniGraphError("a decoupled model is not exported: export the plain model, dm.recouple()")
+        return self._graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        fx.GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]  # it is a property
+
     def recompile(self) -> Any:
         """Generate the code of the graph. `forward` still runs `_call`, which chooses the graph for each call."""
         code = super().recompile()

@@ -157,3 +157,14 @@ def test_a_state_of_other_heads_is_refused_before_anything_is_loaded(how):
     assert all(torch.equal(before[k], v) for k, v in dm.state_dict().items())
     with pytest.raises(dg.CheckpointError, match=r"size mismatch for 2\.weight"):
         dm.load_state_dict(made(4, "mlp").recouple().state_dict())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_export_is_refused_with_the_way_out(training):
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)), torch.randn(3, 4)
+    dm = dg.decouple(model, "1", x, boundary="oracle").train(training)
+
+    with pytest.raises(dg.DniGraphError, match=r"export the plain model, dm\.recouple"):
+        torch.export.export(dm, (x,))
+    assert torch.equal(torch.export.export(dm.recouple(), (x,)).module()(x), dm(x))
+    assert dm.graph.nodes
