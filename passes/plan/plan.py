@@ -127,9 +127,11 @@ class Plan:
             PlanError: the file is no plan.
         """
         try:
-            if (size := os.stat(path).st_size) > LARGEST:
+            if (size := Path(path).stat().st_size) > LARGEST:  # `Path`: a number is no file here
                 raise PlanError([f"{path} has {size} bytes; a plan has up to {LARGEST}"])
             data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except PlanError:
+            raise
         except (OSError, TypeError) as error:
             raise PlanError([f"{path!r} cannot be read: {error}"]) from error
         except (ValueError, RecursionError) as error:
