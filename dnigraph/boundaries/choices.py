@@ -133,6 +133,9 @@ def local_loss(classes: int | None = None, loss: Loss = F.cross_entropy, hidden:
         classes: how many scores the classifier gives; None: as many labels as the condition knows.
         loss: of (scores, label), one number. Scores and label are flattened where each token has a label.
         hidden: units of the hidden layer; None: the crossing's width.
+
+    Nothing from above reaches it, so it does not know by what you divide your loss: where an update comes after n
+    micro-batches, divide this one too, `loss=lambda s, y: F.cross_entropy(s, y) / n`.
     """
     return lambda spec, context, head: LocalLoss(spec, context, classes, loss, hidden)
 

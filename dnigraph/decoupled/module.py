@@ -319,7 +319,8 @@ class DecoupledModule(fx.GraphModule):
         """What the loss is multiplied by before its backward pass: a `GradScaler`, a number, or None.
 
         Heads then learn gradients without the scale, and hand down their estimates times the present one, so that a
-        change of it is exact at once. Set it where a `GradScaler` is used: `dm.loss_scale = scaler`.
+        change of it is exact at once. Set it where a `GradScaler` is used: `dm.loss_scale = scaler`. A deep copy of the
+        model has none until it is set there.
         """
         return self.context.loss_scale
 
