@@ -17,7 +17,7 @@ from ..boundaries.boundary_set import LATE, BoundarySet, MakeBoundary
 from ..boundaries.watch import transformed
 from ..heads.conditions import Context
 from ..passes.errors import CheckpointError, DniGraphError, bullets
-from ..passes.graph.own_names import GraphModule
+from ..passes.graph.own_names import GraphModule, forget_source
 from ..passes.plan.plan import Plan
 from ..passes.sandbox.journal import undone
 from ..passes.sandbox.snapshot import numbers_kept
@@ -311,6 +311,7 @@ class DecoupledModule(fx.GraphModule):
     def recompile(self) -> Any:
         """Generate the code of the graph. `forward` still runs `_call`, which chooses the graph for each call."""
         code = super().recompile()
+        forget_source(type(self).forward.__code__.co_filename)  # it is never run
         type(self).forward = _forward_like(self.__dict__.get("_signature"))  # fx makes a class for each instance
         return code
 

@@ -24,7 +24,7 @@ from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
 from ..graph.mark import MarkListener, cut
 from ..graph.nodes import Call, Mode, SizeCheck, guard
-from ..graph.own_names import constant_name
+from ..graph.own_names import constant_name, sources_forgotten
 from ..graph.pytrees import HOLE, Nesting, Tree, flatten, take_apart, unflatten
 from ..sandbox.example import input_names, one_more_row
 from ..sandbox.journal import undone
@@ -46,7 +46,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
             compared, with other seeds and other rows too, and the model must keep no state.
     """
     leaves, spec = flatten((args, kwargs))
-    with untouched(model):
+    with untouched(model), sources_forgotten():
         trial = Trial(model, spec)
         plain = trial.refuse_state(leaves)
         with untouched(model):

@@ -7,14 +7,17 @@ fx writes the names of modules, tensors and arguments into source text as they a
 configuration or a checkpoint; it may be a keyword, hold quotes, or be what a `GraphModule` calls one of its own.
 """
 
+import contextlib
 import copy
 import functools
 import keyword
+import linecache
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import fx, nn
+from torch.fx import graph_module
 
 from .nodes import Call
 
@@ -102,10 +105,48 @@ def call_method(name: str, args: Any, kwargs: Any) -> Any:
 def generated(graph: fx.Graph, find: Callable[[str], Any], name: str = "GraphModule") -> fx.GraphModule:
     """The graph as a module that holds what `find` finds for the paths of its targets."""
     graph, paths = own_names(graph)
-    return fx.GraphModule({own: find(path) for own, path in paths.items()}, graph, name)
+    return Compiled({own: find(path) for own, path in paths.items()}, graph, name)
 
 
-class GraphModule(fx.GraphModule):
+class Compiled(fx.GraphModule):
+    """A graph module whose source goes with it: fx keeps what it has compiled, for tracebacks, for ever."""
+
+    def recompile(self) -> Any:
+        """Compile the graph, and forget what was compiled before."""
+        self._forget()
+        return super().recompile()
+
+    def _forget(self) -> None:
+        forward = vars(type(self)).get("forward")  # fx makes a class for each instance
+        if forward is not None and hasattr(forward, "__code__"):
+            forget_source(forward.__code__.co_filename)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # Python may be on its way out
+            self._forget()
+
+
+def forget_source(key: str) -> None:
+    """Forget the source that fx compiled under this key."""
+    if key.startswith("<eval_with_key>"):
+        graph_module._loader.eval_cache.pop(key, None)
+        linecache.cache.pop(key, None)
+
+
+@contextlib.contextmanager
+def sources_forgotten() -> Iterator[None]:
+    """Run the block, then forget what graph modules that others made in it left of their source."""
+    first = graph_module._loader.next_id
+    try:
+        yield
+    finally:
+        for key in list(graph_module._loader.eval_cache):
+            number = re.match(r"<eval_with_key>\.(\d+)", key)
+            if number is not None and int(number[1]) >= first:
+                forget_source(key)
+
+
+class GraphModule(Compiled):
     """A graph as a module with children of the user's names, that the code finds by the names of ours.
 
     `paths`: for each of our names the path, from this module, of what it stands for.

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import enum
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,23 @@ from .rng import fingerprint, random_state, set_random_state, set_state, state_o
 
 # Captures and checks set the random state of the process and put it back: one at a time, however many threads call.
 one_at_a_time = threading.RLock()
+_PATIENCE = 60.0  # seconds that a fork waits for the end of another thread's capture
+_held: list[bool] = []  # whether the lock is held, for each fork that is under way
+
+
+def _after_fork(child: bool) -> None:
+    if _held.pop():
+        one_at_a_time.release()
+    elif child:  # the thread that holds it is not in the child
+        one_at_a_time._at_fork_reinit()  # type: ignore[attr-defined]  # as the locks of `logging` are made anew
+
+
+# A fork waits for a capture to end: the child has no thread that would end it, and put torch and the model back.
+os.register_at_fork(
+    before=lambda: _held.append(one_at_a_time.acquire(timeout=_PATIENCE)),
+    after_in_parent=lambda: _after_fork(child=False),
+    after_in_child=lambda: _after_fork(child=True),
+)
 
 
 class Kind(enum.Enum):
