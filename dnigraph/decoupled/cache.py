@@ -175,8 +175,12 @@ class Cache:
             id(specialization): assemble(specialization.copy(memo), model, boundaries.modules)
             for specialization in self
         }
-        for key, entry in self._entries.items():
+        here, there = self._attributes.now(), result._attributes.now()
+        for (state, *call), entry in self._entries.items():
             hooked = None if entry.hooked is None else entry.hooked.copy(model, boundaries)
+            if state[-1] == here:  # objects that are known by their place are other ones there
+                state = (*state[:-1], there)
+            key = (state, *call)
             result._entries[key] = Entry(key, [copies[id(s)] for s in entry.specializations], entry.runs_whole, hooked)
         result.shown = {training: copies[id(s)] for training, s in self.shown.items()}
         return result

@@ -1,5 +1,6 @@
 """Which graph is kept for which calls, and when graphs are forgotten."""
 
+import copy
 import random
 
 import pytest
@@ -203,3 +204,20 @@ def test_the_first_call_of_a_kind_may_be_inside_activation_checkpointing():
     model(v).sum().backward()
 
     assert torch.equal(ours, v.grad)
+
+
+def test_a_copy_has_its_graphs_also_where_the_model_holds_objects_that_are_known_by_their_place():
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.out = nn.GRU(4, 5, batch_first=True), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[0][:, -1])
+
+    x = torch.randn(4, 3, 4)
+    dm = dg.decouple(Rows(), "rnn", (x,), boundary="oracle")
+
+    copied = copy.deepcopy(dm)
+
+    assert copied(x).equal(dm(x))  # a capture anew would warn, and a warning is an error here
