@@ -13,6 +13,7 @@ from typing import Any
 _parser: Any = re._parser  # type: ignore[attr-defined]  # Python's own parser, so that the language is Python's
 _compiler: Any = re._compiler  # type: ignore[attr-defined]  # the same
 _LENGTH = 2_000  # letters
+_GROUPS = 100  # Python's parser and this matcher call themselves for each group within another
 _STEPS = 200_000  # for one name
 
 Match = Callable[[str], bool]
@@ -32,13 +33,14 @@ def pattern(text: str) -> Match:
         raise PatternError(f"has {len(text)} letters; patterns of up to {_LENGTH} are taken")
     source = text.removeprefix("re:") if text.startswith("re:") else _as_regex(text)
     kind = "regular expression" if text.startswith("re:") else "glob"
+    if source.count("(") > _GROUPS:
+        raise PatternError(f"is no {kind}: it has more than {_GROUPS} groups")
     try:
         tree = _parser.parse(source)
         _refuse(tree)
         re.compile(source)
-    except (re.error, RecursionError, OverflowError, Warning) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise PatternError(f"is no {kind}: {reason}") from error
+    except (re.error, OverflowError, Warning) as error:
+        raise PatternError(f"is no {kind}: {error}") from error
     return lambda name: _Matcher(tree, name).matches()
 
 

@@ -42,6 +42,7 @@ class NodeMeta(TypedDict, total=False):
     random: bool  # it draws random numbers │ annotate │ plan
     flops: int  # in one forward run; a multiply-add counts 2 │ annotate │ plan, cuts, guards
     seconds: float  # in one forward run │ node_seconds │ cuts
+    passed_by: dict[str, str]  # of the output: modules that ran where nothing can be cut, and why │ module_graph │ cuts
     parameters: tuple[tuple[str, int, bool], ...]  # that it uses: name, scalars, trained │ annotate │ plan, decoupled
     buffers: tuple[str, ...]  # paths of those of its module, which it may change │ annotate │ plan
     # Of nodes that stand for something outside of their graph:

@@ -1,5 +1,8 @@
 """A model's names may be anything: they run no code, and change neither the rung nor the numbers."""
 
+import sys
+import types
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,7 @@ import dnigraph as dg
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
 OWNED: list[str] = []
-EVIL = 'a"), getattr(__import__("{0}"), "own")("{1}"), getattr(self, "a'
+EVIL = 'a"), getattr(__import__("taken_over"), "own")("{0}"), getattr(self, "a'
 NAMES = [
     'a"b',
     "a\nb",
@@ -28,9 +31,17 @@ NAMES = [
 ]
 
 
+# Names of modules hold no dots, and this file's own name may: code in a name finds `own` here.
+taken_over = types.ModuleType("taken_over")
+sys.modules["taken_over"] = taken_over
+
+
 def own(what):
     """What the hostile names call."""
     OWNED.append(what)
+
+
+taken_over.own = own
 
 
 class Named(nn.Module):
@@ -63,7 +74,7 @@ def test_any_name_is_captured_on_the_rung_that_was_asked_for(name, rung):
 
 @pytest.mark.parametrize("rung", ["record", "export", "symbolic", "hooks"])
 def test_a_name_runs_no_code(rung):
-    name = EVIL.format(__name__, rung)
+    name = EVIL.format(rung)
     model = nn.Sequential()
     for path, layer in ((name, nn.BatchNorm1d(4)), ("a", nn.Linear(4, 4)), ("b", nn.Linear(4, 2))):
         model.add_module(path, layer)
@@ -114,7 +125,7 @@ def test_arguments_may_be_called_anything(model, args, kwargs, rung):
 
 @pytest.mark.parametrize("rung", ["record", "export", "hooks"])
 def test_keywords_may_be_called_anything(rung):
-    args, kwargs = ((X, X + 1), X), {"class": X, "a b": X, f'y=__import__("{__name__}").own("keyword")': X}
+    args, kwargs = ((X, X + 1), X), {"class": X, "a b": X, 'y=__import__("taken_over").own("keyword")': X}
 
     dm = dg.decouple(model := Twins(), "a", args, kwargs, capture=rung)
 

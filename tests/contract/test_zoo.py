@@ -1,5 +1,6 @@
 """Models that no one here wrote, and the benchmark that judges such models."""
 
+import itertools
 import os
 import random
 import time
@@ -39,18 +40,18 @@ class Plain(nn.Sequential):
         super().__init__(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
 
 
+CALLS = itertools.count(1)  # which nobody can put back
+
+
 class Counting(nn.Module):
     """Its results grow with every call that the process makes."""
-
-    calls = 0
 
     def __init__(self):
         super().__init__()
         self.body = Plain()
 
     def forward(self, x):
-        Counting.calls += 1
-        return self.body(x) * Counting.calls
+        return self.body(x) * next(CALLS)
 
 
 REG_OF_ILLS = {}
