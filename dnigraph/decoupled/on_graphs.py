@@ -15,7 +15,7 @@ from ..boundaries.boundary_set import MakeBoundary
 from ..passes.capture.ladder import RUNGS, capture
 from ..passes.capture.module_graph import observe
 from ..passes.cuts.specs import Cuts
-from ..passes.errors import CaptureError, CutError, DniGraphError, GuardMiss
+from ..passes.errors import CaptureError, DniGraphError, GuardMiss
 from ..passes.graph.captured_graph import CapturedGraph, lookup
 from ..passes.graph.guards import Trust
 from ..passes.graph.own_names import GraphModule
@@ -283,19 +283,18 @@ class CapturedModule(DecoupledModule):
         """The rung below, for a kind of call that no graph can stand for.
 
         Raises:
-            CaptureError: `error`, where the cuts cannot be made there either, or a rung was asked for.
+            CaptureError: `error`, where a rung was asked for.
         """
         if not self._steps_down:
             raise error
-        try:
-            graph = observe(self.original, args, kwargs)
-            plan = hooked_plan(graph, self.original, self._user_cuts)
-        except CutError:
-            raise error from None
+        graph = observe(self.original, args, kwargs)
+        plan = hooked_plan(graph, self.original, self._user_cuts, strict=False)  # a further call may lack a cut module
         calls = HookedCalls(self.original, graph, plan, self.boundary_set, late=True)
+        cut = any(crossing.gradient for crossing in plan.crossings)
+        how = "with the same boundaries" if cut else "with true gradients, since none of the cuts can be made in them"
         warnings.warn(
             f"no graph can stand for a new kind of call ({error.reasons[0]}): such calls run on hooks from now on, "
-            "with the same boundaries; they cannot be trained with dg.Local",
+            f"{how}; they cannot be trained with dg.Local",
             HooksWarning,
             stacklevel=4,
         )

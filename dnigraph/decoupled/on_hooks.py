@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..boundaries import Boundary
 from ..boundaries.boundary_set import BoundarySet, MakeBoundary
-from ..passes.capture.annotate import batch_length
+from ..passes.capture.annotate import batch_lengths
 from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
 from ..passes.cuts.specs import Cuts, cut_graph
@@ -33,13 +33,16 @@ class HooksWarning(UserWarning):
     """A true gradient leaks around a cut. Only a graph of the model could be cut there."""
 
 
-def hooked_plan(graph: fx.Graph, model: nn.Module, cuts: Cuts) -> Plan:
+def hooked_plan(graph: fx.Graph, model: nn.Module, cuts: Cuts, strict: bool = True) -> Plan:
     """The plan for a graph that `observe` made. Values that go around the cuts keep true gradients; a note tells which.
+
+    Args:
+        strict: cuts that do not fit are errors.
 
     Raises:
         CutError: cuts do not fit the model.
     """
-    plan, resolved = cut_graph(graph, cuts, model, RUNG)
+    plan, resolved = cut_graph(graph, cuts, model, RUNG, strict)
     plan = replace(plan, crossings=tuple(_named(graph, c) for c in plan.crossings))
     crossings = tuple(c if _can_be_cut(graph, plan, c) else replace(c, gradient=False) for c in plan.crossings)
     leaking = [c for c, kept in zip(plan.crossings, crossings, strict=True) if c.gradient and not kept.gradient]
@@ -107,7 +110,7 @@ class HookedCalls:
         """Run the model. `stand_ins`: what is called in place of boundaries, by their names."""
         if not (self.model.training and torch.is_grad_enabled() and self._sites):
             return self.model(*args, **kwargs)  # boundaries would do nothing
-        batch = batch_length(flatten((args, kwargs))[0])
+        batch = batch_lengths(flatten((args, kwargs))[0])
         places = {(site.path, site.side) for site in self._sites}
 
         def passed(site: Site, value: Tensor) -> Tensor:
@@ -125,12 +128,12 @@ class HookedCalls:
         with Watch(self.model, passed, places).attached():
             return self.model(*args, **kwargs)
 
-    def _further(self, site: Site, value: Tensor, batch: int) -> str:
+    def _further(self, site: Site, value: Tensor, batch: tuple[int, int]) -> str:
         """A boundary for a further call of a cut module, or a further tensor of it, which the example did not have."""
         name = self._sites[site] = _name(site)
         if name not in self.boundary_set.by_name:
             crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
-            meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), batch)}
+            meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), *batch)}
             warn_late(self.boundary_set.add([crossing], {name: meta}, self.model.training, late=True))
         return name
 

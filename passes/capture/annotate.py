@@ -48,7 +48,7 @@ class Annotator(fx.Interpreter):
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run all nodes."""
-        self.random, self.batch = self.random_state(), batch_length(args)
+        self.random, self.batch = self.random_state(), batch_lengths(args)
         with self.counter:  # once for all nodes: to enter it costs as much as running one
             return super().run(*args, **kwargs)
 
@@ -137,12 +137,12 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         return out
 
 
-def tensor_meta(value: torch.Tensor, batch: int) -> NodeMeta:
-    """What is written on the node of a tensor, where the batch is `batch` long."""
+def tensor_meta(value: torch.Tensor, batch: tuple[int, int]) -> NodeMeta:
+    """What is written on the node of a tensor. `batch`: what `batch_lengths` says."""
     value = _rows(value)
     shape = tuple(value.shape)
     meta = NodeMeta(shape=shape, dtype=value.dtype, device=value.device, gradient=value.requires_grad)
-    meta["bytes"], meta["batch_dim"] = value.numel() * value.element_size(), batch_dim(shape, batch)
+    meta["bytes"], meta["batch_dim"] = value.numel() * value.element_size(), batch_dim(shape, *batch)
     return meta
 
 
@@ -156,12 +156,10 @@ def channels_first(node: fx.Node, beside_maps: bool) -> bool:
     )
 
 
-def batch_length(inputs: Iterable[Any]) -> int:
-    """How long the first tensor is in dimension 0."""
-    for value in inputs:
-        if isinstance(value, torch.Tensor) and value.dim():
-            return _rows(value).shape[0]
-    return 1
+def batch_lengths(inputs: Iterable[Any]) -> tuple[int, int]:
+    """How long the batch may be: the first tensor in dimension 0, and how many tensors there are."""
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor) and value.dim()]
+    return (_rows(tensors[0]).shape[0] if tensors else 1, len(tensors))
 
 
 def _rows(value: torch.Tensor) -> torch.Tensor:

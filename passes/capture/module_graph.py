@@ -23,7 +23,7 @@ from ..graph.nodes import NodeMeta, event
 from ..graph.pytrees import flatten, unflatten
 from ..sandbox.example import input_names
 from ..sandbox.snapshot import fresh_copies, untouched
-from .annotate import MAP_LAYERS, Counter, batch_length, channels_first, tensor_meta
+from .annotate import MAP_LAYERS, Counter, batch_lengths, channels_first, tensor_meta
 from .module_hooks import Site, Watch
 
 RUNG = "hooks"
@@ -117,7 +117,7 @@ class _Graph:
     """From the marks in autograd's graph to a graph of what passed."""
 
     def __init__(self, model: nn.Module, passages: list[_Passage], inputs: list[Any]):
-        self.model, self.passages, self.inputs, self.batch = model, passages, inputs, batch_length(inputs)
+        self.model, self.passages, self.inputs, self.batch = model, passages, inputs, batch_lengths(inputs)
         self.trained = {id(p): (name, p.numel(), True) for name, p in model.named_parameters() if p.requires_grad}
         self.graph = fx.Graph()
         self.placeholders: list[fx.Node] = []

@@ -155,7 +155,10 @@ def _by_rows(handle: Callable[[Site, Tensor], Tensor], site: Site, tensor: Tenso
     """Handle the rows of a jagged tensor, one below the other, and nest them again."""
     jagged: Any = tensor  # the types of its subclass are not known
     rows, dimension = handle(site, tensor.values()), jagged._ragged_idx
-    nested: Tensor = torch.nested.nested_tensor_from_jagged(rows, jagged.offsets(), jagged.lengths(), dimension)
+    longest = {"min_seqlen": jagged._maybe_min_seqlen, "max_seqlen": jagged._maybe_max_seqlen}  # padding goes by these
+    nested: Tensor = torch.nested.nested_tensor_from_jagged(
+        rows, jagged.offsets(), jagged.lengths(), dimension, **longest
+    )
     return nested
 
 

@@ -109,8 +109,14 @@ def _is_item(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in (operator.getitem, getattr)
 
 
-def batch_dim(shape: tuple[int, ...], batch: int) -> int | None:
-    """The first dimension of the batch's size; `None`: there is none. A number has its batch in front."""
+def batch_dim(shape: tuple[int, ...], batch: int, samples: int = 0) -> int | None:
+    """The first dimension of the batch's size; `None`: there is none. A number has its batch in front.
+
+    `samples`: how many tensors the call holds. Where they are the samples, of sizes that differ, what is padded to one
+    tensor has that many rows.
+    """
     if not shape:
         return 0
-    return shape.index(batch) if batch in shape else None
+    if batch in shape:
+        return shape.index(batch)
+    return 0 if samples > 1 and shape[0] == samples else None

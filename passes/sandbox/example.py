@@ -9,6 +9,8 @@ from torch import nn
 
 from ..graph.pytrees import flatten
 
+_MOST_SIZES = 4  # dimensions that are tried; a model takes other sizes in the first few, if in any
+
 
 def input_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     """A name for each input leaf: the argument's name, and its number where an argument holds several leaves.
@@ -35,6 +37,21 @@ def other_inputs(leaves: list[Any]) -> dict[str, list[Any]]:
     """Inputs like these, by what is other in them: numbers, and a size where there is a batch dimension."""
     longer = one_more_row(leaves)
     return ({} if longer is None else {"one more row": longer}) | {"other values": varied(leaves)}
+
+
+def other_sizes(leaves: list[Any]) -> list[list[Any]]:
+    """The same inputs one longer in a dimension behind the batch, all that are as long there: once for each."""
+    lengths = [leaf.shape[1:] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided]
+    places = dict.fromkeys((dim, size) for shape in lengths for dim, size in enumerate(shape, 1) if size)
+
+    def longer(dim: int, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        def change(leaf: torch.Tensor) -> torch.Tensor:
+            fits = leaf.dim() > dim and leaf.shape[dim] == size
+            return torch.cat([leaf, leaf.narrow(dim, 0, 1)], dim) if fits else leaf
+
+        return change
+
+    return [_mapped(leaves, longer(dim, size)) for dim, size in list(places)[:_MOST_SIZES]]
 
 
 def one_more_row(leaves: list[Any]) -> list[Any] | None:

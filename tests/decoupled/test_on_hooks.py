@@ -432,10 +432,10 @@ class Jagged(nn.Module):
         return self.c(torch.stack([row.mean(0) for row in h.unbind()]))
 
 
-def sequences(*lengths, layout=torch.jagged):
+def sequences(*lengths, layout=torch.jagged, width=6):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the strided layout is a prototype
-        return torch.nested.nested_tensor([torch.randn(n, 6) for n in lengths], layout=layout)
+        return torch.nested.nested_tensor([torch.randn(n, width) for n in lengths], layout=layout)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -507,3 +507,64 @@ class Mapped(Jagged):
 def test_a_module_that_ran_where_nothing_can_be_cut_is_told_so(model, cut, x, why):
     with pytest.raises(dg.CutError, match=f"cut '{cut}': is a module that .*{why}"):
         dg.decouple(model, cut, x, capture="hooks")
+
+
+def remembers_keys(net, v, cached=False):
+    keys = net.a(v)
+    if cached:  # past keys are no longer learned from
+        net.kept.append(keys.detach())
+        keys = torch.cat(net.kept, 1)
+    return net.c((v @ keys.transpose(1, 2)).softmax(-1) @ keys)
+
+
+def skips_its_first_layer(net, v, short=False):
+    return net.c(v * random.random() if short else net.a(v))
+
+
+def draws_without_gradients_below(net, v, frozen=False):
+    if not frozen:
+        return net.c(net.a(v))
+    with torch.no_grad():
+        h = net.a(v) * random.random()
+    return net.c(h)
+
+
+@pytest.mark.parametrize("forward", [remembers_keys, skips_its_first_layer, draws_without_gradients_below])
+def test_a_further_call_that_steps_down_may_lack_the_cut_module(forward):
+    calls = [(x(4, 0, 3), False), (x(4, 1, 1), True), (x(4, 2, 1), True), (x(4, 3, 2), False)]
+
+    found, dm = differences(lambda: Net(forward, kept=[]), calls)
+
+    assert (found, dm.plan.capture) == ([], "record")
+
+
+def test_a_call_in_which_nothing_is_cut_says_that_its_gradients_are_true():
+    dm = dg.decouple(Net(skips_its_first_layer), "a", x(4, 0, 3), boundary="oracle")
+
+    with pytest.warns(UserWarning, match="with true gradients, since none of the cuts can be made in them"):
+        dm(x(4, 1, 1), True)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_jagged_tensors_behind_a_cut_are_padded_as_before():
+    def pads(net, rows):
+        return torch.nested.to_padded_tensor(net.c(net.a(rows).relu()), 0.0)
+
+    model, rows = Net(pads), sequences(3, 5, 2, width=8)
+    dm = dg.decouple(model, "a", (rows,), boundary="oracle")
+
+    assert torch.equal(dm(rows), model(rows))
+    assert dm(rows).shape == (3, 5, 3)
+
+
+@pytest.mark.parametrize("capture", ["record", "hooks"])
+@pytest.mark.parametrize("lengths", [(2, 7), (4, 4, 4), (1, 6, 2, 3)])
+def test_a_list_with_a_tensor_for_each_sample_is_a_batch(capture, lengths):
+    def pads(net, samples):
+        return net.c(net.a(nn.utils.rnn.pad_sequence(samples, batch_first=True))).mean(1)
+
+    dm = dg.decouple(Net(pads), "a", ([x(3, 0), x(5, 1)],), condition=dg.one_hot(3), capture=capture)
+
+    assert dm.boundaries["a"].spec.shape == (2, 5, 8)
+    with dm.conditioned(torch.zeros(len(lengths), dtype=torch.long)):
+        dm([x(n, n) for n in lengths]).sum().backward()

@@ -13,7 +13,7 @@ from ...graph.captured_graph import CapturedGraph
 from ...graph.equality import equal
 from ...graph.nodes import Call, guard
 from ...graph.pytrees import flatten
-from ...sandbox.example import other_inputs
+from ...sandbox.example import other_inputs, other_sizes
 from ...sandbox.object_graph import ObjectGraph
 from ...sandbox.rng import ExtremeDraws
 from ...sandbox.snapshot import Kind, Snapshot, untouched
@@ -81,7 +81,7 @@ class FirstCall:
             return
         session, runs = self._session, []
         scale = _OTHER_WEIGHTS if session.model.training else 1.0  # weights are at rest in eval mode
-        for other in ([], *other_inputs(session.leaves).values()):
+        for other in ([], *other_inputs(session.leaves).values(), *other_sizes(session.leaves)):
             session.before.restore()
             try:
                 if other:

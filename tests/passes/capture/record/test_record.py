@@ -266,3 +266,29 @@ def test_a_layer_without_a_size_asks_for_a_call_before():
 
     with pytest.raises(CaptureError, match=r"'body\.0\.weight' has no size yet: call the model once before"):
         capture(model, (X,), {}, "record")
+
+
+def numbers_sizes_as_they_come(model, x):
+    numbers = model.__dict__.setdefault("numbers", {})
+    return model.inner(x).mean(1) * numbers.setdefault(x.shape[1], len(numbers) + 1)
+
+
+def keeps_a_table_by_width(model, x):
+    tables = model.__dict__.setdefault("tables", {})
+    width = x.shape[1]
+    if width not in tables:
+        tables[width] = torch.arange(width).float()[:, None]
+    return (model.inner(x) * tables[width]).mean(1)
+
+
+def counts_the_widths(model, x):
+    model.__dict__.setdefault("widths", set()).add(x.shape[1])
+    return model.inner(x).mean(1) / len(model.widths)
+
+
+@pytest.mark.parametrize(
+    ("function", "same"),
+    [(numbers_sizes_as_they_come, "refused"), (counts_the_widths, "refused"), (keeps_a_table_by_width, "right")],
+)
+def test_a_table_by_a_size_behind_the_batch_is_a_cache_only_if_the_order_of_calls_does_not_matter(function, same):
+    assert judge(Doing(function), X[:, None]).same == same
