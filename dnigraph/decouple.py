@@ -18,6 +18,7 @@ from .decoupled.on_hooks import HookedModule, HooksWarning, hooked_plan
 from .decoupled.specialization import specialize
 from .heads import HeadChoice
 from .heads.conditions import ConditionChoice
+from .heads.head import HeadError
 from .network.from_parts import network_of
 from .passes.capture.ladder import Climb
 from .passes.capture.ladder import capture as run_capture
@@ -89,6 +90,7 @@ def decouple(
         dm = _by_the_first_rung_that_does(model, args, kwargs, cuts, choices, capture, check)
         for leak in dm.plan.notes_of(LEAK):
             warnings.warn(f"on hooks, {leak}; see dm.plan.notes", HooksWarning, stacklevel=2)
+    _refuse_shared(dm)
     if unlock == "forward" and not isinstance(dm, CapturedModule):
         raise DniGraphError("unlock='forward': the model runs whole, on hooks, so no part can run before another")
     dm.unlock = unlock
@@ -245,6 +247,20 @@ def _example(model: nn.Module, args: Any, kwargs: Mapping[str, Any] | None) -> t
         words = f"the example does not fit {type(model).__name__}.forward{signature}: {error}"
         raise DniGraphError(f"{words}; given: {', '.join(given) or 'nothing'}") from error
     return canonical(model, signature, args, kwargs)
+
+
+def _refuse_shared(dm: DecoupledModule) -> None:
+    """Refuse boundaries that hold weights of the model: what they learn would change it, unseen."""
+    own = {id(parameter): name for name, parameter in dm.original.named_parameters()}
+    shared = []
+    for name, boundary in dm.boundaries.items():
+        if names := [own[id(p)] for p in boundary.parameters() if id(p) in own]:
+            shared.append(f"'{name}' holds {', '.join(names[:3])}")
+    if shared:
+        words = "heads learn by themselves, and these hold weights of the model: "
+        raise HeadError(
+            f"{words}{'; '.join(shared)}. Give a factory of new modules, or of copies: copy.deepcopy(layer)"
+        )
 
 
 def _refuse(model: Any, cuts: Any, args: Any, kwargs: Any, unlock: Any = "update") -> None:

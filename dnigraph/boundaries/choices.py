@@ -93,7 +93,16 @@ def make_boundary(choice: BoundaryChoice, spec: CrossingSpec, context: Context, 
         raise BoundaryError(
             f"a boundary is a name or a factory (spec, context, head) -> Boundary, not {type(choice).__name__}"
         )
-    boundary = (NAMED[choice]() if isinstance(choice, str) else choice)(spec, context, head)
+    factory = NAMED[choice]() if isinstance(choice, str) else choice
+    try:
+        boundary = factory(spec, context, head)
+    except DniGraphError:
+        raise
+    except Exception as cause:
+        raise BoundaryError(
+            f"the boundary factory for '{spec.name}' fails: {type(cause).__name__}: {cause}; it is called with "
+            "(spec, context, head)"
+        ) from cause
     if not isinstance(boundary, Boundary):
         raise BoundaryError(
             f"the boundary factory for '{spec.name}' must make a Boundary, but made {type(boundary).__name__}"

@@ -300,7 +300,15 @@ def condition_for(spec: CrossingSpec) -> Condition | None:
             f"a condition is one_hot(classes), embedded(vocabulary, width) or a callable that makes a module for a "
             f"crossing, not {type(choice).__name__}; wrap a ready module: condition=lambda spec: module"
         )
-    module = choice(spec)
+    try:
+        module = choice(spec)
+    except DniGraphError:
+        raise
+    except Exception as cause:
+        raise ConditionError(
+            f"the condition factory for boundary '{spec.name}' fails: {type(cause).__name__}: {cause}; it is called "
+            "with the crossing: condition=lambda spec: module"
+        ) from cause
     if isinstance(module, Condition):
         return module
     if not isinstance(module, nn.Module) or not isinstance(getattr(module, "width", None), int):

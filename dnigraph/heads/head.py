@@ -68,9 +68,14 @@ class Foreign(Head):
         modes = {module: module.training for module in self.module.modules()}
         self.module.eval()
         try:
-            with torch.no_grad():
+            with torch.enable_grad():
                 dtype = next((parameter.dtype for parameter in self.module.parameters()), spec.dtype)
-                self(torch.zeros(spec.shape, dtype=dtype, device=spec.device), None)
+                estimate = self(torch.zeros(spec.shape, dtype=dtype, device=spec.device), None)
+            if not estimate.requires_grad and any(p.requires_grad for p in self.module.parameters()):
+                raise HeadError(
+                    f"the head {self.name} of boundary '{spec.name}' would never learn: no gradient comes from its "
+                    "estimate to its parameters, as behind a detach() or under no_grad()"
+                )
         except HeadError:
             raise
         except Exception as error:

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from ..passes.errors import nearest
+from ..passes.errors import DniGraphError, nearest
 from .convolution import Convolution
 from .dense import Dense
 from .head import Foreign, Head, HeadError
@@ -25,9 +25,18 @@ def make_head(choice: HeadChoice, spec: CrossingSpec) -> Head:
     (value, encoded label) where its forward takes two arguments, else with (value), and gives the value's shape.
 
     Raises:
-        HeadError: no such head, it does not fit the crossing's shape, or a ready module was given.
+        HeadError: no such head, it does not fit the crossing's shape, a ready module was given, or the callable fails.
     """
-    module = _factory(choice, spec)(spec)
+    factory = _factory(choice, spec)
+    try:
+        module = factory(spec)
+    except DniGraphError:
+        raise
+    except Exception as cause:
+        raise HeadError(
+            f"the head factory for boundary '{spec.name}' fails: {type(cause).__name__}: {cause}; it is called with "
+            f"the crossing, whose shape is {list(spec.shape)}: head=lambda spec: MyHead(spec.shape[1])"
+        ) from cause
     if not isinstance(module, nn.Module):
         raise HeadError(
             f"the head factory for boundary '{spec.name}' must make an nn.Module, but made {type(module).__name__}"

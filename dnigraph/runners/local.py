@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..boundaries.watch import TrainingWarning
 from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
@@ -25,6 +26,7 @@ from .optimizers import MakeOptimizer, MakeScheduler, Updates
 from .step import Step
 
 Loss = Callable[[Any, Any], Tensor] | str
+_LOOKS = 16  # steps between two looks at losses on an accelerator, which each wait for it
 TARGET: Any = object()  # in place of a label: the heads see the target
 
 
@@ -104,6 +106,8 @@ class Local:
         self.updates = Updates(dm, optimizer, scheduler, clip)
         self.steps = 0
         self._lock = threading.RLock()
+        self._spoilt: Tensor | bool = False  # whether a loss was not finite, since that was looked at
+        self._told_spoilt = False
 
     def step(self, *args: Any, target: Any = None, label: Any = TARGET, **kwargs: Any) -> StepResult:
         """One step of training on one batch.
@@ -141,6 +145,7 @@ class Local:
             step = Step(specialization, boundaries, self.updates)
             output = specialization.build(step.forward(inputs))
             loss = self._loss(output, target)
+            self._look_at(loss.detach())
             step.backward(loss)
         self.updates.end_step(loss.detach())
         self.steps += 1
@@ -225,6 +230,22 @@ class Local:
                 words = f"run.step(...) takes the arguments of the model, {signature}, and target= for the loss"
                 raise DniGraphError(f"{words}: {misfit}") from error
             raise
+
+    def _look_at(self, loss: Tensor) -> None:
+        """Tell, once, of a loss that is not finite: before the parts learn from it where that costs no waiting."""
+        if self._told_spoilt:
+            return
+        self._spoilt = loss.isfinite().logical_not() | self._spoilt
+        if (loss.is_cpu or self.steps % _LOOKS == 0) and self._spoilt:
+            self._told_spoilt = True
+            which = f"is {float(loss)}" if loss.is_cpu else f"was not finite in one of the last {_LOOKS} steps"
+            warnings.warn(
+                f"the loss {which}, in step {self.steps + 1}: the weights above the last cut become so, too. Heads "
+                "learn nothing from it. Look at this batch, lower the learning rate, or leave out of the loss what is not "
+                "finite; run.load(path) goes back to a checkpoint",
+                TrainingWarning,
+                stacklevel=5,
+            )
 
     def _loss(self, output: Any, target: Any) -> Tensor:
         loss: Any

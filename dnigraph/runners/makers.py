@@ -1,5 +1,6 @@
 """The arguments that all runners take, and the optimisers that a user's functions make: checked before a run."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -78,6 +79,13 @@ def make_optimizer(
         kind = type(optimizer).__name__
         way = "optimizer=lambda params: torch.optim.Adam(params, 1e-3)"
         raise error(f"optimizer(...) of {group} must return a torch optimiser, not a {kind}: {way}")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        kind = type(optimizer).__name__
+        way = f"take one that steps on gradients alone, or train drop-in: {kind}(dm.parameters()).step(closure)"
+        raise error(
+            f"optimizer(...) of {group} is {kind}, whose step computes the loss again: no part alone can; {way}"
+        )
     held, own = {p for g in optimizer.param_groups for p in g["params"]}, set(parameters)
     if held == own:
         return optimizer

@@ -258,3 +258,14 @@ def test_where_an_export_hides_a_module_the_cut_is_made_on_hooks():
 def test_a_cut_that_fits_no_rung_is_refused_as_the_first_of_them_puts_it():
     with pytest.raises(dg.CutError, match="nowhere"):
         dg.decouple(Moody(), "nowhere", (X,))
+
+
+@pytest.mark.parametrize("which", ["a layer", "a copy that shares one weight", "one for all"])
+def test_a_head_that_holds_weights_of_the_model_is_refused_by_their_names(which):
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    shared = nn.Linear(4, 4)
+    shared.weight = model[2].weight
+    heads = {"a layer": model[2], "a copy that shares one weight": shared, "one for all": nn.Sequential(model[2])}
+
+    with pytest.raises(dg.DniGraphError, match=r"'0' holds 2\.weight.*'1' holds 2\.weight.*copy\.deepcopy"):
+        dg.decouple(model, ["0", "1"], (X,), head=lambda spec: heads[which])

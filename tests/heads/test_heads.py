@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dnigraph.boundaries import dni, make_boundary
+from dnigraph.boundaries import BoundaryError, dni, make_boundary
 from dnigraph.heads import CrossingSpec, HeadError, conv, linear, low_rank, make_head, mlp, tokens
 from dnigraph.heads.conditions import ConditionError, Context, embedded, one_hot
 from dnigraph.heads.layers import GAIN, Normalise
@@ -299,6 +299,48 @@ def test_a_users_head_that_fails_is_found_when_made():
         HeadError, match=r"Linear of boundary 'layer2' fails on a value of shape \[8, 6\]: mat1 and mat2"
     ):
         make_head(lambda spec: nn.Linear(7, 6), spec())
+
+
+@pytest.mark.parametrize("factory", [lambda spec: nn.Linear(spec.no_such_thing, 6), lambda: nn.Linear(6, 6)])
+def test_factories_that_fail_are_told_with_the_boundary(factory):
+    with pytest.raises(HeadError, match=r"head factory for boundary 'layer2' fails: .*Error") as told:
+        make_head(factory, spec())
+    with pytest.raises(ConditionError, match=r"condition factory for boundary 'layer2' fails: .*Error"):
+        make_head("mlp", spec(condition=factory))
+    with pytest.raises(BoundaryError, match=r"boundary factory for 'layer2' fails: .*Error"):
+        make_boundary(factory, spec(), Context())
+
+    assert told.value.__cause__ is not None
+
+
+class Lost(nn.Module):
+    """Its estimate is a number to autograd."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(6, 6), how
+
+    def forward(self, value):
+        return self.how(self.layer, value)
+
+
+def without_gradients(layer, value):
+    with torch.no_grad():
+        return layer(value)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [without_gradients, lambda layer, value: layer(value).detach(), lambda layer, value: layer(value).round().data],
+)
+def test_a_head_that_would_never_learn_is_refused(how):
+    with pytest.raises(HeadError, match="would never learn: no gradient comes from its estimate"):
+        make_head(lambda _: Lost(how), spec())
+
+
+def test_a_head_that_is_frozen_or_has_no_weights_is_taken():
+    make_head(lambda _: nn.Linear(6, 6).requires_grad_(False), spec())
+    make_head(lambda _: nn.Identity(), spec())
 
 
 def test_a_users_conditioned_head_of_a_wrong_shape_is_found_at_the_first_visit():

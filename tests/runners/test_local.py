@@ -514,3 +514,34 @@ def test_one_of_several_processes_is_told_that_weights_drift_apart(monkeypatch):
     with pytest.warns(UserWarning, match="one of 4 processes.*DistributedDataParallel"):
         run.step(x, target=y)
     run.step(x, target=y)  # a second warning would be an error
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+def test_a_loss_that_is_not_finite_is_told_once_and_before_anything_learns_from_it(number):
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.ones(3, 4)
+    factors = iter([1.0, number, number, 1.0])
+    run = dg.Local(dg.decouple(model, "0", (x,)), loss=lambda y, _: y.square().mean() * next(factors), optimizer=adam)
+    seen = []
+
+    with pytest.warns(dg.TrainingWarning) as told:
+        for _ in range(4):
+            run.step(x)
+            seen.append(len(told))
+
+    assert seen == [0, 1, 1, 1]
+    assert f"the loss is {number}, in step 2" in str(told[0].message)
+    assert told[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning", "error::dnigraph.TrainingWarning")
+def test_where_warnings_are_errors_a_loss_that_is_not_finite_leaves_the_last_part_as_it_was():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.ones(3, 4)
+    run = dg.Local(dg.decouple(model, "0", (x,)), loss=lambda y, t: y.mean() * t, optimizer=adam)
+    run.step(x, target=1.0)
+    before = copy.deepcopy(model[1].state_dict())
+
+    with pytest.raises(dg.TrainingWarning):
+        run.step(x, target=float("nan"))
+
+    assert all(torch.equal(before[name], tensor) for name, tensor in model[1].state_dict().items())

@@ -111,3 +111,15 @@ def test_all_that_is_wrong_with_a_recurrent_run_is_said_at_once():
 def test_feedback_that_is_no_dict_is_refused(feedback):
     with pytest.raises(dg.RecurrentError, match=r"feedback=.* is no dict"):
         dg.Recurrent(chain(), horizon=2, loss=F.mse_loss, optimizer=torch.optim.Adam, feedback=feedback)
+
+
+class Searching(torch.optim.SGD):
+    def step(self, closure):  # as second order optimisers have it
+        return super().step(closure)
+
+
+@RUNS
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, Searching])
+def test_an_optimiser_that_computes_the_loss_again_is_refused_with_the_way_out(run, kind):
+    with pytest.raises(dg.DniGraphError, match=rf"is {kind.__name__}, whose step computes the loss again.*drop-in"):
+        run(lambda params: kind(params, 0.1), chain())
