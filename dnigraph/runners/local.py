@@ -241,8 +241,8 @@ class Local:
             which = f"is {float(loss)}" if loss.is_cpu else f"was not finite in one of the last {_LOOKS} steps"
             warnings.warn(
                 f"the loss {which}, in step {self.steps + 1}: the weights above the last cut become so, too. Heads "
-                "learn nothing from it. Look at this batch, lower the learning rate, or leave out of the loss what is not "
-                "finite; run.load(path) goes back to a checkpoint",
+                "learn nothing from it. Look at this batch, lower the learning rate, or leave out of the loss what is "
+                "not finite; run.load(path) goes back to a checkpoint",
                 TrainingWarning,
                 stacklevel=5,
             )
