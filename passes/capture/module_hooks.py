@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from torch.utils.hooks import RemovableHandle
 
 from ..graph.mark import MarkListener
+from ..graph.nodes import NOTHING_LEARNS
 from ..sandbox.journal import undone
 
 
@@ -127,6 +128,8 @@ class Watch:
 
         def change(tensor: Tensor) -> Tensor:
             if not tensor.requires_grad:
+                if at.side == "leave" and tensor.is_floating_point():
+                    self.passed_by.setdefault(at.path, NOTHING_LEARNS)
                 return tensor
             if tensor.is_nested and tensor.layout is not torch.jagged:
                 self.passed_by.setdefault(at.path, "hands on nested tensors that are not of layout=torch.jagged")

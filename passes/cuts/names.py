@@ -15,12 +15,13 @@ from torch import fx
 from ..errors import nearest
 from ..graph.mark import cut as mark
 from ..graph.mark import mark_name
-from ..graph.nodes import numbered
+from ..graph.nodes import NOTHING_LEARNS, numbered
 from ..plan.plan import Note
 from .patterns import PatternError, pattern
 
 Edge = tuple[fx.Node, fx.Node]
 UNKNOWN, UNKNOWN_NEAR, IDLE, NEAR = "unknown", "unknown, but near", "did not run", "near"  # kinds of misfits
+FROZEN = "frozen"  # the kind of one where nothing learns below the cut
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -110,7 +111,7 @@ class Names:
             if whole is not None:
                 return Note(f"cut {name!r}: lies inside '{whole}', which is kept whole; cut before or after that")
             why = self.passed_by.get(name, "did not run in this call")
-            return Note(f"cut {name!r}: is a module that {why}", IDLE)
+            return Note(f"cut {name!r}: is a module that {why}", FROZEN if why == NOTHING_LEARNS else IDLE)
         unknown = f"cut {name!r}: the model has no such module, mark or node"
         return with_nearest(unknown, name, [*self.calls, *self.marks, *self.nodes], UNKNOWN, UNKNOWN_NEAR)
 
@@ -154,6 +155,9 @@ def entering(group: Group) -> list[Edge]:
 
 def nothing_enters(group: Group) -> str:
     """Why no edge into a group carries a gradient."""
+    before = {i for node in group.nodes for i in node.all_input_nodes} - group.nodes
+    if any(i.op.startswith("call") and _is_real(i) for i in before):
+        return Note(f"what comes before '{group.name}' {NOTHING_LEARNS}", FROZEN)
     return f"nothing that learns flows into '{group.name}'; it begins the model"
 
 
@@ -165,8 +169,15 @@ def nothing_leaves(group: Group) -> str:
     if any(user.op == "output" for node in nodes for user in node.users if user not in nodes):
         return f"matches '{group.name}', which ends the model; cut one of its inputs"
     if not any(map(carries, nodes)):
+        if any(map(_is_real, nodes)):
+            return Note(f"'{group.name}' {NOTHING_LEARNS}", FROZEN)
         return f"'{group.name}' makes {_dtypes(nodes)}, which carry no gradient; there is nothing to decouple"
     return f"nothing that learns reads '{group.name}'"
+
+
+def _is_real(node: fx.Node) -> bool:
+    dtype = node.meta.get("dtype")
+    return dtype is not None and bool(dtype.is_floating_point)
 
 
 def _dtypes(nodes: Iterable[fx.Node]) -> str:

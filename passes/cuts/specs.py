@@ -14,9 +14,9 @@ from torch import fx, nn
 from ..errors import CutError
 from ..graph.mark import cut as mark
 from ..plan.partition import partition
-from ..plan.plan import Plan
+from ..plan.plan import Note, Plan
 from .balance import choose
-from .names import Edge, Group, Misfit, Names, entering, leaving, nothing_enters, nothing_leaves, with_nearest
+from .names import FROZEN, Edge, Group, Misfit, Names, entering, leaving, nothing_enters, nothing_leaves, with_nearest
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def _edges_at(
         there = side(group)
         edges += there
         if not there:
-            reasons.append(f"cut {spec}: {reason(group)}")
+            why = reason(group)
+            reasons.append(Note(f"cut {spec}: {why}", why.kind if isinstance(why, Note) else None))
     if reasons and not edges:
         raise Misfit(*reasons)
     return edges, [f"{line}; left out" for line in reasons]
@@ -328,6 +329,8 @@ def resolve(graph: fx.Graph, cuts: Cuts, modules: Iterable[str] = (), strict: bo
             notes.append(f"cut {spec} is the same place as cut {edges[edges_here[0]]}")
         for edge in edges_here:
             edges.setdefault(edge, spec)
-    if missed and strict:
+    frozen = [line for _, line in missed if isinstance(line, Note) and line.kind == FROZEN]
+    if missed and strict and (len(frozen) < len(missed) or not edges):
         raise CutError([line for _, line in missed])
+    notes += [f"{line}; left out" for line in frozen if strict]
     return Resolved(tuple(sorted(edges)), tuple(dict.fromkeys(notes)), tuple(again), tuple(missed))

@@ -20,6 +20,7 @@ from .equality import equal_tensors
 from .mark import cut
 from .pytrees import flatten, rebuild
 
+NOTHING_LEARNS = "hands on values that carry no gradient: nothing below it learns, so there is nothing to decouple"
 AUTOCAST_DEVICES = ("cpu", "cuda")
 
 

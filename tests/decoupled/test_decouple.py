@@ -269,3 +269,53 @@ def test_a_head_that_holds_weights_of_the_model_is_refused_by_their_names(which)
 
     with pytest.raises(dg.DniGraphError, match=r"'0' holds 2\.weight.*'1' holds 2\.weight.*copy\.deepcopy"):
         dg.decouple(model, ["0", "1"], (X,), head=lambda spec: heads[which])
+
+
+def partly_frozen(*frozen):
+    model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(4)])
+    for i in frozen:
+        model[i].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("capture", "cuts"),
+    [
+        ("record", ["0", "2"]),
+        ("record", ["2", dg.before("1")]),
+        ("record", ["re:0", dg.after("2")]),
+        ("hooks", ["0", "2"]),
+        ("hooks", [dg.after("0"), "2"]),
+    ],
+)
+def test_a_cut_above_frozen_layers_alone_is_left_out_and_noted(capture, cuts):
+    dm = dg.decouple(partly_frozen(0), cuts, (X,), boundary="oracle", capture=capture)
+
+    assert len(dm.boundaries) == 1
+    assert any("nothing below it learns" in note and note.endswith("left out") for note in dm.plan.notes)
+
+
+def test_the_boundary_above_frozen_layers_comes_when_they_learn_again():
+    model = partly_frozen(0)
+    dm = dg.decouple(model, ["0", "2"], (X,), condition=dg.one_hot(4))
+    model.requires_grad_(True)
+
+    with dm.conditioned(torch.zeros(len(X), dtype=torch.long)), pytest.warns(UserWarning, match="boundary on '0'"):
+        dm(X)
+
+    assert set(dm.boundaries) == {"0", "2"}
+
+
+@pytest.mark.parametrize(
+    ("capture", "cuts"), [("record", "0"), ("record", ["0", dg.before("2")]), ("hooks", "0"), ("hooks", ["0", "1"])]
+)
+def test_cuts_that_all_stand_above_frozen_layers_alone_are_refused_with_the_reason(capture, cuts):
+    with pytest.raises(dg.CutError, match="nothing below it learns") as told:
+        dg.decouple(partly_frozen(0, 1), cuts, (X,), capture=capture)
+
+    assert len(told.value.misfits) == (1 if cuts == "0" else 2)
+
+
+def test_beside_a_cut_above_frozen_layers_a_name_that_does_not_exist_is_an_error():
+    with pytest.raises(dg.CutError, match="no such module"):
+        dg.decouple(partly_frozen(0), ["0", "2", "7"], (X,))
