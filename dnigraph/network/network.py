@@ -200,6 +200,8 @@ class Network:
         running = self._made(inputs)
         tick = self.topology.inputs.tick(self.ticks, inputs, targets, label, ends, self.training)
         running.refuse_missing([tick])
+        if self.training:
+            running.unheld.look()
         with self._counting([tick]):
             run_tick(running, self._order, tick)
         return tick.result(self._order)
@@ -235,6 +237,8 @@ class Network:
         episodes = list(self.topology.inputs.episodes(self.ticks, whole_run, self.training))
         ticks = [tick for episode in episodes for tick in episode]
         running.refuse_missing(ticks)
+        if self.training:
+            running.unheld.look()
         refuse_shared(self.agents.values())
         for episode in episodes:
             with self._counting(episode):

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..runners.makers import Unheld
 from ..runners.optimizers import Group
 from .auxiliary import Auxiliary
 from .backward import backward
@@ -71,9 +72,16 @@ class Learner:
     def __init__(self, core: Core, layout: Layout, options: Options, loss: Loss, estimator: Estimator | None) -> None:
         self.core, self.layout, self.options, self.loss, self.estimator = core, layout, options, loss, estimator
         self.groups: dict[str, Group] = {}
+        self.unheld = Unheld(self._core_parameters, self._held)
         self.auxiliary: Auxiliary | None = None
         self.traces: Traces | None = None
         self.windows = 0
+
+    def _core_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.core.named_parameters("core"))
+
+    def _held(self) -> list[nn.Parameter]:
+        return [p for group in self.groups.values() for p in group.parameters]
 
     def window(
         self, window: Window, place: Place, first: Sequence[Any], seen: Any, strengths: Strengths,

@@ -345,6 +345,7 @@ class Recurrent:
             else:
                 learned = learner.window(window, place, first, seen, self.strengths, None, self._looks())
             self._refuse_frozen(learner)
+            learner.unheld.look()
             self.steps += 1
             self._given = None
             self._place = behind(window, learned.forward.last, seen, learned.view)

@@ -1,6 +1,7 @@
 """The arguments that all runners take, and the optimisers that a user's functions make: checked before a run."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..boundaries.watch import TrainingWarning
 from ..passes.errors import DniGraphError
 
+LOOKS = 8  # steps from one whole look at a model's parameters to the next
 NAMES = 6  # of parameters that an error lists
 BARE = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)  # torch's and Python's own: something misfits
 
@@ -98,6 +101,41 @@ def make_optimizer(
         frozen = ", and freeze what shall not learn: requires_grad_(False)" if missing else ""
         raise error(f"{facts}; {way}{frozen}")
     return optimizer  # it also holds some of the user's own: those of a loss, say
+
+
+class Unheld:
+    """Sees that parameters learn which no optimiser of a run holds, and tells of them, once.
+
+    They were frozen when the run was made, as layers are that are to learn later, or are of a module that came later.
+
+    Args:
+        named: the parameters of the model with their names.
+        held: those that the optimisers hold.
+    """
+
+    def __init__(self, named: Named, held: Callable[[], Iterable[nn.Parameter]]):
+        self._named, self._held = named, held
+        self._asleep: list[nn.Parameter] = []  # frozen ones, at the last whole look
+        self._told: set[str] = set()
+        self._looks = 0
+
+    def look(self, soon: bool = False, stacklevel: int = 2) -> None:
+        """One look, at the beginning of a step: a whole one if some wake up, in every `LOOKS`-th step, or `soon`."""
+        self._looks += 1
+        if not (soon or self._looks % LOOKS == 1 or any(p.requires_grad for p in self._asleep)):
+            return
+        held, named = set(self._held()), list(self._named())
+        self._asleep = [p for _, p in named if not p.requires_grad]
+        names = {p: name for name, p in named if p.requires_grad and p not in held and name not in self._told}
+        if names:
+            self._told.update(names.values())
+            warnings.warn(
+                f"no optimiser of this run holds {_listed(set(names), names)}: they were frozen when the run was made, "
+                "or came later, and do not learn. Make the run anew. What is to learn later may be frozen after the "
+                "run is made: then it learns as soon as it has requires_grad=True",
+                TrainingWarning,
+                stacklevel=stacklevel + 1,
+            )
 
 
 def _listed(parameters: set[nn.Parameter], names: Mapping[nn.Parameter, str]) -> str:

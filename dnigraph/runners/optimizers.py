@@ -16,7 +16,7 @@ from ..decoupled.module import DecoupledModule
 from ..decoupled.specialization import Specialization
 from ..passes.errors import DniGraphError, nearest
 from ..passes.parts.boundary_nodes import key_of
-from .makers import make_optimizer
+from .makers import Unheld, make_optimizer
 from .misfits import optimizer_misfits
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -103,6 +103,7 @@ class Updates:
         for name, parameters in owners.items():
             self._add(name, parameters)
         self._add_boundaries()
+        self._unheld = Unheld(dm.original.named_parameters, self._parameters)
         self._needs: dict[int, tuple[Specialization, dict[str, set[str]], dict[nn.Parameter, list[str]]]] = {}
         self._done: set[str] = set()
         self._kept: dict[nn.Parameter, dict[str, Tensor | None]] = {}
@@ -111,7 +112,9 @@ class Updates:
     def begin(self, specialization: Specialization) -> None:
         """Start a step through these parts, without gradients."""
         self._add_boundaries()
-        if id(specialization) not in self._needs:
+        new = id(specialization) not in self._needs
+        self._unheld.look(soon=new, stacklevel=5)
+        if new:
             self._needs[id(specialization)] = (specialization, *_needs(specialization, self.groups))
         _, self._wanted, self._shared = self._needs[id(specialization)]
         self._done, self._kept, self._memory = set(), {p: {} for p in self._shared}, None
@@ -131,8 +134,7 @@ class Updates:
     def moves(self, value: Tensor) -> bool:
         """Whether an update of a parameter would change this value, since it is a view of one."""
         if self._memory is None:
-            parameters = [p for group in self.groups.values() for p in group.parameters]
-            self._memory = frozenset(_memory(p) for p in parameters)
+            self._memory = frozenset(_memory(p) for p in self._parameters())
         return _memory(value) in self._memory
 
     def boundary_done(self, name: str) -> None:
@@ -215,6 +217,9 @@ class Updates:
         self.groups[name] = Group(name, trained, optimizer, schedule(optimizer) if schedule else None, clip)
         if name in self._waiting:
             self.groups[name].load_state_dict(self._waiting.pop(name))
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.groups.values() for p in group.parameters]
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters of the model and of the heads, by name."""

@@ -501,5 +501,5 @@ def test_odd_arguments_of_a_window_are_named(which, later):
 
 @pytest.mark.parametrize("option", ["head", "condition", "scheduler", "initial"])
 def test_what_makes_nothing_is_named(option):
-    with pytest.raises(dg.RecurrentError, match=r"cannot be made: TypeError.*\n.*look at head="):
+    with pytest.raises(dg.DniGraphError, match=rf"{option} factory .*fails: TypeError|TypeError.*\n.*look at head="):
         made(**{option: nn.Linear}).step(*data(long=3))

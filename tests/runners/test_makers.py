@@ -1,5 +1,7 @@
 """The arguments that all runners take: optimisers of other parameters, things that are no optimisers, and the rest."""
 
+import warnings
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,3 +125,87 @@ class Searching(torch.optim.SGD):
 def test_an_optimiser_that_computes_the_loss_again_is_refused_with_the_way_out(run, kind):
     with pytest.raises(dg.DniGraphError, match=rf"is {kind.__name__}, whose step computes the loss again.*drop-in"):
         run(lambda params: kind(params, 0.1), chain())
+
+
+class Steps:
+    """A run of each kind, step by step, on the same two layers: `model[0]` is below what is decoupled."""
+
+    def __init__(self, kind, model):
+        self.model = model
+        if kind == "local":
+            run = dg.Local(dg.decouple(model, "0", (X,)), loss=F.mse_loss, optimizer=sgd)
+            self.step = lambda: run.step(X, target=Y)
+        elif kind == "network":
+            net = dg.Network(optimizer=sgd).add("a", model[0]).add("b", model[1], loss=F.mse_loss)
+            self.step = lambda: net.connect("a.output", "b.input").tick(X, Y) if not net.links else net.tick(X, Y)
+        else:
+            core = nn.GRU(4, 4)
+            core.requires_grad_(True)
+            run = dg.Recurrent(core, horizon=2, loss=F.mse_loss, optimizer=sgd, readout=model)
+            self.step = lambda: run.step(torch.ones(2, 3, 4), torch.ones(2, 3, 2))
+
+    def moves(self, layer, times=2):
+        """Whether a layer moves in so many steps, and how often the user was told of parameters without optimiser."""
+        before = layer.weight.detach().clone()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(times):
+                self.step()
+        return not torch.equal(before, layer.weight), sum("no optimiser of this run" in str(w.message) for w in told)
+
+
+def sgd(params):
+    return torch.optim.SGD(params, 0.1)
+
+
+KINDS = pytest.mark.parametrize("kind", ["local", "network", "recurrent"])
+
+
+@KINDS
+def test_layers_that_were_frozen_when_the_run_was_made_and_learn_later_are_told_of_once(kind):
+    model = chain()
+    model[1].bias.requires_grad_(False)
+    model[1].weight.requires_grad_(False)
+    if kind == "network":
+        model[1].weight.requires_grad_(True)
+    steps = Steps(kind, model)
+
+    assert steps.moves(model[1])[1] == 0
+    model.requires_grad_(True)
+    assert steps.moves(model[1])[1] == 1
+    assert steps.moves(model[1], times=12)[1] == 0
+
+
+@KINDS
+def test_layers_that_are_frozen_after_the_run_was_made_learn_as_soon_as_they_are_free(kind):
+    model = chain()
+    steps = Steps(kind, model)
+    assert steps.moves(model[1]) == (True, 0)
+
+    model[1].requires_grad_(False)
+    model[1].bias.requires_grad_(kind == "network")  # an agent with a loss must have something to learn
+    assert steps.moves(model[1]) == (False, 0)
+
+    model.requires_grad_(True)
+    assert steps.moves(model[1]) == (True, 0)
+
+
+@KINDS
+def test_a_weight_that_is_replaced_in_a_run_is_told_of_once(kind):
+    model = chain()
+    steps = Steps(kind, model)
+    steps.moves(model[1])
+
+    model[1].weight = nn.Parameter(torch.ones(2, 4))
+
+    assert steps.moves(model[1], times=20) == (False, 1)
+
+
+def test_a_module_that_is_replaced_is_told_of_in_the_step_in_which_it_comes():
+    model = chain()
+    steps = Steps("local", model)
+    steps.moves(model[1])
+
+    model[1] = nn.Linear(4, 2)
+
+    assert steps.moves(model[1], times=1) == (False, 1)

@@ -1,7 +1,7 @@
 """A network that can run: actors, boundaries, predictors, and the channels between them, made once."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ...heads.conditions import Context
 from ...passes.errors import DniGraphError
 from ...passes.graph.facts import batch_dim
 from ...passes.plan.plan import Crossing
-from ...runners.makers import make_optimizer
+from ...runners.makers import Unheld, make_optimizer
 from ...runners.optimizers import Group, MakeOptimizer
 from ..checks.delays import Wiring
 from ..checks.dry_run import DryRun
@@ -44,9 +44,20 @@ class RunningNetwork:
     inboxes: dict[tuple[int, int], Inbox]  # by the numbers of link and receiver
     outboxes: dict[int, Outbox]  # by the number of the link
     skips: Skips  # updates that were skipped, of all actors
+    unheld: Unheld = field(init=False)  # sees what learns and has no optimiser
 
     def __post_init__(self) -> None:
+        self.unheld = Unheld(self._named, self._held)
         self._outside = [(i.link.source.name, i) for i in self.inboxes.values() if i.link.outside]
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, actor in self.actors.items():
+            yield from actor.agent.module.named_parameters(name)
+
+    def _held(self) -> Iterator[nn.Parameter]:
+        for actor in self.actors.values():
+            if actor.group is not None:
+                yield from actor.group.parameters
 
     def follow(self, wiring: Wiring) -> None:
         """Tell both ends of each link whether its messages are read within the tick."""
@@ -121,7 +132,8 @@ def build(
         actors[name] = Actor(agent, list(inputs.values()), list(outputs.values()), group, seed, log, skips)
         outboxes |= outputs
         inboxes |= inputs
-    running = RunningNetwork(actors, builder.named_boundaries(), builder.named_predictors(), inboxes, outboxes, skips)
+    boundaries, predictors = builder.named_boundaries(), builder.named_predictors()
+    running = RunningNetwork(actors, boundaries, predictors, inboxes, outboxes, skips)
     running.connect()
     running.follow(wiring)
     return running
@@ -166,7 +178,9 @@ class _Builder:
             except NetworkError as error:
                 misfits += error.problems
             except DniGraphError as error:
-                misfits.append(str(error))
+                failed = error.__cause__  # a factory of the user's did: its boundary is named, and the link is not
+                misfits.append(str(error) if failed is None else f"{link.name}: {error}")
+                cause = cause or (failed if isinstance(failed, Exception) else None)
             except Exception as error:  # of a factory of the user's
                 misfits.append(f"{link.name}: what it is made of fails: {type(error).__name__}: {error}")
                 cause = cause or error
