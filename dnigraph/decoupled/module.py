@@ -26,6 +26,9 @@ from ..passes.sandbox.snapshot import numbers_kept
 _MOVES = frozenset(("to", "cuda", "cpu", "xpu", "half", "float", "double", "bfloat16", "type", "share_memory"))
 
 
+_PLAIN = "take the plain model, dm.recouple(), which has the weights that it has now"  # for what torch writes down
+
+
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Set a model's mode inside the block; afterwards each of its modules has its own mode again.
@@ -84,6 +87,7 @@ class DecoupledModule(fx.GraphModule):
         self._non_persistent_buffers_set = model._non_persistent_buffers_set
         self._have_children()
         self._take_over(type(model))
+        self.register_load_state_dict_pre_hook(_load_heads)  # type: ignore[no-untyped-call]  # torch's
 
     def _copy_boundaries(self, other: "DecoupledModule", memo: dict[int, Any]) -> None:
         """Own copies of another model's boundaries and of its label context."""
@@ -391,10 +395,27 @@ class DecoupledModule(fx.GraphModule):
         (here, late_here), (there, late_there) = sides
         return (late_here - there) | (late_there - here)
 
+    def __prepare_scriptable__(self) -> Any:
+        raise DniGraphError(f"a decoupled model is not scripted: {_PLAIN}")
+
     def __reduce__(self) -> Any:
         raise DniGraphError(
             "a decoupled model is not pickled: save dm.state_dict() and dm.plan, and decouple where they are loaded"
         )
+
+
+def _load_heads(
+    dm: DecoupledModule, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any,
+    errors: list[str],
+) -> None:  # fmt: skip
+    """Load what a larger model's checkpoint has of the heads. It may be one of the plain model, as our own may."""
+    own = f"{prefix}{dm._prefix}."
+    heads = {name.removeprefix(own): state.pop(name) for name in list(state) if name.startswith(own)}
+    if misfits := dm.boundary_set.misfits(heads) if heads else []:
+        errors += [f"{own}{misfit}" for misfit in misfits]
+    elif heads:
+        dm.boundary_set.load_state_dict(heads, strict=strict, assign=False)
+    state |= {own + name: value for name, value in dm.boundary_set.modules.state_dict(keep_vars=True).items()}
 
 
 def _on_original(name: str) -> Callable[..., Any]:
@@ -441,6 +462,13 @@ def _forward_like(signature: inspect.Signature | None) -> Callable[..., Any]:
         if transformed():  # nothing is captured there, and boundaries that may be left out are
             self.boundary_set.leave_out()
             return self.original(*args, **kwargs)
+        if torch._C._get_tracing_state() is not None:
+            if self.training and self.boundaries:
+                raise DniGraphError(f"a decoupled model is not traced in train mode: {_PLAIN}; or trace dm.eval()")
+            return self.original(*args, **kwargs)  # boundaries do nothing, and guards would be taken for constants
+        for value in args:
+            if type(value) is fx.Proxy:
+                raise DniGraphError(f"a decoupled model is a graph already, dm.graph, and not traced again: {_PLAIN}")
         if self.training and torch.is_grad_enabled() and not self.__dict__.get("_stand_ins"):
             self.boundary_set.look(self.original)
         return self._call(*args, **kwargs)

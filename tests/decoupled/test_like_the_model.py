@@ -357,3 +357,57 @@ def test_a_write_of_the_same_numbers_is_undone_too():
     found, _ = differences(make, [(x(4, k),) for k in range(4)], before_each=moves)
 
     assert found == []
+
+
+def larger(head="auto"):
+    middle = dg.decouple(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), "1", (x(),), head=head)
+    return nn.Sequential(nn.Linear(8, 8), middle, nn.Linear(3, 2))
+
+
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_checkpoint_of_a_larger_plain_model_loads_and_leaves_the_heads(assign):
+    whole = larger()
+    plain = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), nn.Linear(3, 2))
+    heads = list(whole[1].head_parameters())
+
+    whole.load_state_dict(plain.state_dict(), assign=assign)
+
+    assert torch.equal(whole(x()), plain(x()))
+    assert all(p is q for p, q in zip(heads, whole[1].head_parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+def test_a_checkpoint_of_a_larger_model_has_its_heads():
+    one, other = larger(), larger()
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(0.1)
+
+    other.load_state_dict(one.state_dict())
+
+    assert all(torch.equal(other.state_dict()[name], value) for name, value in one.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+@pytest.mark.parametrize("strange", ["1.dni.0.head.layer.weight", "1.0.wait", "2.weights"])
+def test_what_does_not_belong_into_a_larger_model_is_named(strange):
+    whole = larger()
+
+    with pytest.raises(RuntimeError, match=strange.removeprefix("1.").replace(".", r"\.")):
+        whole.load_state_dict({**whole.state_dict(), strange: torch.ones(1)})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::dnigraph.UnconditionedWarning")
+def test_what_torch_writes_down_is_the_models_in_eval_mode_and_refused_in_train_mode():
+    dm = larger()[1]
+
+    traced = torch.jit.trace(dm.eval(), (x(),))
+    assert torch.equal(traced(x(7, 2)), dm(x(7, 2)))
+
+    with pytest.raises(dg.DniGraphError, match=r"not traced in train mode: .*dm\.recouple\(\)"):
+        torch.jit.trace(dm.train(), (x(),))
+    with pytest.raises(dg.DniGraphError, match=r"not scripted: .*dm\.recouple\(\)"):
+        torch.jit.script(dm)
+    with pytest.raises(dg.DniGraphError, match=r"a graph already.*dm\.recouple\(\)"):
+        torch.fx.symbolic_trace(nn.Sequential(dm))
