@@ -128,6 +128,8 @@ class AttributeGuards:
             value = table[key]
             if isinstance(value, torch.Tensor | nn.Module) or _is_plain(value) or id(value) in opened:
                 continue
+            if hasattr(type(value), "__next__"):
+                continue  # an iterator: no graph is made of a call that takes from one
             if not _is_covered(value, _DEPTH, [_FEW]):
                 opened[id(value)] = _DEPTH
                 self._digest(table, key, f"{owner}.{key}" if owner and owner != key else str(key))

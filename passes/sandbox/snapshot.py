@@ -165,10 +165,66 @@ def untouched(model: nn.Module, arguments: Sequence[Any] = ()) -> Iterator[Snaps
 
     Hooks on saved tensors that the caller set (activation checkpointing counts them) do not see the block.
     """
-    with one_at_a_time, _without_saved_tensors_hooks():
+    with one_at_a_time, _without_saved_tensors_hooks(), _iterators_again(model):
         snapshot = Snapshot.of(model, arguments)
         with undone(snapshot.restore):
             yield snapshot
+
+
+class Again:
+    """An iterator in place of one of the model's, so that what a run takes from it comes again in the next run."""
+
+    __slots__ = ("__dict__", "_keeps", "_kept", "_source")  # a snapshot sees, and puts back, the position alone
+
+    def __init__(self, source: Iterator[Any]):
+        self._source, self._kept, self._keeps = source, list[Any](), True
+        self.position = 0  # in `_kept`
+
+    def __iter__(self) -> "Again":
+        return self
+
+    def __next__(self) -> Any:
+        if self.position == len(self._kept):
+            value = next(self._source)
+            if not self._keeps:
+                return value
+            self._kept.append(value)
+        self.position += 1
+        value = self._kept[self.position - 1]
+        if not self._keeps and self.position == len(self._kept):
+            self._kept, self.position = [], 0
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+
+@contextlib.contextmanager
+def _iterators_again(model: nn.Module) -> Iterator[None]:
+    """Let iterators that are attributes of modules give the same in each run of the block, and after it once more."""
+    found = []
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if hasattr(type(value), "__next__") and not (isinstance(value, Again) and value._keeps):
+                found.append((vars(module), name, value))
+
+    def restore() -> None:
+        for table, name, value in found:
+            again = table.get(name)
+            if isinstance(again, Again):
+                again._keeps = False
+                if not again._kept and again is not value:
+                    table[name] = value  # nothing was taken
+
+    with undone(restore):
+        for table, name, value in found:
+            if isinstance(value, Again):
+                value._keeps = True
+            else:
+                table[name] = Again(value)
+        yield
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Whatever Python reads of a call, later calls get the model's own results: by a guard, or by running the model."""
 
+import copy
+import itertools
 import random
 
 import numpy as np
@@ -191,3 +193,54 @@ def test_a_size_in_a_text_costs_one_graph_for_each_size():
     )
 
     assert dm.plan.capture == "record" and isinstance(dm, dg.DecoupledModule)
+
+
+ITERATORS = {
+    "a counter": lambda: itertools.count(1.0),
+    "a cycle": lambda: itertools.cycle([1.0, 2.0, 3.0]),
+    "a generator": lambda: (float(i * i) for i in range(1000)),
+    "of a list": lambda: iter([float(i) for i in range(1000)]),
+}
+
+
+@pytest.mark.parametrize("which", ITERATORS)
+def test_what_a_capture_takes_from_an_iterator_of_the_model_comes_again(which):
+    calls = [(x(4, i),) for i in range(4)]
+
+    def takes(net, v):
+        return net.c(net.a(v)) * next(net.steps)
+
+    found, dm = differences(lambda: Net(takes, steps=ITERATORS[which]()), calls)
+    assert (found, dm.plan.capture) == ([], "hooks")
+
+    other = ITERATORS[which]()
+    assert next(dm.steps) == list(itertools.islice(other, len(calls) + 1))[-1]
+    dg.check(dm, x())
+    assert next(dm.steps) == next(other)
+    if which != "a generator":
+        assert next(copy.deepcopy(dm).steps) == next(dm.steps)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("which", ITERATORS)
+def test_an_iterator_that_no_call_takes_from_is_left_where_it_was(which):
+    steps = ITERATORS[which]()
+    model = Net(lambda net, v: net.c(net.a(v)), steps=steps)
+
+    dm = dg.decouple(model, "a", (x(),), boundary="oracle")
+    dm(x()), dm.eval()(x())
+
+    assert model.steps is steps
+    assert next(steps) == next(ITERATORS[which]())
+
+
+def test_an_iterator_may_end_and_be_used_in_eval_mode_alone():
+    def ends(net, v):
+        return net.c(net.a(v)) if net.training else net.c(net.a(v)) * next(net.steps, 7.0)
+
+    def turns(model, i):
+        model.train(i % 2 == 0)
+
+    found, _ = differences(lambda: Net(ends, steps=iter([2.0])), [(x(4, i),) for i in range(4)], before_each=turns)
+
+    assert found == []
