@@ -291,5 +291,7 @@ def _refuse(model: Any, cuts: Any, args: Any, kwargs: Any, unlock: Any = "update
         misfits.append(f"example_kwargs is a dict of the model's arguments by name, not {type(kwargs).__name__}")
     if not isinstance(unlock, str) or unlock not in ("update", "forward"):
         misfits.append(f"unlock={unlock!r}: say 'update' or 'forward'")
+    if torch.is_inference_mode_enabled():
+        misfits.append("this is inside torch.inference_mode(), where no gradient can be recorded: call it outside")
     if misfits:
         raise DniGraphError(misfits[0] if len(misfits) == 1 else "these arguments do not fit:" + bullets(misfits))

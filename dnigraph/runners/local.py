@@ -17,10 +17,10 @@ from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
 from ..passes.errors import CheckpointError, DniGraphError, bullets
-from ..passes.graph.pytrees import field_of, map_tensors
+from ..passes.graph.pytrees import field_of, flatten, map_tensors
 from ..passes.sandbox.journal import all_or_nothing
 from .checkpoint import load_checkpoint, restore_random, save_checkpoint
-from .makers import run_misfits
+from .makers import BARE, run_misfits
 from .misfits import settings_misfits, state_misfits
 from .optimizers import MakeOptimizer, MakeScheduler, Updates
 from .step import Step
@@ -107,7 +107,7 @@ class Local:
         self.steps = 0
         self._lock = threading.RLock()
         self._spoilt: Tensor | bool = False  # whether a loss was not finite, since that was looked at
-        self._told_spoilt = False
+        self._told_detached = self._told_spoilt = False
 
     def step(self, *args: Any, target: Any = None, label: Any = TARGET, **kwargs: Any) -> StepResult:
         """One step of training on one batch.
@@ -145,7 +145,7 @@ class Local:
             step = Step(specialization, boundaries, self.updates)
             output = specialization.build(step.forward(inputs))
             loss = self._loss(output, target)
-            self._look_at(loss.detach())
+            self._look_at(loss, output)
             step.backward(loss)
         self.updates.end_step(loss.detach())
         self.steps += 1
@@ -231,10 +231,21 @@ class Local:
                 raise DniGraphError(f"{words}: {misfit}") from error
             raise
 
-    def _look_at(self, loss: Tensor) -> None:
-        """Tell, once, of a loss that is not finite: before the parts learn from it where that costs no waiting."""
+    def _look_at(self, loss: Tensor, output: Any) -> None:
+        """Tell, once, of a loss that nothing learns from, and of one that is not finite, before the parts learn from it
+        where that costs no waiting.
+        """
+        if not (loss.requires_grad or self._told_detached) and any(map(_learns, flatten(output)[0])):
+            self._told_detached = True
+            warnings.warn(
+                "the loss carries no gradient, and the output does: the last part and the heads learn nothing. Compute "
+                "it of the output itself, without detach(), .data, item(), numbers of numpy, or a new tensor",
+                TrainingWarning,
+                stacklevel=5,
+            )
         if self._told_spoilt:
             return
+        loss = loss.detach()
         self._spoilt = loss.isfinite().logical_not() | self._spoilt
         if (loss.is_cpu or self.steps % _LOOKS == 0) and self._spoilt:
             self._told_spoilt = True
@@ -250,7 +261,14 @@ class Local:
     def _loss(self, output: Any, target: Any) -> Tensor:
         loss: Any
         if callable(self.loss):
-            loss = self.loss(output, target)
+            try:
+                loss = self.loss(output, target)
+            except Exception as error:
+                if type(error) not in BARE:
+                    raise
+                given = f"the output is {_kind(output)}, the target {_kind(target)}"
+                way = "; give it by name, run.step(x, target=y)" if target is None else ""
+                raise DniGraphError(f"the loss fails: {type(error).__name__}: {error}; {given}{way}") from error
         else:
             loss = field_of(output, self.loss)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -282,6 +300,16 @@ class StandIn(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The run's."""
         self._run.load_state_dict(state_dict)
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return "None" if value is None else f"a {type(value).__name__}"
+    return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _learns(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _warn_of_other_processes() -> None:

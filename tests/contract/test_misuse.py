@@ -206,3 +206,9 @@ def test_a_plan_of_a_model_that_holds_no_numbers():
     assert plan.capture == "record" and len(plan.parts) == 2
     assert all(p.is_meta for p in meta.parameters())
     assert plan.crossings[0].shape == (4, 6)
+
+
+@pytest.mark.parametrize("call", [dg.decouple, dg.plan])
+def test_inside_inference_mode_nothing_can_be_decoupled(call):
+    with torch.inference_mode(), pytest.raises(dg.DniGraphError, match=r"inside torch\.inference_mode.*outside"):
+        call(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "0", (torch.ones(2, 4),))

@@ -543,3 +543,53 @@ def test_where_warnings_are_errors_a_loss_that_is_not_finite_leaves_the_last_par
         run.step(x, target=float("nan"))
 
     assert all(torch.equal(before[name], tensor) for name, tensor in model[1].state_dict().items())
+
+
+LOSSES_WITHOUT_GRADIENT = {
+    "detached": lambda y, t: F.mse_loss(y.detach(), t),
+    "of its data": lambda y, t: (y.data - t).square().mean(),
+    "a new tensor": lambda y, t: torch.tensor((y - t).square().mean().item()),
+}
+
+
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+@pytest.mark.parametrize("which", LOSSES_WITHOUT_GRADIENT)
+def test_a_loss_that_carries_no_gradient_is_told_once(which):
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.ones(3, 4)
+    run = dg.Local(dg.decouple(model, "0", (x,)), loss=LOSSES_WITHOUT_GRADIENT[which], optimizer=adam)
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", dg.TrainingWarning)
+        seen = [(run.step(x, target=torch.zeros(3, 2)), len(told))[1] for _ in range(3)]
+
+    assert seen == [1, 1, 1]
+    assert "the loss carries no gradient" in str(told[0].message)
+    assert told[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning", "error::dnigraph.TrainingWarning")
+def test_a_model_whose_last_part_is_frozen_has_no_gradient_to_miss():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.ones(3, 4)
+    dm = dg.decouple(model, [], (x,))
+    model.requires_grad_(False)
+    dg.Local(dm, loss=F.mse_loss, optimizer=adam).step(x, target=torch.zeros(3, 2))
+
+
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+@pytest.mark.parametrize(
+    ("loss", "target", "words"),
+    [
+        (F.cross_entropy, None, r"TypeError.*the output is \[3, 2\] float32, the target None; give it by name"),
+        (F.cross_entropy, torch.zeros(5, dtype=torch.long), r"ValueError.*the target \[5\] int64$"),
+        (lambda y, t: t["no"], {"yes": 1}, None),
+        (lambda y, t: y.no_such_thing, 1.0, "AttributeError.*the target a float$"),
+    ],
+)
+def test_a_loss_that_fails_says_what_it_was_given(loss, target, words):
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.ones(3, 4)
+    run = dg.Local(dg.decouple(model, "0", (x,)), loss=loss, optimizer=adam)
+
+    with pytest.raises(dg.DniGraphError if words else KeyError, match=words and f"the loss fails: {words}") as told:
+        run.step(x, target=target)
+
+    assert words is None or told.value.__cause__ is not None
