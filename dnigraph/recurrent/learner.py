@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..runners.makers import Unheld
+from ..runners.makers import Detached, Unheld
 from ..runners.optimizers import Group
 from .auxiliary import Auxiliary
 from .backward import backward
@@ -72,6 +72,7 @@ class Learner:
     def __init__(self, core: Core, layout: Layout, options: Options, loss: Loss, estimator: Estimator | None) -> None:
         self.core, self.layout, self.options, self.loss, self.estimator = core, layout, options, loss, estimator
         self.groups: dict[str, Group] = {}
+        self._detached = Detached()
         self.unheld = Unheld(self._core_parameters, self._held)
         self.auxiliary: Auxiliary | None = None
         self.traces: Traces | None = None
@@ -105,6 +106,8 @@ class Learner:
             if asks:
                 layout.refuse_growth(leaves, passed.last)
             loss, share, count = window_loss(self.loss, passed.output, window, self.options.horizon)
+            if loss is not None:
+                self._detached.look(loss, passed.output)
             total = loss if loss is None or share == 1 else loss * share
             view, estimate = self._looks_ahead(passed.last, seen, window, strengths.cap)
             credit = self._credit(estimate, window.ends, strengths, later)

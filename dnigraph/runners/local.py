@@ -17,10 +17,10 @@ from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
 from ..passes.errors import CheckpointError, DniGraphError, bullets
-from ..passes.graph.pytrees import field_of, flatten, map_tensors
+from ..passes.graph.pytrees import field_of, map_tensors
 from ..passes.sandbox.journal import all_or_nothing
 from .checkpoint import load_checkpoint, restore_random, save_checkpoint
-from .makers import BARE, run_misfits
+from .makers import BARE, Detached, run_misfits
 from .misfits import settings_misfits, state_misfits
 from .optimizers import MakeOptimizer, MakeScheduler, Updates
 from .step import Step
@@ -107,7 +107,7 @@ class Local:
         self.steps = 0
         self._lock = threading.RLock()
         self._spoilt: Tensor | bool = False  # whether a loss was not finite, since that was looked at
-        self._told_detached = self._told_spoilt = False
+        self._told_spoilt, self._detached = False, Detached()
 
     def step(self, *args: Any, target: Any = None, label: Any = TARGET, **kwargs: Any) -> StepResult:
         """One step of training on one batch.
@@ -235,14 +235,7 @@ class Local:
         """Tell, once, of a loss that nothing learns from, and of one that is not finite, before the parts learn from it
         where that costs no waiting.
         """
-        if not (loss.requires_grad or self._told_detached) and any(map(_learns, flatten(output)[0])):
-            self._told_detached = True
-            warnings.warn(
-                "the loss carries no gradient, and the output does: the last part and the heads learn nothing. Compute "
-                "it of the output itself, without detach(), .data, item(), numbers of numpy, or a new tensor",
-                TrainingWarning,
-                stacklevel=5,
-            )
+        self._detached.look(loss, output, stacklevel=5)
         if self._told_spoilt:
             return
         loss = loss.detach()
@@ -306,10 +299,6 @@ def _kind(value: Any) -> str:
     if not isinstance(value, Tensor):
         return "None" if value is None else f"a {type(value).__name__}"
     return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-
-
-def _learns(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _warn_of_other_processes() -> None:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..boundaries.watch import TrainingWarning
 from ..passes.errors import DniGraphError
+from ..passes.graph.pytrees import flatten
 
 LOOKS = 8  # steps from one whole look at a model's parameters to the next
 NAMES = 6  # of parameters that an error lists
@@ -101,6 +102,27 @@ def make_optimizer(
         frozen = ", and freeze what shall not learn: requires_grad_(False)" if missing else ""
         raise error(f"{facts}; {way}{frozen}")
     return optimizer  # it also holds some of the user's own: those of a loss, say
+
+
+class Detached:
+    """Tells, once, of a loss that carries no gradient where the output does: nothing learns from it."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def look(self, loss: Tensor, output: Any, stacklevel: int = 2) -> None:
+        """One look at a loss, and at the output that it was computed of."""
+        if loss.requires_grad or self._told:
+            return
+        if any(isinstance(value, Tensor) and value.requires_grad for value in flatten(output)[0]):
+            self._told = True
+            warnings.warn(
+                "the loss carries no gradient, and the output does: what computes the output, and the heads, learn "
+                "nothing from it. Compute it of the output itself, without detach(), .data, item(), numbers of numpy, "
+                "or a new tensor",
+                TrainingWarning,
+                stacklevel=stacklevel + 1,
+            )
 
 
 class Unheld:

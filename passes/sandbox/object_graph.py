@@ -92,8 +92,8 @@ class ObjectGraph:
             return value
         if isinstance(value, tuple):
             return value
-        if isinstance(value, _CLOSED) or not hasattr(value, "__dict__"):
-            return None
+        if isinstance(value, _CLOSED) or not isinstance(getattr(value, "__dict__", None), dict):
+            return None  # also `list[int]`, which shows the attributes of its class
         self.objects[id(value)] = value
         if isinstance(value, torch.jit.ScriptModule):  # its tensors live in C++
             return [*vars(value).values(), *value.parameters(), *value.buffers()]

@@ -321,3 +321,14 @@ def test_a_nan_among_the_arguments_is_found_again():
         dm(x(), float("nan"))
 
     assert len(list(dm._cache)) == 3  # 1.0 in both modes, and nan
+
+
+@pytest.mark.parametrize("hint", [list[int], dict[str, list[float]], tuple[int, ...]])
+def test_a_type_hint_on_a_model_is_no_setting_and_breaks_nothing(hint):
+    def forward(net, v):
+        net.calls += 1
+        return net.c(net.a(v)) * net.calls
+
+    found, _ = differences(lambda: Net(forward, hint=hint, kinds=[hint], calls=0), [(x(4, i),) for i in range(3)])
+
+    assert found == []

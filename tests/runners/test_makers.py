@@ -209,3 +209,16 @@ def test_a_module_that_is_replaced_is_told_of_in_the_step_in_which_it_comes():
     model[1] = nn.Linear(4, 2)
 
     assert steps.moves(model[1], times=1) == (False, 1)
+
+
+@KINDS
+def test_a_loss_that_carries_no_gradient_is_told_once_by_every_run(kind, monkeypatch):
+    monkeypatch.setattr(F, "mse_loss", lambda output, target: (output.detach() - target).square().mean())
+    steps = Steps(kind, chain())
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            steps.step()
+
+    assert sum("the loss carries no gradient" in str(w.message) for w in told) == 1

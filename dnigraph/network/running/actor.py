@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...decoupled.module import DecoupledModule
 from ...heads.conditions import ConditionError
-from ...runners.makers import BARE
+from ...runners.makers import BARE, Detached
 from ...runners.optimizers import Group, finite
 from ..description.agent import Agent
 from ..description.network_error import NetworkError
@@ -47,6 +47,7 @@ class Actor:
         self.waiting: list[Firing] = []
         self.chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
         self._learned = False
+        self._detached = Detached()
         self._judged: Form | None = None  # what the loss could take the last time
         self._forms: dict[str, Form] = {}  # of the inputs of the last firing
         fed = {inbox.sink.name for inbox in inboxes}
@@ -227,6 +228,7 @@ class Actor:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             kind = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise NetworkError([f"the loss of {name} must be one number in a tensor, not {kind}"])
+        self._detached.look(loss, (returned, outputs))
         tick.losses[name] = loss.detach()
         return loss
 
