@@ -1,4 +1,4 @@
-"""Random number generators: their states, and numbers at the ends of their range."""
+"""Random number generators: their states, and numbers at the ends of their range and inside."""
 
 import enum
 import pickle
@@ -63,9 +63,14 @@ def seed_all(seed: int) -> None:
 
 
 class ExtremeDraws(enum.Enum):
-    """Python and numpy draw numbers at one end of their range, so that a rare branch (`random() < 1e-3`) is taken."""
+    """Python and numpy draw numbers at one end of their range, so that a rare branch (`random() < 1e-3`) is taken.
+
+    `choice` and the like draw bits until a number fits, and the highest fit only now and then: the inner ones do at
+    once and stand for an entry that is not the first.
+    """
 
     LOWEST = 0
+    INNER = 0xFC02C9A7  # handed out as 0x7FFF0001: Python cuts the number from the left end, numpy from the right
     HIGHEST = 0x12DD9BB3  # the word of a Mersenne Twister that is handed out as 0xFFFFFFFF
 
     def set(self) -> None:

@@ -55,6 +55,18 @@ def test_a_generator_of_any_kind_goes_back_and_its_fingerprint_tells(generator):
     assert draw() == first
 
 
+@pytest.mark.parametrize("entries", range(2, 9))
+def test_inner_draws_choose_an_entry_that_is_not_the_first(entries):
+    state = random_state()
+    try:
+        ExtremeDraws.INNER.set()
+        chosen = [random.choice(range(entries)) for _ in range(9)]
+        chosen += [np.random.randint(entries), np.random.choice(entries)]  # noqa: NPY002  # the one that models draw from
+        assert 0 not in chosen
+    finally:
+        set_random_state(state)
+
+
 @pytest.mark.parametrize("extreme, lowest", [(ExtremeDraws.LOWEST, True), (ExtremeDraws.HIGHEST, False)])
 def test_extreme_draws_of_python_and_numpy_are_at_one_end_of_their_range(extreme, lowest):
     state = random_state()

@@ -12,7 +12,8 @@ from kit.replay import Doing, Net, assert_refused, assert_untouched, compare, fi
 from torch import nn
 
 from dnigraph.passes.capture.ladder import capture
-from dnigraph.passes.errors import CaptureError
+from dnigraph.passes.capture.record.record import record
+from dnigraph.passes.errors import CaptureError, StatefulModelError
 from dnigraph.passes.graph.pytrees import flatten
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
@@ -80,6 +81,25 @@ def test_a_branch_that_random_numbers_of_python_rarely_take_is_found(draw):
         return model.inner(x) if draw() < 1e-3 else model.outer(x)
 
     assert "other random numbers of Python or numpy" in judge(Doing(rarely_goes_elsewhere), X).why
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda: random.choice(["sin", "cos"]),
+        lambda: random.choice(["sin", "cos", "tanh"]),
+        lambda: random.sample(["sin", "cos"], 1)[0],
+        lambda: str(np.random.choice(["sin", "cos"])),  # noqa: NPY002  # the one that models draw from
+    ],
+)
+def test_a_choice_of_python_is_found_whichever_entry_comes_up_first(choose):
+    def chooses(model, x):
+        return model.outer(getattr(model.inner(x), choose())())
+
+    for seed in range(6):
+        random.seed(seed), np.random.seed(seed)  # noqa: NPY002  # the one that models draw from
+        with pytest.raises(StatefulModelError, match="other random numbers of Python or numpy"):
+            record(Doing(chooses), (X,), {})
 
 
 def test_random_numbers_of_python_that_decide_nothing_do_no_harm():
