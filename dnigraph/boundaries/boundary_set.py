@@ -13,6 +13,7 @@ from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.plan.plan import Crossing, Plan
 from .boundary import Boundary
 from .head_watch import HeadWatch
+from .replay import Replay
 
 LATE = "late"  # a buffer that marks boundaries which the example did not need
 
@@ -95,15 +96,20 @@ class BoundarySet:
 
     def misfits(self, state: Mapping[str, Any]) -> list[str]:
         """One line for each entry of a state that is missing, strange or of another shape; heads of late ways aside."""
-        own, lines = self.modules.state_dict(), []
+        own, lines, varying = self.modules.state_dict(), [], self.varying()
         late = {n.rpartition(".")[0] for side in (own, state) for n in side if n.endswith(f".{LATE}")}
-        for name in sorted(own.keys() | state.keys()):
+        for name in sorted((own.keys() | state.keys()) - varying):
             if name.partition(".")[0] in late:
                 continue
             here, there = (list(side[name].shape) if name in side else "missing" for side in (own, state))
             if here != there:
                 lines.append(f"{name}: {here} here, {there} in the state")
         return lines
+
+    def varying(self) -> set[str]:
+        """The names of entries that a state may have or lack, in any size: batches that heads remember."""
+        kept = [(path, module) for path, module in self.modules.named_modules() if isinstance(module, Replay)]
+        return {f"{path}.{name}" for path, module in kept for name in module.entries}
 
     def describe(self, plan: Plan) -> Plan:
         """The plan with the boundary and the head of each crossing."""

@@ -46,6 +46,11 @@ class Replay(nn.Module):
             for part, tensor in entry.items():
                 self._buffers[f"{part}_{i}"] = tensor
 
+    @property
+    def entries(self) -> list[str]:
+        """The names that its state may have: how many of them there are, and of which sizes, hangs on what was seen."""
+        return [f"{part}_{i}" for i in range(self.size) for part in ("value", "label", "target")]
+
     def __len__(self) -> int:
         return sum(name.startswith("value_") for name in self._buffers)
 

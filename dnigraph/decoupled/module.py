@@ -395,6 +395,10 @@ class DecoupledModule(fx.GraphModule):
         (here, late_here), (there, late_there) = sides
         return (late_here - there) | (late_there - here)
 
+    def varying(self) -> set[str]:
+        """The entries that a state of this model may have or lack, in any size."""
+        return {f"{self._prefix}.{name}" for name in self.boundary_set.varying()}
+
     def __prepare_scriptable__(self) -> Any:
         raise DniGraphError(f"a decoupled model is not scripted: {_PLAIN}")
 

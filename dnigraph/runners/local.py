@@ -196,7 +196,10 @@ class Local:
         state = load_checkpoint(path, {"model", "updates", "steps"})
         with self._lock:
             late = self.dm.one_sided(state["model"]) if isinstance(state["model"], Mapping) else set()
-            misfits = [*state_misfits(self.dm.state_dict(), state["model"], late), *self._misfits(state, late)]
+            misfits = [
+                *state_misfits(self.dm.state_dict(), state["model"], late, self.dm.varying()),
+                *self._misfits(state, late),
+            ]
             misfits += settings_misfits(self._settings(), state.get("boundaries"))
             if misfits:
                 raise CheckpointError(f"{path} does not fit this run:{bullets(misfits)}")

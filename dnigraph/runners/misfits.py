@@ -7,20 +7,23 @@ import torch
 from torch import Tensor
 
 
-def state_misfits(own: Mapping[str, Any], saved: Any, late: Collection[str] = ()) -> list[str]:
+def state_misfits(
+    own: Mapping[str, Any], saved: Any, late: Collection[str] = (), varying: Collection[str] = ()
+) -> list[str]:
     """One line for each entry of a model's state that is missing, strange, or a tensor of another shape or dtype.
 
     Args:
         own: the model's present `state_dict()`.
         saved: the one that is to be loaded.
         late: boundaries that one of the two may lack.
+        varying: entries that each may have or lack, in any size.
     """
     if not isinstance(saved, Mapping):
         return [f"its model state is a {type(saved).__name__}, not a dict"]
     misfits = []
     for key in sorted(own.keys() | saved.keys(), key=str):
         here, there = _kind(own, key), _kind(saved, key)
-        if here != there and not late_boundary(key, late):
+        if here != there and key not in varying and not late_boundary(key, late):
             misfits.append(f"{key}: {here} here, {there} in the file")
     return misfits
 

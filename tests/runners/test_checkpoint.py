@@ -258,3 +258,43 @@ def test_a_failed_save_leaves_the_old_file_alone(tmp_path):
 
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
     assert load_checkpoint(tmp_path / "run.pt", {"network"})["format"] == FORMAT
+
+
+def replaying(size=3):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    dm = dg.decouple(model, "0", (torch.ones(2, 4),), boundary=dg.dni(replay=size))
+    return dg.Local(dm, loss=F.mse_loss, optimizer=sgd)
+
+
+def steps(run, rows):
+    for n in rows:
+        run.step(torch.arange(4.0 * n).view(n, 4), target=torch.ones(n, 2))
+
+
+@pytest.mark.parametrize(("before", "other"), [((2, 3), ()), ((2, 3, 2, 2), (3,)), ((), (2, 2)), ((5,), (2, 3, 4))])
+def test_a_run_takes_up_the_batches_that_heads_remember_however_many_it_has_itself(before, other, tmp_path):
+    run, fresh = replaying(), replaying()
+    steps(run, before)
+    steps(fresh, other)
+    run.save(tmp_path / "run")
+
+    fresh.load(tmp_path / "run")
+    for one in (run, fresh):
+        steps(one, (2, 4))
+
+    here, there = run.dm.state_dict(), fresh.dm.state_dict()
+    assert here.keys() == there.keys() and len(here) > 10
+    assert all(torch.equal(value, there[key]) for key, value in here.items() if isinstance(value, torch.Tensor))
+
+
+def test_batches_that_no_head_of_this_run_could_remember_are_a_misfit(tmp_path):
+    run, fresh = replaying(), replaying()
+    steps(run, (2,))
+    state = run.dm.state_dict()
+    for part in ("value", "target"):
+        state[f"dni.0.replay.{part}_3"] = state[f"dni.0.replay.{part}_0"]
+
+    with pytest.raises(dg.CheckpointError, match=r"replay\.target_3: missing here"):
+        fresh.dm.load_state_dict(state)
+    assert not any("replay" in key for key in fresh.dm.state_dict())

@@ -3,6 +3,7 @@
 import random
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dnigraph.passes.sandbox.snapshot import one_at_a_time
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning", "ignore::FutureWarning")
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+LIBRARY = str(Path(dg.__file__).parent)
 POINTS = 5  # lines that are tried for each job
 # What puts things back, or hands them out for a while: where an interrupt does most harm.
 TEMPORARY = {
@@ -40,7 +42,8 @@ class Interrupt:
         code = frame.f_code
         ours = any(name in code.co_filename for name in ("dnigraph", "passes", "contextlib", "random"))
         for place in (frame, frame.f_back):
-            ours = ours and "site-packages" not in place.f_code.co_filename
+            file = place.f_code.co_filename  # the library itself may be installed, too
+            ours = ours and ("site-packages" not in file or file.startswith(LIBRARY))
         return self._line if ours and code.co_name in TEMPORARY else None
 
     def _line(self, frame, event, arg):
