@@ -59,10 +59,11 @@ class Boundary(nn.Module, ABC):
     def again(self, value: Tensor) -> Visit:
         """A visit of a value that was visited before and whose target comes only now, to be settled at once.
 
-        The weights have changed since, so a head predicts again. Does not advance counters. The default learns nothing;
-        a boundary with a head must override it.
+        The weights have changed since, so a head predicts again. The producer has learned: only the later roots get
+        gradients, those that `settle` gives. The default is `visit`; a boundary that counts its visits must override
+        it, since this one is no step.
         """
-        return Visit((value,), (None,), lambda target: (None,))
+        return self.visit(value)
 
     def pass_last(self) -> None:
         """Called in place of `visit` when no consumer will read this value (the end of an episode)."""

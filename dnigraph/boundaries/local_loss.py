@@ -48,6 +48,10 @@ class LocalLoss(Boundary):
         one, by = torch.ones_like(loss), self.context.scale()
         return Visit((value, loss), (None, one if by is None else one * by), lambda target: (None, None))
 
+    def again(self, value: Tensor) -> Visit:
+        """Nothing: it has learned in its visit, and an answer teaches it nothing."""
+        return Visit((value,), (None,), lambda target: (None,))
+
     @property
     def waits(self) -> bool:
         """Never: the loss is known at once."""

@@ -28,6 +28,10 @@ class Silent(Boundary):
             return Visit((value,), None, lambda target: (target,))
         return Visit((value,), (None,), lambda target: (None,))
 
+    def again(self, value: Tensor) -> Visit:
+        """Nothing, and no step."""
+        return Visit((value,), (None,), lambda target: (None,))
+
     @property
     def waits(self) -> bool:
         """Whether the producer gets the true gradient in some visits."""

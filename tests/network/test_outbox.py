@@ -57,3 +57,44 @@ def test_a_boundary_with_a_gradient_of_its_own_gives_it_also_where_nobody_reads(
     net.tick(torch.ones(2, 6), torch.ones(2, 3), ends=True)
 
     assert not torch.equal(before, net.agents["a"].module.weight)
+
+
+class Mine(dg.Boundary):
+    """A user's own estimate: a linear head that starts at zero."""
+
+    kind = "mine"
+    waits = False
+
+    def __init__(self, spec, context):
+        super().__init__(spec, context)
+        self.head = nn.Linear(spec.width, spec.width)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def visit(self, value):
+        estimate = self.head(value.detach())
+        now = estimate.detach()
+        return dg.Visit((value, estimate), (now, None), lambda t: (None, None if t is None else now - t))
+
+
+class Auxiliary(Mine):
+    """A loss of its own, whose gradient is known at once."""
+
+    def visit(self, value):
+        loss = self.head(value).square().mean() + self.head.bias.sum()
+        return dg.Visit((value, loss), (None, torch.ones_like(loss)), lambda t: (None, None))
+
+
+@pytest.mark.parametrize("delay", [0, 1, 2])
+@pytest.mark.parametrize("kind", [Mine, Auxiliary])
+def test_the_weights_of_a_boundary_of_the_users_own_learn_over_any_delay(kind, delay):
+    torch.manual_seed(0)
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 3), loss=F.mse_loss)
+    net.connect("a.output", "b.input", delay=delay, boundary=lambda spec, context, head: kind(spec, context))
+
+    for _ in range(delay + 2):
+        net.tick(torch.ones(2, 6), torch.ones(2, 3))
+
+    (boundary,) = net.boundaries.values()
+    assert boundary.head.bias.any()
+    assert all(p.grad is None for p in boundary.parameters())

@@ -60,7 +60,6 @@ class Outbox:
         self.sent: dict[int, Sent] = {}
         self.settled: list[tuple[int, bool]] = []  # messages answered in this tick; True: by a gradient
         self._now: Message | None = None
-        self._learned = False
 
     @property
     def port(self) -> str:
@@ -136,7 +135,7 @@ class Outbox:
         """After a failed tick: drop half-made gradients, and hear the answers under way."""
         if self.group is not None:
             self.group.forget()
-        self._now, self._learned = None, False
+        self._now = None
         for number, channel in enumerate(self.answers):
             for answers in channel.rest():
                 for answer in answers:
@@ -156,10 +155,13 @@ class Outbox:
                 sent.visit = None
 
     def step(self) -> bool:
-        """Step the head's optimiser, if it has new gradients. Returns False if these were not finite."""
-        sound = not self._learned or self.group is None or self.group.update_if_finite()
-        self._learned = False
-        return sound
+        """Step the boundary's optimiser, if it has new gradients. Returns False if these were not finite.
+
+        A head's come with the answers, those of a local loss when the sender learns.
+        """
+        if self.group is None or all(p.grad is None for p in self.group.parameters):
+            return True
+        return self.group.update_if_finite()
 
     def _note(self, number: int, answer: Answer) -> None:
         sent = self.sent.get(answer.sent)
@@ -175,12 +177,9 @@ class Outbox:
     def _settle(self, sent: Sent, target: Tensor | None) -> None:
         if sent.waiting is not None and sent.visit is not None and sent.visit.now is None:
             sent.waiting(self, sent.visit.gradients(target))
-            self._learned = True
         elif target is not None and self.boundary is not None:
             visit = sent.visit or self._again(self.boundary, sent)
-            roots = pairs(visit.roots[1:], visit.settle(target)[1:])
-            backward(roots)
-            self._learned = self._learned or bool(roots)
+            backward(pairs(visit.roots[1:], visit.settle(target)[1:]))
 
     def _again(self, boundary: Boundary, sent: Sent) -> Visit:
         with torch.enable_grad(), boundary.context.conditioned(sent.label):
