@@ -2,7 +2,7 @@
 
 python -m benchmarks                                those of minutes
 python -m benchmarks step_time memory --rounds 5    the named ones, each with options of its own
-python -m benchmarks --results my-results step_time  leave the results of the repository as they are
+python -m benchmarks --results mine step_time       leave the results of the repository as they are
 """
 
 import importlib
