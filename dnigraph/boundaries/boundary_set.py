@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..heads.conditions import Context
 from ..passes.parts.boundary_nodes import boundary_key
@@ -101,7 +101,7 @@ class BoundarySet:
         for name in sorted((own.keys() | state.keys()) - varying):
             if name.partition(".")[0] in late:
                 continue
-            here, there = (list(side[name].shape) if name in side else "missing" for side in (own, state))
+            here, there = (_size(side[name]) if name in side else "missing" for side in (own, state))
             if here != there:
                 lines.append(f"{name}: {here} here, {there} in the state")
         return lines
@@ -127,3 +127,8 @@ class BoundarySet:
         result = BoundarySet(self.make, copy.deepcopy(self.context, memo))
         result.modules, result.waiting = copy.deepcopy(self.modules, memo), copy.deepcopy(self.waiting, memo)
         return result
+
+
+def _size(entry: Any) -> str:
+    """The shape of an entry of a state dict, or what else it is: a count of steps is a plain number."""
+    return str(list(entry.shape)) if isinstance(entry, Tensor) else f"of type {type(entry).__name__}"

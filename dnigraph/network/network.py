@@ -174,28 +174,8 @@ class Network:
         doubts = list(trial.doubts)
         if frozen and self.training and not any(agent.trains() for agent in self.agents.values()):
             doubts.append("nothing will learn, since all parameters of agents are frozen: requires_grad_(True)")
-        doubts += self._tied_and_waiting()
         if doubts:
             warnings.warn("; ".join(doubts), stacklevel=5)
-
-    def _tied_and_waiting(self) -> Iterator[str]:
-        """Weights of several agents of which one learns late: the optimiser steps them without its gradient."""
-        users: dict[nn.Parameter, list[str]] = {}
-        for name, agent in self.agents.items():
-            for parameter in agent.module.parameters():
-                if parameter.requires_grad:
-                    users.setdefault(parameter, []).append(name)
-        actors = self._actors()
-        for names in dict.fromkeys(tuple(names) for names in users.values() if len(names) > 1):
-            late = [name for name in names if actors[name].waits]
-            together = late == list(names) and not any(box.delay for name in names for box in actors[name].outboxes)
-            if late and not together:
-                yield (
-                    f"{' and '.join(names)} share weights, and {late[0]} waits for true gradients: the weights are "
-                    "stepped before all their gradients are there, so that this is not what backprop does. Give it a "
-                    "boundary that does not wait (no oracle, warm_up, refresh or blend), or train a decoupled model "
-                    "with dg.Local"
-                )
 
     # ---- running
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -71,6 +71,63 @@ class Group:
             parameter.grad = None
 
 
+class Tied:
+    """A group whose parameters several parts use: it is stepped when all of them are through with the same batch.
+
+    A part's gradients are taken off the parameters as soon as it has learned, and are added up in the order in which
+    one backward pass through all parts would do it, last part first. So runners agree bitwise.
+
+    Args:
+        users: the parts, in the order in which they run.
+    """
+
+    def __init__(self, group: Group, users: Sequence[str]):
+        self.group, self.users = group, tuple(users)
+        self._batches: dict[int, _Batch] = {}  # those with which not all parts are through
+
+    def through(self, batch: int, user: str) -> None:
+        """The part has learned from this batch, or will not: take the gradients that it has left."""
+        seen = self._batches.setdefault(batch, _Batch())
+        seen.users.add(user)
+        for parameter in self.group.parameters:
+            if parameter.grad is not None:
+                seen.gradients.setdefault(parameter, {})[user] = parameter.grad
+                parameter.grad = None
+
+    def gather(self) -> bool:
+        """Give the parameters the gradients of all batches with which all parts are through.
+
+        Returns whether there were such batches.
+        """
+        ready = [batch for batch, seen in self._batches.items() if seen.users.issuperset(self.users)]
+        for seen in [self._batches.pop(batch) for batch in sorted(ready)]:
+            for parameter, kept in seen.gradients.items():
+                parameter.grad = sum_in_order([parameter.grad, *[kept.get(user) for user in self.users]])
+        return bool(ready)
+
+    def forget(self, waiting: Collection[tuple[int, str]] = ()) -> None:
+        """Drop all gradients, but those of batches from which a part will still learn: it does so without the others.
+
+        Args:
+            waiting: batches and parts.
+        """
+        self.group.forget()
+        for batch, seen in list(self._batches.items()):
+            late = {user for number, user in waiting if number == batch}
+            if late:
+                seen.users = set(self.users) - late
+            else:
+                del self._batches[batch]
+
+
+@dataclass
+class _Batch:
+    """What the parts that use a group have done with one batch."""
+
+    users: set[str] = field(default_factory=set)  # those that are through
+    gradients: dict[nn.Parameter, dict[str, Tensor]] = field(default_factory=dict)  # by part
+
+
 def finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all numbers of all tensors are finite. On an accelerator the host waits for it once."""
     if not tensors:
@@ -88,8 +145,7 @@ def finite(tensors: Sequence[Tensor]) -> bool:
 class Updates:
     """The optimisers of a decoupled model.
 
-    A parameter that several parts use belongs to the last of them. Its gradients are collected and added up in the
-    order in which one backward pass through the whole model would do it, so that runners agree bitwise.
+    A parameter that several parts use belongs to the last of them, and waits for all of them: see `Tied`.
     """
 
     def __init__(self, dm: DecoupledModule, optimizer: Any, scheduler: Any = None, clip: Any = None):
@@ -104,32 +160,32 @@ class Updates:
             self._add(name, parameters)
         self._add_boundaries()
         self._unheld = Unheld(dm.original.named_parameters, self._parameters)
-        self._needs: dict[int, tuple[Specialization, dict[str, set[str]], dict[nn.Parameter, list[str]]]] = {}
-        self._done: set[str] = set()
-        self._kept: dict[nn.Parameter, dict[str, Tensor | None]] = {}
+        self._turns: dict[int, tuple[Specialization, _Turns]] = {}  # by the identity of the specialization
+        self._now: _Turns
         self._memory: frozenset[int | None] | None = None  # where the parameters lie; None: not looked up in this step
 
     def begin(self, specialization: Specialization) -> None:
         """Start a step through these parts, without gradients."""
         self._add_boundaries()
-        new = id(specialization) not in self._needs
+        new = id(specialization) not in self._turns
         self._unheld.look(soon=new, stacklevel=5)
         if new:
-            self._needs[id(specialization)] = (specialization, *_needs(specialization, self.groups))
-        _, self._wanted, self._shared = self._needs[id(specialization)]
-        self._done, self._kept, self._memory = set(), {p: {} for p in self._shared}, None
+            self._turns[id(specialization)] = specialization, _turns(specialization, self.groups)
+        self._now, self._memory = self._turns[id(specialization)][1], None
         for group in self.groups.values():
             group.forget()
+        for tied in self._now.tied:
+            tied.forget()
 
     def part_done(self, part: str) -> None:
         """A part has its gradients: step the groups that have all of theirs now."""
-        for parameter, users in self._shared.items():
-            if part in users:
-                self._kept[parameter][part], parameter.grad = parameter.grad, None
-        self._done.add(part)
-        for name, wanted in self._wanted.items():
-            if part in wanted and wanted <= self._done:
-                self._step(self.groups[name])
+        if group := self._now.own.get(part):
+            group.update()
+        for tied in self._now.tied:
+            if part in tied.users:
+                tied.through(0, part)
+                if tied.gather():
+                    tied.group.update()
 
     def moves(self, value: Tensor) -> bool:
         """Whether an update of a parameter would change this value, since it is a view of one."""
@@ -140,7 +196,7 @@ class Updates:
     def boundary_done(self, name: str) -> None:
         """A boundary has its gradients: step its group."""
         if group := self.groups.get(f"dni.{name}"):
-            self._step(group)
+            group.update()
 
     def end_step(self, loss: Tensor) -> None:
         """Step what waited for no part of this step, and the schedules.
@@ -151,9 +207,8 @@ class Updates:
         Args:
             loss: the step's, for schedules that look at it.
         """
-        for name, wanted in self._wanted.items():
-            if not wanted:
-                self._step(self.groups[name])
+        for group in self._now.unread:
+            group.update()
         for group in self.groups.values():
             if isinstance(group.scheduler, ReduceLROnPlateau):
                 group.scheduler.step(float(loss))
@@ -227,13 +282,6 @@ class Updates:
         for name, boundary in self.dm.boundaries.items():
             yield from boundary.named_parameters(f"dni.{name}")
 
-    def _step(self, group: Group) -> None:
-        for parameter in group.parameters:
-            if kept := self._kept.get(parameter):
-                users = self._shared[parameter]
-                parameter.grad = sum_in_order([kept.get(user) for user in users])
-        group.update()
-
 
 def _owners(dm: DecoupledModule) -> dict[str, list[nn.Parameter]]:
     """Each part's own parameters; "rest" for those of the model that no part of the present plan uses."""
@@ -247,18 +295,31 @@ def _owners(dm: DecoupledModule) -> dict[str, list[nn.Parameter]]:
     return owned
 
 
-def _needs(
-    specialization: Specialization, groups: Mapping[str, Group]
-) -> tuple[dict[str, set[str]], dict[nn.Parameter, list[str]]]:
-    """The parts whose gradients each group waits for; and the parts that use each shared parameter, in order."""
+@dataclass
+class _Turns:
+    """When each group of a model is stepped, on one way through it."""
+
+    own: dict[str, Group]  # by the one part that they wait for
+    tied: list[Tied]
+    unread: list[Group]  # no node of a graph reads their parameters
+
+
+def _turns(specialization: Specialization, groups: Mapping[str, Group]) -> _Turns:
     users: dict[nn.Parameter, list[str]] = {}
     for name, part in specialization.parts.items():
         for parameter in part.parameters():
             users.setdefault(parameter, []).append(name)
-    wanted = {
-        n: {u for p in g.parameters for u in users.get(p, [])} for n, g in groups.items() if not n.startswith("dni.")
-    }
-    return wanted, {p: parts for p, parts in users.items() if len(parts) > 1 and p.requires_grad}
+    turns = _Turns({}, [], [])
+    for group in (group for name, group in groups.items() if not name.startswith("dni.")):
+        wanted = {user for parameter in group.parameters for user in users.get(parameter, [])}
+        parts = [name for name in specialization.parts if name in wanted]
+        if len(parts) == 1 and parts[0] not in turns.own:
+            turns.own[parts[0]] = group
+        elif parts:
+            turns.tied.append(Tied(group, parts))
+        else:
+            turns.unread.append(group)
+    return turns
 
 
 def _memory(tensor: Tensor) -> int | None:

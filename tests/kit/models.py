@@ -292,9 +292,10 @@ def loss_of(output, target):
     return F.cross_entropy(getattr(output, "logits", output), target)
 
 
-def cut_up(name, **options):
-    """A model of the zoo, cut: (dm, example arguments)."""
-    torch.manual_seed(0)
+def cut_up(name, seed=0, **options):
+    """A model of the zoo, cut: (dm, example arguments). Without a seed it is another one each time."""
+    if seed is not None:
+        torch.manual_seed(seed)
     model, args, cuts = ZOO[name]()
     return dg.decouple(model, cuts, args, **{"condition": dg.one_hot(CLASSES), **options}), args
 

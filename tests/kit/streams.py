@@ -63,8 +63,9 @@ STEPS = {
 }
 
 
-def made(name="lstm", dtype=torch.double, **options):
-    torch.manual_seed(0)
+def made(name="lstm", dtype=torch.double, seed=0, **options):
+    if seed is not None:
+        torch.manual_seed(seed)
     step, more = STEPS[name]()
     settings = {"horizon": 3, "loss": mse, "optimizer": sgd, "clip": None, **more, **options}
     settings["readout"] = settings["readout"].to(dtype) if settings.get("readout") is not None else None
@@ -72,7 +73,8 @@ def made(name="lstm", dtype=torch.double, **options):
 
 
 def data(rnn=None, long=LONG, batch=BATCH, dtype=torch.double, seed=1):
-    torch.manual_seed(seed)
+    if seed is not None:
+        torch.manual_seed(seed)
     x, y = torch.randn(long, batch, IN, dtype=dtype), torch.randn(long, batch, OUT, dtype=dtype)
     return (x.transpose(0, 1), y.transpose(0, 1)) if rnn is not None and rnn.core.batch_first else (x, y)
 

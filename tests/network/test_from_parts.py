@@ -22,24 +22,16 @@ BOUNDARIES = {
     "local loss": "local-loss",
     "silent": dg.silent(warm_up=1),
 }
-# A weight of several parts is stepped before those that wait for true gradients have learned.
-APART = [("tied_weights_and_a_mask_for_all", b) for b in ("dni with all options", "blend", "oracle", "silent")]
 
 
 @pytest.mark.parametrize("boundary", BOUNDARIES)
 @pytest.mark.parametrize("name", ZOO)
-def test_a_decoupled_model_as_a_network_learns_what_local_learns(name, boundary, request):
-    if (name, boundary) in APART:
-        request.applymarker(pytest.mark.xfail(reason="tied weights and boundaries that wait", strict=True))
+def test_a_decoupled_model_as_a_network_learns_what_local_learns(name, boundary):
     dm, args = cut_up(name, check=False, boundary=BOUNDARIES[boundary])
     other = copy.deepcopy(dm)
     run, net = dg.Local(dm, loss=loss_of, optimizer=adam), other.network(loss=loss_of, optimizer=adam)
     y, given = labels(len(args[0])), dict(zip(other.plan.inputs, args, strict=True))
-    if (name, boundary) in APART:
-        with pytest.warns(UserWarning, match="share weights, and part_0 waits for true gradients"):
-            net.validate(given)
-    else:
-        net.validate(given)
+    net.validate(given)
 
     for step in range(3):
         torch.manual_seed(step)  # for dropout

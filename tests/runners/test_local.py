@@ -593,3 +593,25 @@ def test_a_loss_that_fails_says_what_it_was_given(loss, target, words):
         run.step(x, target=target)
 
     assert words is None or told.value.__cause__ is not None
+
+
+def test_a_boundary_that_the_step_did_not_visit_has_no_metrics_in_it():
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low, self.side, self.top = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = self.low(x).relu()
+            return self.top(self.side(h).relu() if len(x) > 2 else h)
+
+    x = torch.randn(4, 4)
+    dm = dg.decouple(Fork(), ["low", "side"], (x,), condition=dg.one_hot(3))
+    run = dg.Local(dm, loss=F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+
+    for _ in range(3):  # at first the upper head says nothing, so that nothing reaches the lower one
+        both = run.step(x, target=torch.tensor([0, 1, 2, 0])).metrics
+    one = run.step(x[:2], target=torch.tensor([0, 1])).metrics
+
+    assert all(both.values())
+    assert {name: bool(seen) for name, seen in one.items()} == {"low": True, "side": False}

@@ -89,16 +89,10 @@ def _deaf(agents: Mapping[str, Agent], links: Sequence[Link]) -> list[str]:
         if agent.loss is not None:
             heard.add_edge(LOSS, name)
     for link in links:
-        if link.source.agent not in agents or _mute(link):
+        if link.source.agent not in agents or link.boundary is None:  # silence by name is a control, and no mistake
             continue
         if link.boundary == "local-loss":
             heard.add_edge(LOSS, link.source.agent)
         heard.add_edges_from((s.agent, link.source.agent) for s in link.sinks if s.agent in agents)
     reached = nx.descendants(heard, LOSS)
     return [n for n, a in agents.items() if a.trains() and (n not in reached or a.p_update == 0)]
-
-
-def _mute(link: Link) -> bool:
-    """Whether the link never carries a gradient back."""
-    kind = getattr(link.boundary, "kind", None)
-    return link.boundary is None or (kind == "silent" and not link.boundary.waits)  # type: ignore[union-attr]  # a boundary

@@ -1,7 +1,7 @@
 """One agent at work: the three phases of a tick, and when its parameters are updated."""
 
 import zlib
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...decoupled.module import DecoupledModule
 from ...heads.conditions import ConditionError
 from ...runners.makers import BARE, Detached
-from ...runners.optimizers import Group, finite
+from ...runners.optimizers import Group, Tied, finite
 from ..description.agent import Agent
 from ..description.network_error import NetworkError
 from ..description.ports import outputs_of
@@ -36,14 +36,18 @@ class Actor:
         close   hear all other answers; they take effect in the next tick
 
     The optimiser is stepped after a phase that brought gradients: those of one phase are added up to one step.
+
+    Args:
+        group: its parameters, those included that an agent before it uses, too; None: none are trained.
+        tied: groups that it uses beside others, of its own or of a later agent's.
     """
 
     def __init__(
         self, agent: Agent, inboxes: list[Inbox], outboxes: list[Outbox], group: Group | None, seed: int,
-        log: EventLog | None, skips: Skips | None = None,
+        log: EventLog | None, skips: Skips | None = None, tied: Sequence[Tied] = (),
     ):  # fmt: skip
         self.agent, self.inboxes, self.outboxes, self.group, self.log = agent, inboxes, outboxes, group, log
-        self.skips = skips or Skips()
+        self.skips, self.tied = skips or Skips(), tied
         self.waiting: list[Firing] = []
         self.chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
         self._learned = False
@@ -64,11 +68,12 @@ class Actor:
         """Read, fire, learn, send."""
         for inbox in self.inboxes:
             inbox.begin(tick)
-        if self.agent.reads(tick.number):
-            firing = self._fire(tick)
-            if firing is not None:
-                self.waiting.append(firing)
-                self._learn()
+        firing = self._fire(tick) if self.agent.reads(tick.number) else None
+        if firing is not None:
+            self.waiting.append(firing)
+            self._learn()
+        elif tick.learning:
+            self._through(tick.number)
         self.step(tick.number, tick.losses.get(self.agent.name))
         for box in self.outboxes:
             box.push()
@@ -264,6 +269,12 @@ class Actor:
         self._learned = True
         for firing in ready:
             firing.learn()
+            self._through(firing.tick)
+
+    def _through(self, tick: int) -> None:
+        """The agent has learned from that tick, or will not."""
+        for tied in self.tied:
+            tied.through(tick, self.agent.name)
 
     def step(self, tick: int, loss: Tensor | None = None) -> None:
         """Step the optimisers of the agent and of its heads that have new gradients, where these are finite.
@@ -271,10 +282,14 @@ class Actor:
         Args:
             loss: of a firing in this tick.
         """
-        if self._learned and self.group is not None and not self.group.update_if_finite():
+        alone = self.group is not None and all(tied.group is not self.group for tied in self.tied)
+        if self._learned and self.group is not None and alone and not self.group.update_if_finite():
             what = "its gradient" if loss is None or finite([loss]) else f"its loss, {float(loss)},"
             self.skips.note(self.agent.name, tick, what)
         self._learned = False
+        for tied in self.tied:
+            if tied.gather() and not tied.group.update_if_finite():
+                self.skips.note(" and ".join(tied.users), tick, "the gradient of what they share")
         for box in self.outboxes:
             if not box.step():
                 self.skips.note(f"the head of {box.link.name}", tick, "its gradient")
@@ -309,6 +324,8 @@ class Actor:
     def clear(self) -> None:
         """Forget all messages."""
         self.waiting = []
+        for tied in self.tied:
+            tied.forget()
         for inbox in self.inboxes:
             inbox.clear()
         for box in self.outboxes:

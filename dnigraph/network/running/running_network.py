@@ -14,7 +14,7 @@ from ...passes.errors import DniGraphError
 from ...passes.graph.facts import batch_dim
 from ...passes.plan.plan import Crossing
 from ...runners.makers import Unheld, make_optimizer
-from ...runners.optimizers import Group, MakeOptimizer
+from ...runners.optimizers import Group, MakeOptimizer, Tied
 from ..checks.delays import Wiring
 from ..checks.dry_run import DryRun
 from ..description.agent import Agent
@@ -103,6 +103,9 @@ class RunningNetwork:
                     inbox.take(message)
         for actor in self.actors.values():
             actor.drop()
+        waiting = [(firing.tick, name) for name, actor in self.actors.items() for firing in actor.waiting]
+        for tied in dict.fromkeys(tied for actor in self.actors.values() for tied in actor.tied):
+            tied.forget(waiting)
 
 
 def build(
@@ -112,7 +115,7 @@ def build(
     """The running network of these agents and links.
 
     Heads and predictors draw from torch's random state, which is put back. A parameter of several agents is trained by
-    the last of them.
+    the optimiser of the last of them, when all have learned from the same tick.
 
     Raises:
         NetworkError: a boundary, head or predictor does not fit its link; all of them are listed.
@@ -120,18 +123,27 @@ def build(
     builder = _Builder(agents, wiring, trial)
     with torch.random.fork_rng(devices=[]):
         builder.make_modules(context)
-    owner = {p: name for name, agent in agents.items() for p in agent.module.parameters() if p.requires_grad}
-    skips = Skips()
+    users: dict[nn.Parameter, list[str]] = {}
+    for name, agent in agents.items():
+        for parameter in agent.module.parameters():
+            if parameter.requires_grad:
+                users.setdefault(parameter, []).append(name)
+    skips, tied = Skips(), list[Tied]()
     actors, inboxes, outboxes = dict[str, Actor](), dict[tuple[int, int], Inbox](), dict[int, Outbox]()
     for name, agent in agents.items():
         make = agent.optimizer or optimizer
-        own = [p for p in agent.module.parameters() if owner.get(p) == name]
+        own = [p for p in agent.module.parameters() if p in users and users[p][-1] == name]
         group = builder.group(name, own, make, agent.clip)
+        wanted = {user for p in own for user in users[p]}
+        if group is not None and len(wanted) > 1:
+            tied.append(Tied(group, [user for user in agents if user in wanted]))
         outputs = {number: builder.outbox(number, make) for number in builder.sends[name]}
         inputs = {end: builder.inbox(*end, make) for end in builder.reads[name]}
         actors[name] = Actor(agent, list(inputs.values()), list(outputs.values()), group, seed, log, skips)
         outboxes |= outputs
         inboxes |= inputs
+    for name, actor in actors.items():
+        actor.tied = [one for one in tied if name in one.users]
     boundaries, predictors = builder.named_boundaries(), builder.named_predictors()
     running = RunningNetwork(actors, boundaries, predictors, inboxes, outboxes, skips)
     running.connect()
