@@ -17,6 +17,7 @@ from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice
 from ..network import Network
 from ..passes.graph.pytrees import map_tensors
+from ..passes.sandbox.journal import all_or_nothing
 from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint, taken_up
 from ..runners.local import StepResult
 from ..runners.makers import BARE
@@ -326,6 +327,7 @@ class Recurrent:
         own = {"given": self._given, "steps": self.steps, "skipped": self.skipped, "ending": self.ending}
         return {**state, **own}
 
+    @all_or_nothing
     def _step(self, window: Window, whole: bool = False) -> Learned:
         """One window. If it fails, the run is where it was before, without gradients of it.
 

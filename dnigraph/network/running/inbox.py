@@ -155,7 +155,7 @@ class Inbox:
                 f"answered before {self.link.source.agent} was paused, so nothing of this reading goes back: with an "
                 "oracle the gradient lacks it, beside that of the unrolled network. To have it, pause before the last "
                 "reading; or end the stretch of time first, net.settle()",
-                stacklevel=7,
+                stacklevel=10,
             )
 
     @property

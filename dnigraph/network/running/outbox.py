@@ -132,7 +132,7 @@ class Outbox:
         return bool(lost)
 
     def drop(self) -> None:
-        """After a failed tick: drop half-made gradients, and hear the answers under way."""
+        """After a failed tick: drop half-made gradients and graphs, and hear the answers under way."""
         if self.group is not None:
             self.group.forget()
         self._now = None
@@ -140,6 +140,7 @@ class Outbox:
             for answers in channel.rest():
                 for answer in answers:
                     self._note(number, answer)
+        self.forget_graphs()  # the weights may have moved since
 
     def learned(self, tick: int) -> None:
         """Called when the firing of that tick has learned, or never will: release its graph."""

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from ...passes.sandbox.journal import all_or_nothing
 from .running_network import RunningNetwork
 from .tick import Tick
 
 
+@all_or_nothing
 def run_tick(network: RunningNetwork, order: Sequence[str], tick: Tick) -> None:
     """Run one tick.
 

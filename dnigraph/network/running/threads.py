@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from ...passes.sandbox.journal import all_or_nothing, undone
 from ..description.agent import Agent
 from ..description.network_error import NetworkError
 from .actor import Actor
@@ -61,30 +62,35 @@ class BoundedQueue(Generic[T]):
         return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
 
 
+@all_or_nothing
 def run_threads(network: RunningNetwork, ticks: Sequence[Tick], capacity: int) -> None:
     """Run these ticks, one thread for each agent."""
     stop, failures = threading.Event(), list[BaseException]()
-    network.connect(lambda: BoundedQueue(capacity, stop))
     works: list[Callable[[], None]] = [lambda: _feed(network, ticks)]
     works += [_work(actor, ticks) for actor in network.actors.values()]
     threads = [threading.Thread(target=_guarded(work, stop, failures), daemon=True) for work in works]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException:
-        stop.set()  # let no thread go on by itself
-        for thread in threads:
-            if thread.is_alive():
+    with undone(lambda: _end(network, threads, stop)):
+        network.connect(lambda: BoundedQueue(capacity, stop))
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
                 thread.join()
-        raise
-    finally:
-        if stop.is_set():
-            network.mend()
-        network.connect(Line)
+        except BaseException:
+            stop.set()  # let no thread go on by itself
+            raise
     if failures:
         raise failures[0]
+
+
+def _end(network: RunningNetwork, threads: Sequence[threading.Thread], stop: threading.Event) -> None:
+    """Wait for threads that were stopped, and let the network run in one thread again."""
+    for thread in threads:
+        if thread.is_alive():
+            thread.join()
+    if stop.is_set():
+        network.mend()
+    network.connect(Line)
 
 
 def _feed(network: RunningNetwork, ticks: Sequence[Tick]) -> None:

@@ -108,6 +108,22 @@ def step():
     return model, lambda: run.step(X, target=torch.zeros(5, 2))
 
 
+def window():
+    model = nn.GRU(4, 2)
+    run = dg.Recurrent(model, horizon=5, loss=nn.functional.mse_loss, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    run.step(X[:, None], torch.zeros(5, 1, 2))
+    return model, lambda: run.step(X[:, None], torch.zeros(5, 1, 2), ends=True)
+
+
+def tick(threads=False):
+    low, top = nn.Linear(4, 4), nn.Linear(4, 2)
+    net = dg.Network(optimizer=lambda p: torch.optim.SGD(p, 0.1)).add("low", low)
+    net.add("top", top, loss=nn.functional.mse_loss)
+    net.connect("low.output", "top.input", delay=1, boundary="oracle")
+    net.tick(X, torch.zeros(5, 2))
+    return nn.Sequential(low, top), lambda: net.run([(X, torch.zeros(5, 2))] * 2, threads=threads)
+
+
 CAPTURES = {
     "record": lambda: capturing("record"),
     "export": lambda: capturing_of_export(),
@@ -116,7 +132,13 @@ CAPTURES = {
     "probe": probing,
     "another kind of call": another_kind_of_call,
 }
-CALLS = {"hooks on a call": hooks_on_a_call, "step": step}
+CALLS = {
+    "hooks on a call": hooks_on_a_call,
+    "step": step,
+    "window": window,
+    "tick": tick,
+    "ticks on threads": lambda: tick(threads=True),
+}
 
 
 def capturing_of_export():
@@ -208,6 +230,8 @@ def test_an_interrupt_at_any_line_leaves_nothing(what):
         else:
             hooks = [(key, ids) for key, ids in owned(model).items() if "hooks" in key[1]]
             assert hooks == [(key, ids) for key, ids in hanging.items() if "hooks" in key[1]], where
+        if what in CALLS:
+            run()  # the next one goes on
     assert one_at_a_time.acquire(blocking=False)
     one_at_a_time.release()
 
