@@ -33,7 +33,7 @@ from .network_checkpoint import load_state, refuse_waiting, state_of_network, st
 from .running.actor import Actor
 from .running.actor_state import set_aside, take_back
 from .running.event_log import EventLog, NoLog
-from .running.running_network import RunningNetwork, build
+from .running.running_network import Kept, RunningNetwork, build
 from .running.scheduler import run_tick, settle
 from .running.threads import refuse_shared, run_threads
 from .running.tick import Tick, TickResult
@@ -159,7 +159,7 @@ class Network:
     def _build(self, trial: DryRun) -> None:
         """Make boundaries, heads and optimisers, and check the links again with the boundaries that were made."""
         wiring = self.topology.wiring()
-        running = build(self.agents, wiring, trial, self.context, self._optimizer, self._seed, self._log)
+        running = build(self.agents, wiring, trial, self.context, self._optimizer, self._seed, self._log, self._kept)
         links = [replace(link, boundary=running.boundaries.get(link.name)) for link in self.links]
         if wrong := list(problems(self.agents, links, wiring)):
             raise NetworkError(wrong)
@@ -325,7 +325,7 @@ class Network:
         Raises:
             NetworkError: firings wait for true gradients; `settle` or the end of an episode lets them learn.
         """
-        state = state_of_network(self._overview, self.modules(), self._actors(), self._log)
+        state = state_of_network(self._overview, self.modules(), self._actors(), self._kept, self._log)
         save_checkpoint(path, {"network": state})
 
     def load(self, path: str | os.PathLike[str], inputs: Any = None) -> None:
@@ -358,7 +358,7 @@ class Network:
             self.validate(inputs)
         elif inputs is not None:
             self.topology.check(inputs)
-        load_state(self._overview, self.modules(), self._actors(), state)
+        load_state(self._overview, self.modules(), self._actors(), self._kept, state)
         self.ticks = state["ticks"]
         if self._log is not None and state["log"] is not None:
             self._log.past, self._log.events = log.past, log.events
@@ -388,7 +388,7 @@ class Network:
     @property
     def skipped(self) -> dict[str, int]:
         """How many updates of each agent, or head, were skipped, since a gradient was not finite."""
-        return {} if self.running is None else dict(self.running.skips.counts)
+        return dict(self._kept.skips.counts)
 
     @property
     def graph(self) -> Graph:
@@ -454,6 +454,10 @@ class Network:
     def _order(self) -> list[str]:
         """The agents in the order of the present mode."""
         return self.topology.wiring(self.training).order
+
+    @property
+    def _kept(self) -> Kept:
+        return Kept() if self.running is None else self.running.kept
 
     def _actors(self) -> dict[str, Actor]:
         return {} if self.running is None else self.running.actors

@@ -12,8 +12,9 @@ from .description.clock import is_whole
 from .description.network_error import NetworkError
 from .description.overview import Overview
 from .running.actor import Actor
-from .running.actor_state import groups_of, restore_state, saved_groups, set_aside, state_of, take_back
+from .running.actor_state import restore_state, set_aside, state_of, take_back
 from .running.event_log import EventLog
+from .running.running_network import Kept
 
 Actors = Mapping[str, Actor]
 Modules = Mapping[str, nn.Module]
@@ -65,7 +66,9 @@ def refuse_waiting(actors: Actors, what: str) -> None:
         )
 
 
-def state_of_network(net: Overview, modules: Modules, actors: Actors, log: EventLog | None) -> dict[str, Any]:
+def state_of_network(
+    net: Overview, modules: Modules, actors: Actors, kept: Kept, log: EventLog | None
+) -> dict[str, Any]:
     """Everything that the next tick depends on.
 
     Raises:
@@ -76,15 +79,17 @@ def state_of_network(net: Overview, modules: Modules, actors: Actors, log: Event
         "structure": structure(net),
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "actors": {name: state_of(actor) for name, actor in actors.items()},
-        "optimizers": _optimizers(actors),
+        "optimizers": _kinds(kept),
+        "groups": {name: group.optimizer.state_dict() for name, group in kept.groups.items()},
+        "chances": {name: chance.get_state() for name, chance in kept.chances.items()},
         "present": {name: agent.present for name, agent in net.agents.items()},
         "ticks": net.ticks,
         "log": None if log is None else log.state(),
     }
 
 
-def load_state(net: Overview, modules: Modules, actors: Actors, state: Mapping[str, Any]) -> None:
-    """Give modules and actors what `state_of_network` took of them.
+def load_state(net: Overview, modules: Modules, actors: Actors, kept: Kept, state: Mapping[str, Any]) -> None:
+    """Give modules, actors and optimisers what `state_of_network` took of them.
 
     Raises:
         NetworkError: the state is that of another network; all differences are listed, and nothing has changed.
@@ -99,17 +104,18 @@ def load_state(net: Overview, modules: Modules, actors: Actors, state: Mapping[s
         here, there = _without_boundaries(here), _without_boundaries(there)
     wrong = list(_differences("", here, there))
     wrong = wrong or list(_other_weights(modules, state["modules"]))
-    wrong += _differences("optimizer", _optimizers(actors), state["optimizers"])
-    wrong = wrong or list(_other_groups(actors, state["actors"]))
+    wrong += _differences("optimizer", _kinds(kept), state["optimizers"])
+    wrong = wrong or list(_other_groups(kept, state["groups"]))
     if not is_whole(state["ticks"], 0):
         wrong.append(f"its clock stands at {state['ticks']!r}, which is no number of ticks")
     if wrong:
         raise NetworkError(wrong, "the checkpoint belongs to another network")
-    with _undone_on_failure(modules, actors):
+    with _undone_on_failure(modules, actors, kept):
         for name, module in modules.items():
             _load(name, module, state["modules"][name])
         for name, actor in actors.items():
             restore_state(actor, state["actors"][name])
+        _load_kept(kept, state["groups"], state["chances"])
     for name, agent in net.agents.items():
         agent.present = bool(state.get("present", {}).get(name, agent.present))
 
@@ -123,12 +129,9 @@ def _plain_initial(initial: Any) -> Any:
     return None if initial is None else "function" if callable(initial) else type(initial).__name__
 
 
-def _optimizers(actors: Actors) -> dict[str, list[str | None]]:
-    """By agent, what kind of optimiser it has, and those of its heads and predictors."""
-    return {
-        name: [None if group is None else type(group.optimizer).__name__ for group in groups_of(actor)]
-        for name, actor in actors.items()
-    }
+def _kinds(kept: Kept) -> dict[str, str]:
+    """What kind of optimiser each agent, head and predictor has."""
+    return {name: type(group.optimizer).__name__ for name, group in kept.groups.items()}
 
 
 def _other_weights(modules: Modules, saved: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -147,13 +150,11 @@ def _form(weight: Tensor) -> str:
     return f"{list(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
 
 
-def _other_groups(actors: Actors, saved: Mapping[str, Any]) -> Iterator[str]:
+def _other_groups(kept: Kept, saved: Mapping[str, Any]) -> Iterator[str]:
     """States of optimisers that do not fit the optimisers here."""
-    for name, actor in actors.items():
-        states = saved_groups(saved[name])
-        for group, state in zip(groups_of(actor), states, strict=True):
-            if group is not None and (misfit := groups_misfit(group.optimizer, state)):
-                yield f"{group.name}: {misfit}"
+    for name, group in kept.groups.items():
+        if misfit := groups_misfit(group.optimizer, saved.get(name)):
+            yield f"{name}: {misfit}"
 
 
 def _without_boundaries(structure: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,16 +169,26 @@ def _load(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
         raise NetworkError([f"{name}: {error}"], "the checkpoint belongs to another network") from error
 
 
+def _load_kept(kept: Kept, groups: Mapping[str, Any], chances: Mapping[str, Any]) -> None:
+    for name, group in kept.groups.items():
+        group.optimizer.load_state_dict(groups[name])
+    for name, state in chances.items():
+        kept.chance(name, 0).set_state(state)
+
+
 @contextmanager
-def _undone_on_failure(modules: Modules, actors: Actors) -> Iterator[None]:
+def _undone_on_failure(modules: Modules, actors: Actors, kept: Kept) -> Iterator[None]:
     """If the block fails, the network is put back as it was."""
     before = {name: copy.deepcopy(module.state_dict()) for name, module in modules.items()}
+    groups = {name: copy.deepcopy(group.optimizer.state_dict()) for name, group in kept.groups.items()}
+    chances = {name: chance.get_state() for name, chance in kept.chances.items()}
     before_actors = {name: (state_of(actor), set_aside(actor)) for name, actor in actors.items()}
     try:
         yield
     except BaseException:
         for name, module in modules.items():
             module.load_state_dict(before[name])
+        _load_kept(kept, groups, chances)
         for name, actor in actors.items():
             state, waiting = before_actors[name]
             restore_state(actor, state)

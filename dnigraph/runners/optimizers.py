@@ -1,7 +1,7 @@
 """Optimisers and schedules, one for each part and boundary, stepped as soon as their gradients are complete."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -128,6 +128,38 @@ class _Batch:
     gradients: dict[nn.Parameter, dict[str, Tensor]] = field(default_factory=dict)  # by part
 
 
+@dataclass
+class Turns:
+    """When each group is stepped, for parts that run one after the other."""
+
+    own: dict[str, Group]  # by the one part that they wait for
+    tied: list[Tied]
+    unread: list[Group]  # no part has their parameters
+
+    @classmethod
+    def of(cls, parts: Mapping[str, nn.Module], groups: Iterable[Group]) -> "Turns":
+        """Who steps which group.
+
+        Args:
+            parts: in the order in which they run.
+        """
+        users: dict[nn.Parameter, list[str]] = {}
+        for name, part in parts.items():
+            for parameter in part.parameters():
+                users.setdefault(parameter, []).append(name)
+        turns = cls({}, [], [])
+        for group in groups:
+            wanted = {user for parameter in group.parameters for user in users.get(parameter, [])}
+            names = [name for name in parts if name in wanted]
+            if len(names) == 1 and names[0] not in turns.own:
+                turns.own[names[0]] = group
+            elif names:
+                turns.tied.append(Tied(group, names))
+            else:
+                turns.unread.append(group)
+        return turns
+
+
 def finite(tensors: Sequence[Tensor]) -> bool:
     """Whether all numbers of all tensors are finite. On an accelerator the host waits for it once."""
     if not tensors:
@@ -160,8 +192,8 @@ class Updates:
             self._add(name, parameters)
         self._add_boundaries()
         self._unheld = Unheld(dm.original.named_parameters, self._parameters)
-        self._turns: dict[int, tuple[Specialization, _Turns]] = {}  # by the identity of the specialization
-        self._now: _Turns
+        self._turns: dict[int, tuple[Specialization, Turns]] = {}  # by the identity of the specialization
+        self._now: Turns
         self._memory: frozenset[int | None] | None = None  # where the parameters lie; None: not looked up in this step
 
     def begin(self, specialization: Specialization) -> None:
@@ -170,7 +202,8 @@ class Updates:
         new = id(specialization) not in self._turns
         self._unheld.look(soon=new, stacklevel=5)
         if new:
-            self._turns[id(specialization)] = specialization, _turns(specialization, self.groups)
+            own = [group for name, group in self.groups.items() if not name.startswith("dni.")]
+            self._turns[id(specialization)] = specialization, Turns.of(specialization.parts, own)
         self._now, self._memory = self._turns[id(specialization)][1], None
         for group in self.groups.values():
             group.forget()
@@ -293,33 +326,6 @@ def _owners(dm: DecoupledModule) -> dict[str, list[nn.Parameter]]:
     for parameter in dm.model_parameters():
         owned[owner.get(parameter, "rest")].append(parameter)
     return owned
-
-
-@dataclass
-class _Turns:
-    """When each group of a model is stepped, on one way through it."""
-
-    own: dict[str, Group]  # by the one part that they wait for
-    tied: list[Tied]
-    unread: list[Group]  # no node of a graph reads their parameters
-
-
-def _turns(specialization: Specialization, groups: Mapping[str, Group]) -> _Turns:
-    users: dict[nn.Parameter, list[str]] = {}
-    for name, part in specialization.parts.items():
-        for parameter in part.parameters():
-            users.setdefault(parameter, []).append(name)
-    turns = _Turns({}, [], [])
-    for group in (group for name, group in groups.items() if not name.startswith("dni.")):
-        wanted = {user for parameter in group.parameters for user in users.get(parameter, [])}
-        parts = [name for name in specialization.parts if name in wanted]
-        if len(parts) == 1 and parts[0] not in turns.own:
-            turns.own[parts[0]] = group
-        elif parts:
-            turns.tied.append(Tied(group, parts))
-        else:
-            turns.unread.append(group)
-    return turns
 
 
 def _memory(tensor: Tensor) -> int | None:

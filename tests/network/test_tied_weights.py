@@ -55,8 +55,7 @@ def test_over_a_delay_each_batch_is_stepped_once_with_all_of_its_gradients():
     for i, (_, y) in enumerate(batches(3)):
         said = plain[0](heard[i - 1]) if i else torch.zeros(len(y), 6)
         total += torch.autograd.grad(F.cross_entropy(plain[2](plain[1](said)), y), plain[0].weight)[0]
-    state = next(actor.group.optimizer.state for actor in net.running.actors.values() if actor.agent.name == "c")
-    torch.testing.assert_close(state[c.weight]["sum"], total)
+    torch.testing.assert_close(sums(net, c.weight), total)
 
 
 def test_what_the_failed_tick_had_learned_is_not_in_the_next_step():
@@ -75,7 +74,7 @@ def test_what_the_failed_tick_had_learned_is_not_in_the_next_step():
 
 
 def sums(net, parameter):
-    return net.running.actors["c"].group.optimizer.state[parameter]["sum"]
+    return net.running.kept.groups["c"].optimizer.state[parameter]["sum"]
 
 
 def test_a_checkpoint_holds_the_optimiser_of_what_is_shared(tmp_path):

@@ -1,6 +1,5 @@
 """One agent at work: the three phases of a tick, and when its parameters are updated."""
 
-import zlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -38,18 +37,20 @@ class Actor:
     The optimiser is stepped after a phase that brought gradients: those of one phase are added up to one step.
 
     Args:
-        group: its parameters, those included that an agent before it uses, too; None: none are trained.
-        tied: groups that it uses beside others, of its own or of a later agent's.
+        group: parameters that this agent alone uses; None: none are trained.
+        chance: decides which firings learn; None: one of its own.
+        tied: groups that it uses beside others.
     """
 
     def __init__(
-        self, agent: Agent, inboxes: list[Inbox], outboxes: list[Outbox], group: Group | None, seed: int,
-        log: EventLog | None, skips: Skips | None = None, tied: Sequence[Tied] = (),
+        self, agent: Agent, inboxes: list[Inbox], outboxes: list[Outbox], group: Group | None,
+        chance: torch.Generator | None = None, log: EventLog | None = None, skips: Skips | None = None,
+        tied: Sequence[Tied] = (),
     ):  # fmt: skip
         self.agent, self.inboxes, self.outboxes, self.group, self.log = agent, inboxes, outboxes, group, log
         self.skips, self.tied = skips or Skips(), tied
         self.waiting: list[Firing] = []
-        self.chance = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent.name}".encode()))
+        self.chance = chance or torch.Generator()
         self._learned = False
         self._detached = Detached()
         self._judged: Form | None = None  # what the loss could take the last time
@@ -282,8 +283,7 @@ class Actor:
         Args:
             loss: of a firing in this tick.
         """
-        alone = self.group is not None and all(tied.group is not self.group for tied in self.tied)
-        if self._learned and self.group is not None and alone and not self.group.update_if_finite():
+        if self._learned and self.group is not None and not self.group.update_if_finite():
             what = "its gradient" if loss is None or finite([loss]) else f"its loss, {float(loss)},"
             self.skips.note(self.agent.name, tick, what)
         self._learned = False

@@ -1,7 +1,8 @@
 """A network that can run: actors, boundaries, predictors, and the channels between them, made once."""
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ...passes.errors import DniGraphError
 from ...passes.graph.facts import batch_dim
 from ...passes.plan.plan import Crossing
 from ...runners.makers import Unheld, make_optimizer
-from ...runners.optimizers import Group, MakeOptimizer, Tied
+from ...runners.optimizers import Group, MakeOptimizer, Tied, Turns
 from ..checks.delays import Wiring
 from ..checks.dry_run import DryRun
 from ..description.agent import Agent
@@ -35,6 +36,21 @@ OUTSIDE = Clock()  # an input of the network may come in any tick
 
 
 @dataclass
+class Kept:
+    """What a network keeps where its agents are wired anew: a decoupled model is, on another way through its code."""
+
+    groups: dict[str, Group] = field(default_factory=dict)  # of agents, heads and predictors
+    chances: dict[str, torch.Generator] = field(default_factory=dict)  # by agent: which of its firings learn
+    skips: Skips = field(default_factory=Skips)  # updates that were skipped, of all actors
+
+    def chance(self, agent: str, seed: int) -> torch.Generator:
+        """The random numbers of an agent, made when they are first asked for."""
+        if agent not in self.chances:
+            self.chances[agent] = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{agent}".encode()))
+        return self.chances[agent]
+
+
+@dataclass
 class RunningNetwork:
     """Actors, boundaries, predictors and both ends of every link."""
 
@@ -43,7 +59,8 @@ class RunningNetwork:
     predictors: dict[str, nn.Module]  # by output and input
     inboxes: dict[tuple[int, int], Inbox]  # by the numbers of link and receiver
     outboxes: dict[int, Outbox]  # by the number of the link
-    skips: Skips  # updates that were skipped, of all actors
+    tied: list[Tied]  # groups that several actors use
+    kept: Kept
     unheld: Unheld = field(init=False)  # sees what learns and has no optimiser
 
     def __post_init__(self) -> None:
@@ -55,9 +72,8 @@ class RunningNetwork:
             yield from actor.agent.module.named_parameters(name)
 
     def _held(self) -> Iterator[nn.Parameter]:
-        for actor in self.actors.values():
-            if actor.group is not None:
-                yield from actor.group.parameters
+        for group in self.kept.groups.values():
+            yield from group.parameters
 
     def follow(self, wiring: Wiring) -> None:
         """Tell both ends of each link whether its messages are read within the tick."""
@@ -104,48 +120,47 @@ class RunningNetwork:
         for actor in self.actors.values():
             actor.drop()
         waiting = [(firing.tick, name) for name, actor in self.actors.items() for firing in actor.waiting]
-        for tied in dict.fromkeys(tied for actor in self.actors.values() for tied in actor.tied):
+        for tied in self.tied:
             tied.forget(waiting)
 
 
 def build(
     agents: Mapping[str, Agent], wiring: Wiring, trial: DryRun, context: Context, optimizer: MakeOptimizer, seed: int,
-    log: EventLog | None,
+    log: EventLog | None, kept: Kept,
 ) -> RunningNetwork:  # fmt: skip
     """The running network of these agents and links.
 
     Heads and predictors draw from torch's random state, which is put back. A parameter of several agents is trained by
     the optimiser of the last of them, when all have learned from the same tick.
 
+    Args:
+        kept: what is there already.
+
     Raises:
         NetworkError: a boundary, head or predictor does not fit its link; all of them are listed.
     """
-    builder = _Builder(agents, wiring, trial)
+    builder = _Builder(agents, wiring, trial, dict(kept.groups))
     with torch.random.fork_rng(devices=[]):
         builder.make_modules(context)
-    users: dict[nn.Parameter, list[str]] = {}
-    for name, agent in agents.items():
-        for parameter in agent.module.parameters():
-            if parameter.requires_grad:
-                users.setdefault(parameter, []).append(name)
-    skips, tied = Skips(), list[Tied]()
-    actors, inboxes, outboxes = dict[str, Actor](), dict[tuple[int, int], Inbox](), dict[int, Outbox]()
+    users = {p: name for name, agent in agents.items() for p in agent.module.parameters()}  # the last one
+    inboxes, outboxes = dict[tuple[int, int], Inbox](), dict[int, Outbox]()
     for name, agent in agents.items():
         make = agent.optimizer or optimizer
-        own = [p for p in agent.module.parameters() if p in users and users[p][-1] == name]
-        group = builder.group(name, own, make, agent.clip)
-        wanted = {user for p in own for user in users[p]}
-        if group is not None and len(wanted) > 1:
-            tied.append(Tied(group, [user for user in agents if user in wanted]))
-        outputs = {number: builder.outbox(number, make) for number in builder.sends[name]}
-        inputs = {end: builder.inbox(*end, make) for end in builder.reads[name]}
-        actors[name] = Actor(agent, list(inputs.values()), list(outputs.values()), group, seed, log, skips)
-        outboxes |= outputs
-        inboxes |= inputs
-    for name, actor in actors.items():
-        actor.tied = [one for one in tied if name in one.users]
+        builder.group(name, [p for p in agent.module.parameters() if users[p] == name], make, agent.clip)
+        outboxes |= {number: builder.outbox(number, make) for number in builder.sends[name]}
+        inboxes |= {end: builder.inbox(*end, make) for end in builder.reads[name]}
+    turns = Turns.of({name: agent.module for name, agent in agents.items()}, builder.groups.values())
+    actors = {
+        name: Actor(
+            agent, [inboxes[end] for end in builder.reads[name]], [outboxes[n] for n in builder.sends[name]],
+            turns.own.get(name), kept.chance(name, seed), log, kept.skips,
+            [tied for tied in turns.tied if name in tied.users],
+        )
+        for name, agent in agents.items()
+    }  # fmt: skip
     boundaries, predictors = builder.named_boundaries(), builder.named_predictors()
-    running = RunningNetwork(actors, boundaries, predictors, inboxes, outboxes, skips)
+    known = replace(kept, groups=builder.groups)
+    running = RunningNetwork(actors, boundaries, predictors, inboxes, outboxes, turns.tied, known)
     running.connect()
     running.follow(wiring)
     return running
@@ -157,10 +172,11 @@ class _Builder:
     Attributes:
         sends: by agent, the links from its outputs.
         reads: by agent, the links to its inputs, each with the number of the receiver.
+        groups: by name, those that were there and new ones.
     """
 
-    def __init__(self, agents: Mapping[str, Agent], wiring: Wiring, trial: DryRun):
-        self.agents, self.wiring, self.trial = agents, wiring, trial
+    def __init__(self, agents: Mapping[str, Agent], wiring: Wiring, trial: DryRun, groups: dict[str, Group]):
+        self.agents, self.wiring, self.trial, self.groups = agents, wiring, trial, groups
         self.batch = batch_of(trial.inputs.values())
         self.sends: dict[str, list[int]] = {name: [] for name in agents}
         self.reads: dict[str, list[tuple[int, int]]] = {name: [] for name in agents}
@@ -171,7 +187,7 @@ class _Builder:
                 self.reads[sink.agent or ""].append((number, i))
         self._boundaries: dict[int, Boundary] = {}
         self._predictors: dict[tuple[int, int], tuple[nn.Module, tuple[str, ...]]] = {}  # and the inputs that they see
-        self._trained: set[nn.Parameter] = set()  # parameters that have an optimiser
+        self._trained = {p: group for group in groups.values() for p in group.parameters}
 
     def make_modules(self, context: Context) -> None:
         """Make all boundaries with their heads, and all predictors.
@@ -237,17 +253,20 @@ class _Builder:
     def group(
         self, name: str, parameters: list[nn.Parameter], make: MakeOptimizer, clip: float | None = None
     ) -> Group | None:
-        """Those of the parameters that have no optimiser yet, with one; None where nothing is trained.
+        """The group of these parameters, new for those that have no optimiser yet; None where nothing is trained.
 
         Raises:
             NetworkError: `make` makes no optimiser of these parameters.
         """
-        trained = [p for p in dict.fromkeys(parameters) if p.requires_grad and p not in self._trained]
-        if not trained:
-            return None
-        self._trained.update(trained)
-        optimizer = make_optimizer(make, trained, name, self._named, lambda words: NetworkError([words]))
-        return Group(name, trained, optimizer, None, clip)
+        trained = [p for p in dict.fromkeys(parameters) if p.requires_grad]
+        if new := [p for p in trained if p not in self._trained]:
+            optimizer = make_optimizer(make, new, name, self._named, lambda words: NetworkError([words]))
+            while name in self.groups:
+                name += ", later"  # parameters of a part that it did not have on another way
+            self.groups[name] = group = Group(name, new, optimizer, None, clip)
+            self._trained |= dict.fromkeys(new, group)
+        own = (self._trained[p] for p in trained)  # a head may share parameters with an agent, which trains them
+        return next((group for group in own if {*group.parameters} <= {*trained}), None)
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters of agents, heads and predictors, by name."""
