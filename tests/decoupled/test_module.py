@@ -168,3 +168,39 @@ def test_an_export_is_refused_with_the_way_out(training):
         torch.export.export(dm, (x,))
     assert torch.equal(torch.export.export(dm.recouple(), (x,)).module()(x), dm(x))
     assert dm.graph.nodes
+
+
+def test_a_state_dict_holds_values_and_with_keep_vars_the_very_parameters():
+    dm, _ = decoupled_chain()
+    own = {f"dni.{key}" for boundary in dm.boundary_set.modules.values() for key, _ in boundary.named_parameters()}
+    assert own
+
+    plain, kept = dm.state_dict(), dm.state_dict(keep_vars=True)
+
+    assert not any(v.requires_grad for v in plain.values() if isinstance(v, torch.Tensor))
+    parameters = {id(p) for p in dm.parameters()}
+    assert parameters <= {id(v) for v in kept.values()}
+    assert {k for k in kept if k.startswith("dni.")} == {k for k in plain if k.startswith("dni.")}
+
+
+def test_a_larger_models_checkpoint_is_loaded_into_the_very_parameters_of_the_heads():
+    outer, other = (nn.Sequential(decoupled_chain()[0]) for _ in range(2))
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1)
+    held = list(outer[0].parameters())
+
+    outer.load_state_dict(other.state_dict())
+
+    assert all(p is q for p, q in zip(held, outer[0].parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(held, other[0].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("lacking", ["get_scale", "is_enabled"])
+def test_half_a_scaler_is_no_loss_scale(lacking):
+    dm, _ = decoupled_chain()
+    members = {"get_scale": lambda self: 2.0, "is_enabled": lambda self: True}
+    half = type("Half", (), {name: member for name, member in members.items() if name != lacking})()
+
+    with pytest.raises(dg.DniGraphError, match="is a GradScaler, a positive number"):
+        dm.loss_scale = half

@@ -170,6 +170,23 @@ def test_a_checkpoint_of_another_wiring_is_refused_with_all_differences(tmp_path
     assert "links[1].boundary is 'local-loss' here and 'dni' in the file" in str(caught.value)
 
 
+def test_a_checkpoint_of_more_links_is_refused(tmp_path):
+    def net(links):
+        made = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 3), loss=F.mse_loss)
+        made.add("c", nn.Linear(6, 3), loss=F.mse_loss)
+        for sink in ("b.input", "c.input")[:links]:
+            made.connect("a.output", sink)
+        return made
+
+    one, other = net(1), net(2)
+    x = torch.ones(2, 6)
+    one.tick({"a.input": x, "c.input": x}, {"b": torch.ones(2, 3)})
+    one.save(tmp_path / "net.pt")
+
+    with pytest.raises(dg.NetworkError, match=r"links is \[.*\] here and \[.*\] in the file"):
+        other.load(tmp_path / "net.pt", x)
+
+
 def test_a_checkpoint_with_other_sizes_or_optimisers_is_refused_before_a_weight_is_touched(tmp_path):
     def net(width, optimizer):
         found = dg.Network(optimizer=optimizer).add("a", nn.Linear(3, 2), loss=F.mse_loss)

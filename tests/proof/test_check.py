@@ -6,6 +6,7 @@ from kit.models import ZOO, cut_up, decoupled_chain, layers
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.proof.check import _distance
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
 
@@ -178,3 +179,21 @@ def test_sparse_buffers_and_sparse_gradients_are_compared_too():
     dm = dg.decouple(model, "a", (torch.tensor([0, 2, 2]),), boundary="oracle")
 
     assert dm.plan.capture == "record"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (torch.ones(2), torch.tensor([1.0, 1.5]), 0.5),
+        (torch.ones(2), torch.ones(3), float("inf")),
+        (torch.ones(1), 1, float("inf")),
+        (1, torch.ones(1), float("inf")),
+        ("a", "a", 0.0),
+        ("a", "b", float("inf")),
+        (torch.ones(0), torch.ones(0), 0.0),
+        (torch.ones(1, dtype=torch.cfloat), torch.ones(1, dtype=torch.cfloat), 0.0),
+        (torch.ones(1, dtype=torch.cfloat), torch.ones(1, dtype=torch.cfloat) * 2, 1.0),
+    ],
+)
+def test_how_far_two_results_lie_apart(one, other, expected):
+    assert _distance(one, other) == expected
