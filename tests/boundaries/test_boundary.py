@@ -119,3 +119,25 @@ def test_positions_and_rows_may_be_more_or_fewer():
     crossing = boundary(shape=(8, 3, 4, 4))
 
     assert crossing(torch.randn(5, 3, 7, 2, requires_grad=True) * 1).shape == (5, 3, 7, 2)
+
+
+def test_a_boundary_without_weights_takes_infinite_values_and_one_with_them_does_not():
+    assert boundary("oracle").takes_infinite() is True
+    assert boundary(local_loss(CLASSES)).takes_infinite() is False
+
+
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_alone_under_a_transform_only_an_exact_one_is_left_out(consumers):
+    value = torch.randn(BATCH, WIDTH, requires_grad=True)
+
+    def square(crossing):
+        def loss(v):
+            passed = crossing(v, consumers)
+            return sum(p.square().sum() for p in (passed if consumers > 1 else [passed]))
+
+        return torch.func.grad(loss)(value)
+
+    assert square(boundary("oracle")).equal(2 * consumers * value)
+    with pytest.raises(BoundaryError, match=r"'layer2' \(dni\) stands in train mode under a transform"):
+        square(boundary("dni"))
+    assert square(boundary("dni").eval()).equal(2 * consumers * value)

@@ -238,3 +238,12 @@ def test_a_checkpoint_holds_tensors_only():
 
     assert all(isinstance(value, Tensor) for value in crossing.state_dict().values())
     assert {"visits", "scale.mean_square", "replay.value_0", "replay.target_0"} <= crossing.state_dict().keys()
+
+
+@pytest.mark.parametrize("size", [0.0, float("inf"), float("nan")])
+def test_a_target_of_no_size_has_no_metrics(size):
+    crossing = boundary(head=says(0.5))
+
+    step(crossing, torch.randn(BATCH, WIDTH), torch.full((BATCH, WIDTH), size))
+
+    assert crossing.metrics() == {}

@@ -130,3 +130,36 @@ def test_a_label_that_the_loss_does_not_take_is_named_with_the_way_out(label):
         pytest.raises(BoundaryError, match=r"'layer2' fails on scores .*from 0 to 2.*ignore_index=255"),
     ):
         crossing(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+
+
+def test_an_answer_that_comes_again_teaches_nothing():
+    value = torch.randn(BATCH, WIDTH)
+
+    visit = boundary(local_loss(CLASSES)).again(value)
+
+    assert visit.roots == (value,) and visit.now == (None,) and visit.settle(value) == (None,)
+
+
+def test_it_says_that_it_needs_a_label_and_never_waits():
+    crossing = boundary(local_loss(CLASSES))
+
+    assert crossing.needs_label is True and crossing.waits is False
+
+
+def test_a_map_of_labels_may_have_a_channel_of_its_own():
+    crossing = boundary(local_loss(CLASSES), shape=(BATCH, 4, 6, 6))
+    value, label = torch.randn(BATCH, 4, 6, 6, requires_grad=True), torch.randint(CLASSES, (BATCH, 6, 6))
+
+    losses = []
+    for form in (label, label.unsqueeze(1)):
+        with crossing.context.conditioned(form):
+            crossing.visit(value * 1)
+        losses.append(crossing.metrics())
+
+    assert losses[0] == losses[1]
+
+
+def test_its_label_is_checked_and_not_encoded():
+    crossing, label = boundary(local_loss(CLASSES)), torch.zeros(BATCH, dtype=torch.long)
+
+    assert crossing.condition(label) is label

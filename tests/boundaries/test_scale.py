@@ -7,6 +7,7 @@ from kit.boundaries import BATCH, WIDTH, boundary, says, step
 from dnigraph.boundaries import (
     dni,
 )
+from dnigraph.boundaries.scale import RunningScale
 
 
 def test_a_zero_first_target_gives_no_nan_and_does_not_set_the_scale():
@@ -70,3 +71,22 @@ def test_estimates_do_not_depend_on_how_large_the_batch_is():
 
     for small, large in zip(first_estimate_after_learning(4), first_estimate_after_learning(64), strict=True):
         assert torch.allclose(small[0], large[0], rtol=1e-5)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says that it lies on an accelerator."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+@pytest.mark.parametrize("targets", [[0.0, 4.0, 9.0], [float("inf"), 0.25, float("nan"), 0.0, 16.0], [0.0], []])
+def test_on_an_accelerator_the_scale_is_the_same_without_a_look_at_it(targets):
+    here, there = RunningScale(0.75), RunningScale(0.75)
+    there.mean_square = there.mean_square.as_subclass(Elsewhere)
+
+    for target in targets:
+        ours, theirs = here.update(torch.tensor(target)), there.update(torch.tensor(target))
+
+        assert isinstance(theirs, torch.Tensor) and float(theirs) == pytest.approx(ours)
+        assert float(there.mean_square) == pytest.approx(float(here.mean_square))
+    assert isinstance(there(), torch.Tensor) and float(there()) == pytest.approx(here())

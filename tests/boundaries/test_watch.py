@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, hessian, jvp, vmap
 
 import dnigraph as dg
 from dnigraph.boundaries import BoundaryError
-from dnigraph.boundaries.watch import HeadHistory
+from dnigraph.boundaries.watch import HeadHistory, transformed
 
 
 def told(crossing, gradients):
@@ -283,3 +283,16 @@ def test_a_second_differentiation_through_an_estimate_is_told_once():
         penalty(dm)
     penalty(dm)
     assert penalty(stack("oracle")[1]).equal(penalty(dm.recouple()))
+
+
+def test_what_is_compiled_is_under_no_transform(monkeypatch):
+    def seen(row):
+        found.append(transformed())
+        return row
+
+    found = []
+    vmap(seen)(torch.zeros(2, 1))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    vmap(seen)(torch.zeros(2, 1))
+
+    assert found == [True, False]

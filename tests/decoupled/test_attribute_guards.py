@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.decoupled.attribute_guards import SettingsWarning
+from dnigraph.decoupled.attribute_guards import AttributeGuards, SettingsWarning
 from dnigraph.decoupled.cache import PATHS
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
@@ -170,3 +170,17 @@ def test_a_script_inside_keeps_its_own_table_of_modules():
         dm = dg.decouple(model, "a", (x,))
 
     assert torch.equal(dm(x), model(x))
+
+
+def test_a_value_that_is_gone_makes_the_guards_look_anew():
+    model = Model()
+    model.block.options = {"power": 1, "other": 2}
+    guards = AttributeGuards(model)
+    before = guards.now()
+
+    del model.block.options["other"]
+    model.block.options["another"] = 2  # as many as before
+
+    assert guards.now() == AttributeGuards(model).now() != ()
+    model.block.options["another"] = 3
+    assert guards.now() != before

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 import dnigraph as dg
 from dnigraph.decoupled import on_graphs
-from dnigraph.decoupled.cache import PATHS, Cache, WaysWarning
+from dnigraph.decoupled.cache import PATHS, Cache, WaysWarning, _kind
+from dnigraph.passes.graph.digest import LIMIT
 from dnigraph.passes.plan.plan import DATA
 
 
@@ -221,3 +222,11 @@ def test_a_copy_has_its_graphs_also_where_the_model_holds_objects_that_are_known
     copied = copy.deepcopy(dm)
 
     assert copied(x).equal(dm(x))  # a capture anew would warn, and a warning is an error here
+
+
+def test_an_argument_that_is_too_large_to_look_at_is_known_by_the_object_that_it_is():
+    large, same = [[] for _ in range(LIMIT)], [[] for _ in range(LIMIT)]
+
+    assert _kind(large) == _kind(large) and hash(_kind(large)) == hash(_kind(large))
+    assert _kind(large) != _kind(same) and _kind(large)[0] is list
+    assert _kind(large[1:]) == _kind(same[1:])  # as many as can be looked at

@@ -319,3 +319,19 @@ def test_cuts_that_all_stand_above_frozen_layers_alone_are_refused_with_the_reas
 def test_beside_a_cut_above_frozen_layers_a_name_that_does_not_exist_is_an_error():
     with pytest.raises(dg.CutError, match="no such module"):
         dg.decouple(partly_frozen(0), ["0", "2", "7"], (X,))
+
+
+def test_sharded_parameters_are_refused_with_the_way_out():
+    class DTensor(torch.Tensor):
+        """As torch names the kind whose pieces lie on several processes."""
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    for layer in model:
+        for name in ("weight", "bias"):
+            setattr(layer, name, nn.Parameter(getattr(layer, name).detach().as_subclass(DTensor)))
+
+    words = (
+        r"4 parameters are sharded over processes \(0\.weight, 0\.bias, 1\.weight\): decouple first, then fully_shard"
+    )
+    with pytest.raises(dg.DniGraphError, match=words):
+        dg.decouple(model, "0", (torch.ones(2, 2),))

@@ -204,3 +204,54 @@ def test_half_a_scaler_is_no_loss_scale(lacking):
 
     with pytest.raises(dg.DniGraphError, match="is a GradScaler, a positive number"):
         dm.loss_scale = half
+
+
+def test_an_attribute_of_ones_own_can_be_deleted_and_a_missing_one_is_named():
+    dm, _ = decoupled_chain()
+    dm._mine = 3
+
+    del dm._mine
+
+    assert "_mine" not in vars(dm) and not hasattr(dm.original, "_mine")
+    with pytest.raises(AttributeError, match="nothing"):
+        del dm.nothing
+
+
+def test_an_attribute_of_the_model_is_deleted_there():
+    dm, _ = decoupled_chain()
+    dm.note = "here"
+
+    del dm.note
+
+    assert not hasattr(dm, "note") and not hasattr(dm.original, "note")
+
+
+@pytest.mark.parametrize(("scale", "fits"), [
+    (torch.tensor(2.0), True), (torch.ones(1, 1), True), (torch.ones(2), False), (torch.ones(0), False),
+    (0, False), (float("inf"), False), (1e-9, True), (2, True),
+])  # fmt: skip
+def test_a_scale_of_the_loss_is_one_positive_number(scale, fits):
+    dm, _ = decoupled_chain()
+
+    if fits:
+        dm.loss_scale = scale
+        assert dm.loss_scale is scale
+    else:
+        with pytest.raises(dg.DniGraphError, match="a tensor with one, or None"):
+            dm.loss_scale = scale
+
+
+def test_a_model_whose_argument_is_called_self_runs():
+    class Odd(nn.Module):
+        def __init__(this):
+            super().__init__()
+            this.a, this.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(this, self):
+            return this.b(this.a(self))
+
+    model, x = Odd(), torch.randn(3, 4)
+    dm = dg.decouple(model, "a", (x,), boundary="oracle")
+
+    assert torch.equal(dm(x), model(x))
+    assert list(inspect.signature(dm.forward).parameters) == ["args", "kwargs"]

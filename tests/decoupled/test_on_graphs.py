@@ -210,3 +210,22 @@ def test_in_eval_mode_a_call_that_no_graph_can_stand_for_runs_the_model():
         expected = model(X)
         random.seed(seed)
         assert torch.equal(dm(X), expected)
+
+
+def test_a_call_is_given_the_graph_of_its_own_way():
+    class Signed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.b(h.relu() if x.sum() > 0 else h)
+
+    x = torch.ones(2, 4)
+    dm = dg.decouple(Signed(), "a", (x,), boundary="oracle", check=False)
+    ways = {sign: dm.choose(sign * x)[0] for sign in (1, -1)}
+
+    assert ways[1] is not ways[-1]
+    for sign in (-1, 1, 1, -1):
+        assert dm.choose(sign * x)[0] is ways[sign]

@@ -568,3 +568,9 @@ def test_a_list_with_a_tensor_for_each_sample_is_a_batch(capture, lengths):
     assert dm.boundaries["a"].spec.shape == (2, 5, 8)
     with dm.conditioned(torch.zeros(len(lengths), dtype=torch.long)):
         dm([x(n, n) for n in lengths]).sum().backward()
+
+
+def test_a_model_that_runs_whole_has_no_parts():
+    dm = hooked(Repeating(), "body")
+
+    assert dm.parts == {} and len(dm.plan.parts) == 2

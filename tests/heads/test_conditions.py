@@ -242,3 +242,15 @@ def test_a_condition_of_the_users_that_fails_is_named(run, words):
 
     with pytest.raises(ConditionError, match=words):
         condition.encode(torch.zeros(4, dtype=torch.long))
+
+
+def test_a_condition_that_is_called_encodes():
+    label = torch.tensor([1, -100])
+
+    assert one_hot(3)(label).tolist() == one_hot(3).encode(label).tolist() == [[0, 1, 0], [0, 0, 0]]
+
+
+def test_a_factory_may_make_a_condition():
+    made = one_hot(3)
+
+    assert condition_for(spec(lambda _: made)) is made

@@ -8,7 +8,7 @@ from torch import nn
 from dnigraph.boundaries import BoundaryError, dni, make_boundary
 from dnigraph.heads import CrossingSpec, HeadError, conv, linear, low_rank, make_head, mlp, tokens
 from dnigraph.heads.conditions import ConditionError, Context, embedded, one_hot
-from dnigraph.heads.layers import GAIN, Normalise
+from dnigraph.heads.layers import GAIN, Normalise, beside
 
 SHAPES = {
     "number": (),
@@ -416,3 +416,15 @@ def test_a_coarse_head_predicts_one_value_for_all_positions_of_a_cell():
     cells = head(torch.randn(4, 3, 8, 8), None).unfold(2, 4, 4).unfold(3, 4, 4).flatten(4)
 
     assert torch.equal(cells, cells[..., :1].expand_as(cells)) and cells.std(0).ne(0).any()
+
+
+@pytest.mark.parametrize(
+    ("label", "positions", "expected"),
+    [
+        ([[1.0, 3.0], [5.0, 7.0]], (2,), [[1.0, 3.0], [5.0, 7.0]]),
+        ([[1.0, 3.0], [5.0, 7.0]], (1,), [[3.0, 5.0]]),  # a single number has no batch: the mean of the label's
+        ([[[1.0], [3.0]], [[5.0], [9.0]]], (2, 3), [[[2.0]] * 3, [[7.0]] * 3]),
+    ],
+)
+def test_a_label_of_other_positions_is_averaged(label, positions, expected):
+    assert beside(torch.tensor(label), torch.Size(positions)).tolist() == expected

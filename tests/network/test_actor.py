@@ -7,6 +7,7 @@ from kit.networks import Late, batches, chain, fork, same, sgd, weights
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.heads.conditions import ConditionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
 
@@ -126,3 +127,53 @@ def test_inputs_of_two_batch_sizes_are_listed_in_the_error():
     net.finish()
     net.tick(big, torch.ones(4, 3), ends=True)
     net.tick(small, torch.ones(2, 3))
+
+
+class Sometimes(nn.Module):
+    """Says something, or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.says = nn.Linear(6, 6), True
+
+    def forward(self, x):
+        made = self.layer(x)
+        return {"own": made.mean()} | ({"said": made} if self.says else {})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_output_that_is_not_returned_is_not_sent_and_its_reader_has_the_last_one(training):
+    net = dg.Network(optimizer=sgd, log=True).add("a", Sometimes(), loss="own")
+    net.add("b", nn.Linear(6, 3), loss=F.mse_loss).connect("a.said", "b.input")
+    net.validate(torch.ones(2, 6))
+    if not training:
+        net.eval()
+
+    for says in (True, False, True):
+        net.agents["a"].module.says = says
+        net.tick(torch.ones(2, 6), {"b": torch.ones(2, 3)})
+
+    assert [(e.tick, e.sent) for e in net.log.of("read") if e.agent == "b"] == [(0, 0), (1, 0), (2, 2)]
+
+
+def test_a_label_that_does_not_fit_is_told_by_the_boundary_that_looks_at_it():
+    net, _ = chain(condition=dg.one_hot(3))
+    (x, y), *_ = batches(1)
+
+    with pytest.raises(ConditionError, match=r"the label has 3 samples .*, the batch has 8"):
+        net.tick(x, y, label=torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda out, y: (out - y).square(), r"not a tensor of shape \[2, 3\]"),
+        (lambda out, y: 3.0, "not float"),
+        (lambda out, y: None, "not NoneType"),
+    ],
+)
+def test_a_loss_that_is_not_one_number_is_named(made, words):
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 3), loss=made)
+
+    with pytest.raises(dg.NetworkError, match=f"the loss of a must be one number in a tensor, {words}"):
+        net.tick(torch.ones(2, 6), torch.ones(2, 3))

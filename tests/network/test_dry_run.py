@@ -68,3 +68,50 @@ def test_a_wrong_number_of_output_names_is_reported():
 
     with pytest.raises(dg.NetworkError, match="outputs names 1, and LSTM returns 2 values"):
         net.tick(torch.ones(3, 4, 2), 0)
+
+
+def test_an_initial_value_of_another_shape_than_the_messages_is_named():
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 5)).add("b", nn.Linear(5, 2), loss=F.mse_loss)
+    net.connect("a.output", "b.input", delay=1, initial=(4,))
+
+    with pytest.raises(dg.NetworkError) as caught:
+        net.validate(torch.ones(2, 6))
+
+    assert "a.output → b.input: initial is [2, 4], the messages are [2, 5]" in caught.value.problems
+
+
+def test_an_input_of_the_network_that_is_not_given_is_named_with_its_reader():
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 3), loss=F.mse_loss).add("b", nn.Linear(6, 3))
+    net.connect("image", "a.input")
+
+    with pytest.raises(dg.NetworkError) as caught:
+        net.validate({"b.input": torch.ones(2, 6)})
+
+    assert "a.input: the network is not given its input 'image'" in caught.value.problems
+
+
+class Returns(nn.Module):
+    def __init__(self, made):
+        super().__init__()
+        self.made = made
+
+    def forward(self, x):
+        return self.made(x)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda x: {}, "a.said: there is no output 'said'; outputs: none"),
+        (lambda x: {"sad": x, "y": x}, "a.said: there is no output 'said'; nearest: sad; outputs: sad, y"),
+        (lambda x: {"said": (x, x)}, "a.said is no tensor but a tuple: return its tensors under names"),
+    ],
+)
+def test_an_output_that_a_link_names_and_the_module_does_not_return_is_named(made, words):
+    net = dg.Network(optimizer=sgd).add("a", Returns(made)).add("b", nn.Linear(6, 2), loss=F.mse_loss)
+    net.connect("a.said", "b.input")
+
+    with pytest.raises(dg.NetworkError) as caught:
+        net.validate(torch.ones(2, 6))
+
+    assert words in caught.value.problems

@@ -320,3 +320,24 @@ def test_weights_of_another_precision_are_refused(dtype, tmp_path):
 
     with pytest.raises(dg.NetworkError, match=r"a.weight is '\[3, 6\] float(64|16)' here and '\[3, 6\] float32'"):
         net(dtype).load(tmp_path / "run.pt", torch.ones(2, 6, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "words"),
+    [
+        (torch.zeros(1, 5), torch.zeros(5), r"'tensor \[1, 5\]' here and 'tensor \[5\]' in the file"),
+        (torch.zeros(1, 5), (5,), r"'tensor \[1, 5\]' here and \[5\] in the file"),
+        (lambda batch: torch.zeros(batch, 5), None, r"'function' here and None in the file"),
+    ],
+    ids=["shape", "sizes", "function"],
+)
+def test_a_checkpoint_with_another_initial_value_is_refused(here, there, words, tmp_path):
+    def net(initial):
+        made = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 5)).add("b", nn.Linear(5, 2), loss=F.mse_loss)
+        return made.connect("a.output", "b.input", initial=initial)
+
+    saved, other = net(there), net(here)
+    saved.save(tmp_path / "net.pt")
+
+    with pytest.raises(dg.NetworkError, match=rf"links\[0\].initial is {words}"):
+        other.load(tmp_path / "net.pt", torch.ones(2, 6))

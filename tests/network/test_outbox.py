@@ -98,3 +98,20 @@ def test_the_weights_of_a_boundary_of_the_users_own_learn_over_any_delay(kind, d
     (boundary,) = net.boundaries.values()
     assert boundary.head.bias.any()
     assert all(p.grad is None for p in boundary.parameters())
+
+
+def test_an_answer_that_is_under_way_when_a_tick_fails_is_heard():
+    def fail(tick):
+        raise ValueError("not today")
+
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 6), loss=F.mse_loss)
+    net.add("c", nn.Linear(6, 3), loss=F.mse_loss).connect("a.output", "c.input")
+    given = {"a.input": torch.ones(2, 6), "b.input": torch.ones(2, 6)}, {"b": torch.ones(2, 6), "c": torch.ones(2, 3)}
+    net.tick(*given)
+    actors = net.running.actors
+    actors["b"].end = fail  # after c has answered a
+
+    with pytest.raises(ValueError, match="not today"):
+        net.tick(*given)
+
+    assert actors["a"].outboxes[0].sent == {}

@@ -137,3 +137,30 @@ def test_sparse_gradients_are_looked_at_too():
         net.tick({"c.input": words}, Y * BAD)
 
     assert net.skipped == {"c": 1}
+
+
+class Harmful(dg.Boundary):
+    """Its own weights have a gradient that is not finite; what it hands down is."""
+
+    kind = "harmful"
+    waits = False
+
+    def __init__(self, spec, context):
+        super().__init__(spec, context)
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def visit(self, value):
+        loss = self.weight.sqrt().sum()
+        return dg.Visit((value, loss), (torch.ones_like(value), torch.ones_like(loss)), lambda t: (None, None))
+
+
+def test_a_head_whose_gradient_is_not_finite_skips_its_update_and_is_named():
+    net = dg.Network(optimizer=adam).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 3), loss=F.mse_loss)
+    net.connect("a.output", "b.input", boundary=lambda spec, context, head: Harmful(spec, context))
+
+    with pytest.warns(UserWarning, match="the head of a.output → b.input, tick 0: its gradient is not finite"):
+        net.tick(X, Y)
+
+    (boundary,) = net.boundaries.values()
+    assert net.skipped == {"the head of a.output → b.input": 1}
+    assert boundary.weight.eq(0).all()

@@ -1,12 +1,16 @@
 """The runner with one thread for each agent."""
 
+import threading
+import time
+
 import pytest
 import torch
 import torch.nn.functional as F
-from kit.networks import batches, chain, circle, everything, fork, given, same
+from kit.networks import batches, chain, circle, everything, fork, given, same, sgd
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.network.running.threads import BoundedQueue, Stopped
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
 
@@ -91,3 +95,61 @@ def test_queues_hold_at_least_one_packet(capacity):
 
     with pytest.raises(dg.NetworkError, match=r"capacity=.* a whole number from 1 on"):
         net.run([(x, y)], threads=True, capacity=capacity)
+
+
+class Slow(nn.Module):
+    """Tells that it has begun, and takes its time."""
+
+    def __init__(self, begun):
+        super().__init__()
+        self.layer, self.begun, self.calls = nn.Linear(6, 6), begun, 0
+
+    def forward(self, x):
+        self.calls += 1
+        self.begun.set()
+        time.sleep(0.01)
+        return self.layer(x)
+
+
+def test_an_interrupted_run_stops_its_threads_and_waits_for_them(monkeypatch):
+    def interrupted(thread, *args):
+        if not begun.is_set() or thread.is_alive():
+            begun.wait(10)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return join(thread, *args)
+
+    begun, join, ticks = threading.Event(), threading.Thread.join, 100
+    net = dg.Network(optimizer=sgd).add("a", Slow(begun)).add("b", nn.Linear(6, 3), loss=F.mse_loss)
+    net.connect("a.output", "b.input")
+    given, targets = torch.ones(2, 6), torch.ones(2, 3)
+    net.tick(given, targets)
+    before, calls = set(threading.enumerate()), net.agents["a"].module.calls
+    begun.clear()
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        net.run([(given, targets)] * ticks, threads=True, capacity=1)
+
+    assert not set(threading.enumerate()) - before
+    assert net.agents["a"].module.calls - calls < ticks
+    assert net.tick(given, targets).fired == ["a", "b"]
+
+
+def test_a_full_queue_makes_its_sender_wait_until_the_run_stops():
+    stop = threading.Event()
+    channel = BoundedQueue(1, stop)
+    channel.put(1)
+    sender = threading.Thread(target=channel.put, args=(2,))
+    sender.start()
+    sender.join(0.15)
+
+    assert sender.is_alive()
+    assert (channel.get(), channel.get()) == (1, 2)
+    sender.join()
+    channel.put(3)
+    assert channel.rest() == [3] and channel.rest() == []
+    stop.set()
+    for use in (channel.get, lambda: channel.put(4)):
+        with pytest.raises(Stopped):
+            use()

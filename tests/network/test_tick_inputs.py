@@ -7,6 +7,7 @@ from kit.networks import Cell, batches, chain, everything, fork, same, sgd, squa
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.network.running.tick_inputs import TickInputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
 
@@ -193,3 +194,59 @@ def test_a_factory_of_the_users_that_fails_is_named_with_its_link(option):
         net.tick(X, Y)
 
     assert isinstance(caught.value.__cause__, ArithmeticError)
+
+
+def apart(loss=F.mse_loss):
+    net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 3), loss=loss)
+    return net.add("b", nn.Linear(6, 3), loss=loss)
+
+
+class Source(nn.Module):
+    """An agent that is given nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 3))
+
+    def forward(self):
+        return self.weight
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs", "targets", "words"),
+    [
+        (apart, torch.ones(2, 6), None, "the network has 2 inputs, so name them: a.input, b.input"),
+        (apart, {"a.input": 1, "b.input": 1}, torch.ones(2, 3),
+         "2 agents have a loss, so name them: targets={agent: ...}"),
+        (lambda: apart(None), {"a.input": 1, "b.input": 1}, 3,
+         "0 agents have a loss, so name them: targets={agent: ...}"),
+        (apart, {"a.input": 1, "b.input": 1}, {"bb": 1}, "targets: there is no agent 'bb'; nearest: b"),
+        (lambda: dg.Network().add("s", Source(), loss=F.mse_loss), torch.ones(2, 6), None,
+         "the network has no inputs, so give it none"),
+    ],
+)  # fmt: skip
+def test_inputs_and_targets_that_need_a_name_are_asked_for_it(make, inputs, targets, words):
+    agents, links = make().agents, []
+
+    with pytest.raises(dg.NetworkError, match="the tick does not fit") as caught:
+        TickInputs(agents, links).tick(0, inputs, targets, None, False, True)
+
+    assert words in caught.value.problems
+
+
+def test_a_network_without_inputs_is_given_none():
+    net = dg.Network(optimizer=sgd).add("s", Source(), loss=F.mse_loss)
+
+    result = net.tick(None, torch.zeros(2, 3))
+
+    assert float(result.losses["s"]) == 1 and net.inputs == []
+    assert net.agents["s"].module.weight.lt(1).all()
+
+
+def test_one_input_or_one_that_is_needed_has_no_need_of_a_name():
+    agents = dg.Network().add("a", nn.Linear(6, 3)).add("l", nn.LSTM(6, 3)).agents
+    known = TickInputs({"l": agents["l"]}, [])
+
+    assert known.named(3) == ({"l.input": 3}, []) and len(known.inputs) == 2  # the state has a default
+    assert TickInputs({"a": agents["a"]}, []).named(3) == ({"a.input": 3}, [])
+    assert known.named(None) == ({}, [])

@@ -6,7 +6,7 @@ from kit.models import ZOO, cut_up, decoupled_chain, layers
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.proof.check import _distance
+from dnigraph.proof.check import StandIn, _distance
 
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
 
@@ -197,3 +197,7 @@ def test_sparse_buffers_and_sparse_gradients_are_compared_too():
 )
 def test_how_far_two_results_lie_apart(one, other, expected):
     assert _distance(one, other) == expected
+
+
+def test_a_stand_in_says_what_it_hands_back():
+    assert repr(StandIn("zeros")) == "StandIn(zeros)"

@@ -387,3 +387,34 @@ def test_packed_targets_are_as_long_as_their_inputs():
 
     with pytest.raises(dg.RecurrentError, match=r"differ in length: \[7, 2, 4\] and \[2, 7, 4\]"):
         rnn.run(pack(x, [7, 2, 4], enforce_sorted=False), pack(y, [2, 7, 4], enforce_sorted=False))
+
+
+def halved(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+
+
+def test_a_file_of_a_run_with_another_schedule_is_refused(tmp_path):
+    rnn, x_y = made(optimizer=adam), data(long=3)
+    rnn.step(*x_y)
+    rnn.save(tmp_path / "run.pt")
+    other = made(optimizer=adam, scheduler=halved)
+    other.step(*x_y)
+
+    with pytest.raises(dg.RecurrentError, match="core: its schedule is StepLR here and None in the file"):
+        other.load(tmp_path / "run.pt")
+
+
+def test_a_schedule_goes_on_from_a_file(tmp_path):
+    x, y = data(long=9)
+    rnn, other = made(optimizer=adam, scheduler=halved), made(optimizer=adam, scheduler=halved)
+    rnn.run(x, y)
+    rnn.save(tmp_path / "run.pt")
+    other.step(x[:3], y[:3])
+
+    other.load(tmp_path / "run.pt")
+    for one in (rnn, other):
+        one.step(x[:3], y[:3])
+
+    (scheduler, loaded) = (one._learner.groups["core"].scheduler for one in (rnn, other))
+    assert loaded.last_epoch == scheduler.last_epoch == 4
+    assert loaded.get_last_lr() == scheduler.get_last_lr() == [0.0025]

@@ -222,3 +222,9 @@ def test_a_loss_that_carries_no_gradient_is_told_once_by_every_run(kind, monkeyp
             steps.step()
 
     assert sum("the loss carries no gradient" in str(w.message) for w in told) == 1
+
+
+@pytest.mark.parametrize("run", [local, recurrent])
+def test_a_run_without_an_optimiser_is_refused_with_the_way_out(run):
+    with pytest.raises(dg.DniGraphError, match=r"optimizer=None: give a function, optimizer=lambda params: "):
+        run(None, chain())

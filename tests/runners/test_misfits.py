@@ -11,6 +11,7 @@ from kit.side_by_side import x as rows
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.runners.misfits import groups_misfit, optimizer_misfits, settings_misfits, state_misfits
 
 
 def adam(parameters):
@@ -153,3 +154,28 @@ def test_drop_in_checkpoints_hold_late_heads_too():
     assert late and all(torch.equal(fresh.state_dict()[k], v) for k, v in late.items())
     fresh(rows(), True)
     assert all(torch.equal(fresh.state_dict()[k], v) for k, v in late.items())
+
+
+def test_what_is_no_state_at_all_is_one_misfit():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
+    whole = {"kind": "SGD", "optimizer": optimizer.state_dict(), "schedule": None, "scheduler": None}
+
+    assert state_misfits({"weight": torch.ones(2)}, [1]) == ["its model state is a list, not a dict"]
+    assert settings_misfits({"1": {}}, None) == ["it does not say what its boundaries were made with"]
+    for strange in (3, {}, {name: whole[name] for name in whole if name != "kind"}):
+        words = ["part_0: what the file has of its optimiser is no such state"]
+        assert optimizer_misfits("part_0", optimizer, None, strange) == words
+    assert optimizer_misfits("part_0", optimizer, None, whole) == []
+    for strange in (3, {"state": {}}):
+        assert groups_misfit(optimizer, strange) == "what the file has of its optimiser is no state dict"
+
+
+def test_options_of_an_optimiser_that_the_file_lacks_are_named():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1)
+    state = optimizer.state_dict()
+    for option in ("nesterov", "momentum"):
+        del state["param_groups"][0][option]
+
+    words = "the options momentum, nesterov of its optimiser are not in the file"
+    assert groups_misfit(optimizer, state) == words
+    assert groups_misfit(optimizer, optimizer.state_dict()) is None

@@ -44,7 +44,7 @@ def make_agent(
     Raises:
         NetworkError: an argument does not fit; all of them are listed.
     """
-    clock = Clock(every, (every - 1 if isinstance(every, int) else 0) if phase is None else phase)
+    clock = Clock(every, (every - 1 if is_whole(every, 1) else 0) if phase is None else phase)
     wrong = [f"{name}: {misfit}" for misfit in clock.misfits()]
     if not isinstance(name, str) or not name or "." in name:
         wrong.append(f"{name!r} is no name for an agent: names are words without a dot")

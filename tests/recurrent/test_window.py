@@ -1,0 +1,60 @@
+"""One window of a stream: which tensors fit."""
+
+import pytest
+import torch
+from kit.streams import BATCH, IN, OUT, data, made
+
+import dnigraph as dg
+from dnigraph.recurrent.window import make_window, window_loss
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (3, "x is no tensor, but a window is [time, batch, ...]"),
+        (torch.ones(4), "x is [4], but a window is [time, batch, ...]"),
+        ((torch.ones(4, 4, 3), torch.ones(())), "x is [4, 4, 3], [], but a window is [time, batch, ...]"),
+    ],
+)
+def test_an_input_without_the_axes_of_time_and_batch_is_refused(x, words):
+    with pytest.raises(dg.RecurrentError) as caught:
+        made("custom").step(x, torch.ones(4))
+
+    assert words in str(caught.value) and "add the axes of time and batch" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(0, BATCH), (3, 0)])
+def test_an_empty_window_is_refused(shape):
+    x, y = torch.ones(*shape, IN, dtype=torch.double), torch.ones(*shape, OUT, dtype=torch.double)
+
+    with pytest.raises(dg.RecurrentError, match=f"x has {shape[0]} steps of {shape[1]} sequences: nothing to learn"):
+        made().step(x, y)
+
+
+def test_a_window_may_be_as_long_as_the_horizon_and_no_longer():
+    (x, y), rnn = data(long=4), made()
+
+    assert make_window(rnn.core, 4, x, y, None, None, None, None).length == 4
+    with pytest.raises(dg.RecurrentError, match="the window has 4 steps, the horizon is 3"):
+        make_window(rnn.core, 3, x, y, None, None, None, None)
+
+
+@pytest.mark.parametrize(("rows", "share", "count"), [(None, 1.0, 12), (slice(0, 1), 1 / 3, 4), (slice(0, 0), 0.0, 0)])
+def test_the_share_of_a_window_is_that_of_its_entries(rows, share, count):
+    (x, y), mask = data(long=3), None
+    if rows is not None:
+        mask = torch.zeros(3, dtype=torch.bool)
+        mask[rows] = True
+    window = make_window(made().core, 3, x, y, mask, None, None, None)
+
+    loss, got, entries = window_loss(lambda out, target: (out - target).square().mean(), y + 2, window, 3)
+
+    assert (got, entries) == (pytest.approx(share), count)
+    assert float(loss) == pytest.approx(4) if count else loss is None
+
+
+def test_without_a_target_there_is_no_loss():
+    (x, y), rnn = data(long=3), made()
+    window = make_window(rnn.core, 3, x, None, None, None, None, None)
+
+    assert window_loss(lambda out, target: out.mean(), y, window, 3) == (None, 0.0, 0)
