@@ -19,7 +19,7 @@ from .decoupled.specialization import specialize
 from .heads import HeadChoice
 from .heads.conditions import ConditionChoice
 from .heads.head import HeadError
-from .network.from_parts import network_of
+from .network.from_parts import DecoupledNetwork
 from .passes.capture.ladder import Climb
 from .passes.capture.ladder import capture as run_capture
 from .passes.cuts.specs import Cuts
@@ -146,7 +146,7 @@ def _by_the_first_rung_that_does(
                     dm: DecoupledModule = HookedModule(model, captured.graph, plan, choices.make)
                 else:
                     later = how if rung is climb.rungs[0] else rung.name  # the way to capture other modes and paths
-                    dm = CapturedModule(model, cuts, later, choices.make, network_of, how == "auto")
+                    dm = CapturedModule(model, cuts, later, choices.make, DecoupledNetwork, how == "auto")
                     _add(dm, captured, args, kwargs, climb.reasons)
                 choices.check_names(dm.plan.crossings)
                 if check:
@@ -222,7 +222,7 @@ def _plan_on_hooks(model: nn.Module, captured: CapturedGraph, cuts: Cuts, reason
 
 
 def _without_example(model: nn.Module, cuts: Cuts, choices: Choices, how: str) -> CapturedModule:
-    dm = CapturedModule(model, cuts, how, choices.make, network_of)
+    dm = CapturedModule(model, cuts, how, choices.make, DecoupledNetwork)
     run_capture(model, None, None, how)  # fails now where the model cannot be traced at all
     warnings.warn(
         "without an example the heads' sizes are not known: they are made at the first call in train mode. Call the "

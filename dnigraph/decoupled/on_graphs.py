@@ -1,7 +1,9 @@
 """A decoupled model on graphs of the original: one for each mode and each path that calls take through its code."""
 
 import copy
+import inspect
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -19,6 +21,7 @@ from ..passes.errors import CaptureError, DniGraphError, GuardMiss
 from ..passes.graph.captured_graph import CapturedGraph, lookup
 from ..passes.graph.guards import Trust
 from ..passes.graph.own_names import GraphModule
+from ..passes.graph.pytrees import take_apart
 from ..passes.parts.boundary_nodes import boundary_key, key_of
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Plan
@@ -169,6 +172,17 @@ class CapturedModule(DecoupledModule):
             return specialization, inputs
         return self._capture(entry, args, kwargs, inputs), inputs
 
+    def arguments(
+        self, specialization: Specialization, inputs: Sequence[Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call like the one that a specialization was captured for, with other flat inputs."""
+        if self._cache.whole_arguments:
+            named = OrderedDict(zip(self._signature.parameters, inputs, strict=True))
+            bound = inspect.BoundArguments(self._signature, named)
+            return bound.args, bound.kwargs
+        assert specialization.arguments is not None, "`_add` has set them"
+        return specialization.arguments.build(list(inputs))  # type: ignore[no-any-return]  # a pair was taken apart
+
     @all_or_nothing
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Capture what a call needs that is not captured yet. The model is left as it was."""
@@ -263,7 +277,8 @@ class CapturedModule(DecoupledModule):
         """
         self._cache.learn(captured)
         entry, inputs = self._find(args, kwargs)
-        self._add(captured, entry, inputs, True, notes)
+        call = canonical(self.original, self._signature, args, kwargs)
+        self._add(captured, entry, call, inputs, True, notes)
 
     def _capture(self, entry: Entry, args: Any, kwargs: Any, inputs: list[Any]) -> Specialization:
         """A further specialization, for a call that none of the entry holds for."""
@@ -277,7 +292,7 @@ class CapturedModule(DecoupledModule):
         captured = capture(self.original, args, kwargs, self._how)
         if self._cache.learn(captured):
             entry, inputs = self._find(args, kwargs)
-        return self._add(captured, entry, inputs, strict=not self._cache.shown)
+        return self._add(captured, entry, (args, kwargs), inputs, strict=not self._cache.shown)
 
     def _on_hooks(self, args: Any, kwargs: Any, error: CaptureError) -> HookedCalls:
         """The rung below, for a kind of call that no graph can stand for.
@@ -301,8 +316,9 @@ class CapturedModule(DecoupledModule):
         return calls
 
     def _add(
-        self, captured: CapturedGraph, entry: Entry, inputs: list[Any], strict: bool, notes: Sequence[str] = ()
-    ) -> Specialization:
+        self, captured: CapturedGraph, entry: Entry, call: Any, inputs: list[Any], strict: bool,
+        notes: Sequence[str] = (),
+    ) -> Specialization:  # fmt: skip
         """Cut the graph, make its boundaries and its modules, and keep it in the entry."""
         cut = specialize(captured, self.original, self._cuts, inputs, strict)
         shown = self._cache.shown
@@ -314,6 +330,7 @@ class CapturedModule(DecoupledModule):
         notes = (*notes, *cut.plan.notes, *self._cache.notes())
         cut.plan = self.boundary_set.describe(replace(cut.plan, notes=notes))
         specialization = assemble(cut, self.original, self.boundary_set.modules)
+        specialization.arguments = take_apart(call)[1]
         specialization.proven.add(sizes(inputs))
         entry.specializations.insert(0, specialization)
         if not shown:

@@ -13,6 +13,7 @@ from ..passes.graph.captured_graph import CapturedGraph, copy_graph, written
 from ..passes.graph.guards import Trust, trust
 from ..passes.graph.nodes import guard
 from ..passes.graph.own_names import GraphModule
+from ..passes.graph.pytrees import Tree
 from ..passes.parts.boundary_nodes import insert_boundaries
 from ..passes.parts.split import Split, split
 from ..passes.plan.plan import DATA, Note, Plan
@@ -31,6 +32,7 @@ class Specialization:
     assembly: Assembly = field(init=False)
     parts: dict[str, GraphModule] = field(init=False)
     top: GraphModule = field(init=False)
+    arguments: Tree | None = None  # builds args and kwargs of the call that it was captured for
     proven: set[Any] = field(default_factory=set)  # input sizes at which all guards held
     silent: set[int] = field(default_factory=set)  # outputs that the loss was seen not to look at
 

@@ -1,7 +1,9 @@
 """A decoupled model as a network: each part an agent, each crossing a link with its boundary."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,23 @@ from ..passes.errors import DniGraphError, nearest
 from ..passes.graph.pytrees import Tree, field_of
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Part
-from ..runners.makers import loss_misfits, maker_misfits
-from ..runners.optimizers import HEADS, MakeOptimizer, check_names, chosen
+from ..runners.makers import loss_misfits, make_optimizer, maker_misfits
+from ..runners.optimizers import HEADS, REST, Group, MakeOptimizer, check_names, chosen
+from .checks.dry_run import DryRun
 from .description.network_error import NetworkError
 from .description.ports import outputs_of
 from .network import Network
+from .running.running_network import RunningNetwork
+from .running.tick import TickResult
+from .running.tick_inputs import tick_arguments
+from .topology import Topology
 
 RESULT = "result"  # the agent that puts the model's output together where several parts make it
+
+_NO_MORE = (
+    "the agents and links of a decoupled model's network are its parts and crossings: make the decoupled model one "
+    "agent of a larger network, dg.Network().add('model', dm, ...)"
+)
 
 Loss = Callable[[Any, Any], Tensor] | str
 
@@ -48,36 +60,172 @@ class Result(nn.Module):
         return values
 
 
-def network_of(
-    dm: CapturedModule, loss: Loss, optimizer: MakeOptimizer | Mapping[str, MakeOptimizer] | None, p_update: float,
-    seed: int, log: bool,
-) -> Network:  # fmt: skip
-    """The network that computes and learns what `Local` does, with agents that are called as the parts.
+class DecoupledNetwork(Network):
+    """A decoupled model as a network: it computes and learns what `Local` does, with agents called as the parts.
+
+    A tick goes the way through the model's code that its inputs take, in the present mode. The agents of each way are
+    the parts of its graph, wired when it is first taken; weights, heads and optimisers are the same on all of them.
 
     Its inputs are called as those of the plan. Where the model was unlocked forward, every crossing that carries a
     gradient is predicted by its readers.
     """
-    plan, specialization = dm.plan, dm.specialization
-    synthetic = dm.unlock == "forward"
-    _refuse(dm, specialization, loss, optimizer)
-    net = Network(seed=seed, log=log)
-    alone = _only_maker(specialization)
-    build = specialization.captured.outputs
-    for part in plan.parts:
-        own = _loss(loss, build, specialization) if part.name == alone else None
-        module = PartModule(specialization.parts[part.name], part)
-        net.add(part.name, module, loss=own, optimizer=_maker(dm, optimizer, part.name), p_update=p_update)
-    for name in plan.inputs:
-        if readers := [f"{part.name}.{name}" for part in plan.parts if name in part.inputs]:
-            net.connect(name, readers)
-    for crossing in plan.crossings:
-        boundary = dm.boundaries.get(crossing.name) if crossing.gradient else None
-        sinks = [f"{name}.{crossing.node}" for name in crossing.consumers]
-        predicted = synthetic and boundary is not None
-        net.connect(f"{crossing.producer}.{crossing.node}", sinks, delay=0, boundary=boundary, synthetic=predicted)
-    if alone is None:
-        _gather(net, specialization, _loss(loss, build, specialization))
-    return net
+
+    _heads_come_late = True
+
+    def __init__(
+        self, dm: CapturedModule, loss: Loss, optimizer: MakeOptimizer | Mapping[str, MakeOptimizer] | None,
+        p_update: float, seed: int, log: bool,
+    ):  # fmt: skip
+        super().__init__(seed=seed, log=log)
+        _refuse(dm, dm.specialization, loss, optimizer)
+        self._rest = _maker(dm, optimizer, REST) or self._optimizer
+        self._way_trains = dm.training
+        self._dm, self._loss, self._makers, self._p_update = dm, loss, optimizer, p_update
+        self._way = dm.specialization
+        self._ways: dict[Specialization, _Way] = {}
+        self._wire()
+
+    def validate(self, inputs: Any = None) -> None:
+        """As in `Network`."""
+        self._choose(inputs)
+        super().validate(inputs)
+
+    def add(self, *args: Any, **kwargs: Any) -> Self:
+        """Refused: the agents are the parts of the model."""
+        raise NetworkError([_NO_MORE])
+
+    def connect(self, *args: Any, **kwargs: Any) -> Self:
+        """Refused: the links are the crossings of the model."""
+        raise NetworkError([_NO_MORE])
+
+    def run(self, given: Iterable[tuple[Any, ...]], *, threads: bool = False, capacity: int = 2) -> list[TickResult]:
+        """As in `Network`. On threads all ticks must take one way through the model."""
+        if threads is True:
+            given = list(given)
+            ways = [self._choose(tick_arguments(entry)[0]) for entry in given]
+            if other := next((i for i, way in enumerate(ways) if way is not ways[0]), None):
+                facts = f"tick {other} of the run takes another way through the model's code than tick 0"
+                raise NetworkError([f"{facts}: run them apart, or without threads"], "the ticks do not fit")
+        return super().run(given, threads=threads, capacity=capacity)
+
+    @contextmanager
+    def aside(self) -> Iterator[Self]:
+        """As in `Network`."""
+        way = self._way
+        with super().aside():
+            try:
+                yield self
+            finally:
+                self._go(way)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The decoupled model, with its heads, as "model"; predictors as "synthetic.link"."""
+        predictors = {} if self.running is None else self.running.predictors
+        return {"model": self._dm, **{f"synthetic.{name}": predictor for name, predictor in predictors.items()}}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """As in `Network`."""
+        way = self._way
+        self._go(self._first)
+        try:
+            super().save(path)
+        finally:
+            self._go(way)
+
+    def load(self, path: str | os.PathLike[str], inputs: Any = None) -> None:
+        """As in `Network`."""
+        self._go(self._first)
+        super().load(path, inputs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DecoupledNetwork":
+        words = "make one of a copy of the model, copy.deepcopy(dm).network(...); net.save(path) and load(path) hand on"
+        raise NetworkError([f"{words} what optimisers know"], "the network of a decoupled model is not copied")
+
+    def _made(self, inputs: Any) -> RunningNetwork:
+        if self._dm.training != self.training:
+            modes = ("in train mode", "in eval mode")[:: 1 if self._dm.training else -1]
+            raise NetworkError(
+                [f"the model is {modes[0]}, its network {modes[1]}: set both with net.train() or net.eval()"]
+            )
+        self._choose(inputs)
+        return super()._made(inputs)
+
+    def _choose(self, inputs: Any) -> Specialization:
+        """Go the way that the model takes for these inputs, if they are all there. Returns the way."""
+        plan = self._way.plan
+        given, strange = self.topology.inputs.named(inputs)
+        read = [name for name in plan.inputs if any(name in part.inputs for part in plan.parts)]
+        if strange or not given.keys() >= {*read}:
+            return self._way  # what is wrong will be told
+        facts = {node.name: node.meta for node in self._way.captured.graph.find_nodes(op="placeholder")}
+        values = [given[n] if n in given else _stand_in(facts[n]) for n in plan.inputs]
+        args, kwargs = self._dm.arguments(self._way, values)
+        with torch.enable_grad():  # also in eval mode: without gradients there would be nothing to cut
+            way, _ = self._dm.choose(*args, **kwargs)
+        self._go(way)
+        return way
+
+    def _go(self, way: Specialization) -> None:
+        """Have the agents of a way, wired if they are not yet."""
+        if way is self._way:
+            return
+        self._ways[self._way] = _Way(self.topology, self.running, self._way_trains)
+        present = {name: agent.present for name, agent in self.agents.items()}
+        self._way = way
+        if way in self._ways:
+            self.topology, self.running, self._way_trains = self._ways[way]
+        else:
+            self.topology, self.running, self._way_trains = Topology(), None, self._dm.training
+            self._wire()
+        for name, agent in self.agents.items():
+            agent.present = present.get(name, True)
+        if self.running is not None:
+            self.running.kept = self._kept  # it may have grown
+        self._set_log(self._log)
+
+    def _build(self, trial: DryRun) -> None:
+        """With an optimiser, as in `Local`, for what other ways through the model may use."""
+        held = {p for part in self._way.parts.values() for p in part.parameters()}
+        rest = [p for p in self._dm.model_parameters() if p not in held and p.requires_grad]
+        if rest and not self._kept.groups:
+            optimizer = make_optimizer(self._rest, rest, REST, self._dm.named_parameters, lambda w: NetworkError([w]))
+            self._kept.groups[REST] = Group(REST, rest, optimizer, None, None)
+        super()._build(trial)
+
+    @property
+    def _first(self) -> Specialization:
+        """The way whose wiring and messages are saved: the first one that was gone in train mode."""
+        ways = {**self._ways, self._way: _Way(self.topology, self.running, self._way_trains)}
+        made = [way for way, known in ways.items() if known.running is not None]
+        return next((way for way in made if ways[way].trains), made[0] if made else self._way)
+
+    def _wire(self) -> None:
+        """Add an agent for each part of the way, and a link for each crossing."""
+        dm, way, add, connect = self._dm, self._way, super().add, super().connect
+        build, alone = way.captured.outputs, _only_maker(way)
+        for part in way.plan.parts:
+            own = _loss(self._loss, build, way) if part.name == alone else None
+            module = PartModule(way.parts[part.name], part)
+            add(part.name, module, loss=own, optimizer=_maker(dm, self._makers, part.name), p_update=self._p_update)
+        for name in way.plan.inputs:
+            if readers := [f"{part.name}.{name}" for part in way.plan.parts if name in part.inputs]:
+                connect(name, readers)
+        for crossing in way.plan.crossings:
+            boundary = dm.boundaries.get(crossing.name) if crossing.gradient else None
+            sinks = [f"{name}.{crossing.node}" for name in crossing.consumers]
+            predicted = dm.unlock == "forward" and boundary is not None
+            connect(f"{crossing.producer}.{crossing.node}", sinks, delay=0, boundary=boundary, synthetic=predicted)
+        if alone is None:  # an agent behind all that make some of the output; they learn when the loss is known
+            add(RESULT, Result(), loss=_loss(self._loss, build, way))
+            for name in dict.fromkeys(v.name for v in way.split.outputs if isinstance(v, Value)):
+                maker = _made_by(way, Value(name))
+                connect(f"{maker}.{name}" if maker else name, f"{RESULT}.{name}", delay=0, boundary="oracle")
+
+
+class _Way(NamedTuple):
+    topology: Topology
+    running: RunningNetwork | None  # None: no tick has gone this way
+    trains: bool  # it is one of train mode
 
 
 def _refuse(dm: CapturedModule, specialization: Specialization, loss: Any, optimizer: Any) -> None:
@@ -89,7 +237,12 @@ def _refuse(dm: CapturedModule, specialization: Specialization, loss: Any, optim
     wrong = _wrong_loss(specialization, loss)
     if isinstance(optimizer, Mapping):
         parts = [name for name, part in specialization.parts.items() if any(p.requires_grad for p in part.parameters())]
-        names = [*(part.name for part in specialization.plan.parts), HEADS, *(f"dni.{name}" for name in dm.boundaries)]
+        names = [
+            *(part.name for part in specialization.plan.parts),
+            REST,
+            HEADS,
+            *(f"dni.{name}" for name in dm.boundaries),
+        ]
         try:
             check_names([optimizer], names)
         except DniGraphError as error:
@@ -140,13 +293,9 @@ def _made_by(specialization: Specialization, value: Value) -> str | None:
     return next((part.name for part in specialization.plan.parts if value.name in part.outputs), None)
 
 
-def _gather(net: Network, specialization: Specialization, loss: Callable[[Any, Any], Any]) -> None:
-    """An agent behind all parts that make some of the output; they learn when the loss is known, as in `Local`."""
-    net.add(RESULT, Result(), loss=loss)
-    values = dict.fromkeys(v.name for v in specialization.split.outputs if isinstance(v, Value))
-    for name in values:
-        maker = _made_by(specialization, Value(name))
-        net.connect(f"{maker}.{name}" if maker else name, f"{RESULT}.{name}", delay=0, boundary="oracle")
+def _stand_in(meta: Mapping[str, Any]) -> Tensor:
+    """In place of an input that no part reads: of its kind, with nothing in it."""
+    return torch.zeros(meta["shape"], dtype=meta["dtype"], device=meta["device"])
 
 
 def _loss(loss: Loss, build: Tree, specialization: Specialization) -> Callable[[Any, Any], Any]:

@@ -67,6 +67,8 @@ class Network:
     Source: Jaderberg et al. 2017, arXiv 1608.05343, sections 2.2, 2.3, 3.2 and 3.3.
     """
 
+    _heads_come_late = False  # whether a checkpoint may have heads that are not there yet, and lack some
+
     def __init__(
         self, *, optimizer: MakeOptimizer | None = None, condition: ConditionChoice = None, seed: int = 0,
         log: bool = False,
@@ -74,6 +76,7 @@ class Network:
         check_network(optimizer, condition, seed, log)
         self.topology = Topology()
         self.running: RunningNetwork | None = None  # made before the first tick
+        self._kept = Kept()
         self.ticks = 0
         self.training = True
         self._log = EventLog() if log else None
@@ -163,7 +166,7 @@ class Network:
         links = [replace(link, boundary=running.boundaries.get(link.name)) for link in self.links]
         if wrong := list(problems(self.agents, links, wiring)):
             raise NetworkError(wrong)
-        self.running = running
+        self.running, self._kept = running, running.kept
         running.follow(self.topology.wiring(self.training))
         self._warn_of_doubts(trial)
         warn_unconditioned(running.boundaries, "give tick(...) the target, or label=", stacklevel=4)
@@ -339,12 +342,12 @@ class Network:
             NetworkError: it belongs to another network; all differences are listed. Nothing has changed then.
         """
         checkpoint = load_checkpoint(path, {"network"})
-        running = self.running
+        running, kept = self.running, self._kept
         try:
             with taken_up(path):
                 self._take_up(checkpoint["network"], inputs)
         except BaseException:
-            self.running = running
+            self.running, self._kept = running, kept
             raise
         restore_random(checkpoint)
 
@@ -353,12 +356,12 @@ class Network:
         log = EventLog()
         log.load(state["log"] or log.state())
         if not state["actors"]:
-            self.running = None
+            self.running, self._kept = None, Kept()
         if inputs is not None and state["actors"]:
             self.validate(inputs)
         elif inputs is not None:
             self.topology.check(inputs)
-        load_state(self._overview, self.modules(), self._actors(), self._kept, state)
+        load_state(self._overview, self.modules(), self._actors(), self._kept, state, self._heads_come_late)
         self.ticks = state["ticks"]
         if self._log is not None and state["log"] is not None:
             self._log.past, self._log.events = log.past, log.events
@@ -454,10 +457,6 @@ class Network:
     def _order(self) -> list[str]:
         """The agents in the order of the present mode."""
         return self.topology.wiring(self.training).order
-
-    @property
-    def _kept(self) -> Kept:
-        return Kept() if self.running is None else self.running.kept
 
     def _actors(self) -> dict[str, Actor]:
         return {} if self.running is None else self.running.actors

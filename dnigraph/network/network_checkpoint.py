@@ -1,7 +1,7 @@
 """What a checkpoint of a network holds, and its structure as plain data."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ from .description.overview import Overview
 from .running.actor import Actor
 from .running.actor_state import restore_state, set_aside, state_of, take_back
 from .running.event_log import EventLog
-from .running.running_network import Kept
+from .running.running_network import HEAD_OF, Kept
 
 Actors = Mapping[str, Actor]
 Modules = Mapping[str, nn.Module]
@@ -80,7 +80,7 @@ def state_of_network(
         "modules": {name: module.state_dict() for name, module in modules.items()},
         "actors": {name: state_of(actor) for name, actor in actors.items()},
         "optimizers": _kinds(kept),
-        "groups": {name: group.optimizer.state_dict() for name, group in kept.groups.items()},
+        "groups": {n: group.optimizer.state_dict() for n, group in kept.groups.items()} | kept.waiting,
         "chances": {name: chance.get_state() for name, chance in kept.chances.items()},
         "present": {name: agent.present for name, agent in net.agents.items()},
         "ticks": net.ticks,
@@ -88,8 +88,13 @@ def state_of_network(
     }
 
 
-def load_state(net: Overview, modules: Modules, actors: Actors, kept: Kept, state: Mapping[str, Any]) -> None:
+def load_state(
+    net: Overview, modules: Modules, actors: Actors, kept: Kept, state: Mapping[str, Any], late: bool = False
+) -> None:
     """Give modules, actors and optimisers what `state_of_network` took of them.
+
+    Args:
+        late: heads may come later, on another way through a model: either side may lack their optimisers.
 
     Raises:
         NetworkError: the state is that of another network; all differences are listed, and nothing has changed.
@@ -104,8 +109,10 @@ def load_state(net: Overview, modules: Modules, actors: Actors, kept: Kept, stat
         here, there = _without_boundaries(here), _without_boundaries(there)
     wrong = list(_differences("", here, there))
     wrong = wrong or list(_other_weights(modules, state["modules"]))
-    wrong += _differences("optimizer", _kinds(kept), state["optimizers"])
-    wrong = wrong or list(_other_groups(kept, state["groups"]))
+    own, saved = _kinds(kept), state["optimizers"]
+    apart = {n for n in own.keys() ^ state["groups"].keys() if late and n.startswith(HEAD_OF)}
+    wrong += _differences("optimizer", *({n: k for n, k in side.items() if n not in apart} for side in (own, saved)))
+    wrong = wrong or list(_other_groups(kept, state["groups"], apart))
     if not is_whole(state["ticks"], 0):
         wrong.append(f"its clock stands at {state['ticks']!r}, which is no number of ticks")
     if wrong:
@@ -150,10 +157,10 @@ def _form(weight: Tensor) -> str:
     return f"{list(weight.shape)} {str(weight.dtype).removeprefix('torch.')}"
 
 
-def _other_groups(kept: Kept, saved: Mapping[str, Any]) -> Iterator[str]:
-    """States of optimisers that do not fit the optimisers here."""
+def _other_groups(kept: Kept, saved: Mapping[str, Any], apart: Collection[str]) -> Iterator[str]:
+    """States of optimisers that do not fit the optimisers here, where both sides have them."""
     for name, group in kept.groups.items():
-        if misfit := groups_misfit(group.optimizer, saved.get(name)):
+        if name not in apart and (misfit := groups_misfit(group.optimizer, saved.get(name))):
             yield f"{name}: {misfit}"
 
 
@@ -171,7 +178,9 @@ def _load(name: str, module: nn.Module, saved: Mapping[str, Any]) -> None:
 
 def _load_kept(kept: Kept, groups: Mapping[str, Any], chances: Mapping[str, Any]) -> None:
     for name, group in kept.groups.items():
-        group.optimizer.load_state_dict(groups[name])
+        if name in groups:
+            group.optimizer.load_state_dict(groups[name])
+    kept.waiting = {name: state for name, state in groups.items() if name not in kept.groups}
     for name, state in chances.items():
         kept.chance(name, 0).set_state(state)
 

@@ -21,6 +21,7 @@ from .misfits import optimizer_misfits
 
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 MakeScheduler = Callable[[torch.optim.Optimizer], Any]
+REST = "rest"  # the parameters of the model that no part of its first plan uses
 HEADS = "heads"  # in a user's dict of optimisers, the key for all boundaries
 
 
@@ -317,14 +318,14 @@ class Updates:
 
 
 def _owners(dm: DecoupledModule) -> dict[str, list[nn.Parameter]]:
-    """Each part's own parameters; "rest" for those of the model that no part of the present plan uses."""
+    """Each part's own parameters, and the rest of the model's."""
     owner: dict[nn.Parameter, str] = {}
     for name, part in dm.parts.items():
         owner |= dict.fromkeys(part.parameters(), name)
     owned: dict[str, list[nn.Parameter]] = {name: [] for name in dm.parts}
-    owned["rest"] = []
+    owned[REST] = []
     for parameter in dm.model_parameters():
-        owned[owner.get(parameter, "rest")].append(parameter)
+        owned[owner.get(parameter, REST)].append(parameter)
     return owned
 
 

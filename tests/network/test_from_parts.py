@@ -86,3 +86,134 @@ def test_optimisers_of_a_decoupled_model_are_found_by_glob_and_strange_names_ref
     assert all(isinstance(actor.group.optimizer, torch.optim.SGD) for actor in net.running.actors.values())
     with pytest.raises(dg.DniGraphError, match="no part or boundary is called 'prat_1'; nearest: part_1"):
         dm.network(loss=F.cross_entropy, optimizer={"prat_1": sgd})
+
+
+class Forked(nn.Module):
+    """Another graph in eval mode, and another way for large batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.norm, self.drop = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)
+        self.middle, self.top = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x, unused=None):
+        h = self.drop(self.norm(self.low(x)).relu())
+        if len(x) > 4:
+            h = self.middle(h).relu()
+        return self.top(h if self.training else h + 1)
+
+
+def forked(**options):
+    torch.manual_seed(0)
+    example = (torch.randn(4, 6), *options.pop("more", ()))
+    return dg.decouple(Forked(), "norm", example, condition=dg.one_hot(3), **options)
+
+
+def rows(count, seed):
+    x = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+    return x, x[:, :3].argmax(1)
+
+
+def output_of(result):
+    (output,) = list(result.outputs.values())[-1].values()
+    return output
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_in_eval_mode_and_aside_the_network_computes_what_the_model_does(count):
+    dm = forked()
+    net = dm.network(loss=F.cross_entropy, optimizer=adam)
+    (x, y), (other, _) = rows(4, 1), rows(count, 2)
+    net.tick(x, y)
+
+    with net.aside():
+        aside = output_of(net.tick(other))
+    assert net.training and dm.training
+    net.eval()
+    evaluated = output_of(net.tick(other))
+
+    assert not dm.training
+    expected = dm.original(other)
+    assert torch.equal(evaluated, expected) and torch.equal(aside, expected)
+    net.train().tick(x, y)
+    assert dm.training
+
+
+@pytest.mark.parametrize("boundary", ["dni", dg.dni(warm_up=2, refresh=3), "oracle", "local-loss"])
+def test_on_every_way_through_the_model_a_network_learns_what_local_learns(boundary, tmp_path):
+    one, two, three = (forked(boundary=boundary) for _ in range(3))
+    local = dg.Local(one, loss=F.cross_entropy, optimizer=adam)
+    net, resumed = (dm.network(loss=F.cross_entropy, optimizer=adam) for dm in (two, three))
+    ticks = [rows(count, i) for i, count in enumerate((4, 8, 8, 4, 8, 4, 4, 8))]
+
+    for i, (x, y) in enumerate(ticks):
+        torch.manual_seed(i)
+        local.step(x, target=y)
+        torch.manual_seed(i)
+        net.tick(x, y)
+        if i == 4:
+            net.save(tmp_path / "net.pt")
+            resumed.load(tmp_path / "net.pt", ticks[0][0])
+        elif i > 4:
+            torch.manual_seed(i)
+            resumed.tick(x, y)
+
+    for dm in (two, three):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), dm.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one.buffers(), dm.buffers(), strict=True))
+
+
+def test_an_input_that_no_part_reads_need_not_be_given():
+    dm = forked(more=(torch.ones(2),))
+    net = dm.network(loss=F.cross_entropy)
+
+    net.tick(*rows(8, 0))
+
+    assert net.inputs == ["x"]
+
+
+def test_a_network_and_a_model_in_different_modes_are_refused():
+    dm = forked()
+    net = dm.network(loss=F.cross_entropy)
+    dm.eval()
+    with pytest.raises(dg.NetworkError, match="the model is in eval mode, its network in train mode"):
+        net.tick(*rows(4, 0))
+    net.eval()
+    dm.train()
+    with pytest.raises(dg.NetworkError, match="the model is in train mode, its network in eval mode"):
+        net.tick(*rows(4, 0))
+    net.train().tick(*rows(4, 0))
+
+
+def test_a_decoupled_models_network_takes_no_more_agents_and_is_not_copied():
+    net = forked().network(loss=F.cross_entropy)
+
+    with pytest.raises(dg.NetworkError, match="one agent of a larger network"):
+        net.add("more", nn.Linear(3, 3))
+    with pytest.raises(dg.NetworkError, match="one agent of a larger network"):
+        net.connect("part_1.linear", "more.input")
+    with pytest.raises(dg.NetworkError, match=r"copy\.deepcopy\(dm\)\.network"):
+        copy.deepcopy(net)
+
+
+def test_a_paused_part_stays_paused_on_another_way():
+    dm = forked()
+    net = dm.network(loss=F.cross_entropy)
+    net.tick(*rows(4, 0))
+    net.pause("part_1")
+    assert net.tick(*rows(8, 1)).fired == ["part_0"]
+    net.resume("part_1")
+    assert net.tick(*rows(4, 2)).fired == ["part_0", "part_1"]
+
+
+def test_on_threads_all_ticks_take_one_way():
+    one, other = (forked().network(loss=F.cross_entropy, optimizer=adam) for _ in range(2))
+    ticks = [rows(8, i) for i in range(3)]
+    for net, threads in ((one, True), (other, False)):
+        torch.manual_seed(0)
+        net.run(ticks[:1])
+        net.run(ticks[1:], threads=threads)
+
+    with pytest.raises(dg.NetworkError, match="tick 2 of the run takes another way"):
+        one.run([*ticks[:2], rows(4, 5)], threads=True)
+    assert one.ticks == other.ticks == 3

@@ -32,6 +32,7 @@ from .prediction import Prediction, make_predictor
 from .skips import Skips
 from .tick import Tick
 
+HEAD_OF = "the head of"  # what names of groups of heads begin with
 OUTSIDE = Clock()  # an input of the network may come in any tick
 
 
@@ -42,6 +43,7 @@ class Kept:
     groups: dict[str, Group] = field(default_factory=dict)  # of agents, heads and predictors
     chances: dict[str, torch.Generator] = field(default_factory=dict)  # by agent: which of its firings learn
     skips: Skips = field(default_factory=Skips)  # updates that were skipped, of all actors
+    waiting: dict[str, Any] = field(default_factory=dict)  # states of optimisers that are not there yet
 
     def chance(self, agent: str, seed: int) -> torch.Generator:
         """The random numbers of an agent, made when they are first asked for."""
@@ -139,7 +141,7 @@ def build(
     Raises:
         NetworkError: a boundary, head or predictor does not fit its link; all of them are listed.
     """
-    builder = _Builder(agents, wiring, trial, dict(kept.groups))
+    builder = _Builder(agents, wiring, trial, kept)
     with torch.random.fork_rng(devices=[]):
         builder.make_modules(context)
     users = {p: name for name, agent in agents.items() for p in agent.module.parameters()}  # the last one
@@ -159,7 +161,7 @@ def build(
         for name, agent in agents.items()
     }  # fmt: skip
     boundaries, predictors = builder.named_boundaries(), builder.named_predictors()
-    known = replace(kept, groups=builder.groups)
+    known = replace(kept, groups=builder.groups, waiting=builder.waiting)
     running = RunningNetwork(actors, boundaries, predictors, inboxes, outboxes, turns.tied, known)
     running.connect()
     running.follow(wiring)
@@ -175,8 +177,9 @@ class _Builder:
         groups: by name, those that were there and new ones.
     """
 
-    def __init__(self, agents: Mapping[str, Agent], wiring: Wiring, trial: DryRun, groups: dict[str, Group]):
-        self.agents, self.wiring, self.trial, self.groups = agents, wiring, trial, groups
+    def __init__(self, agents: Mapping[str, Agent], wiring: Wiring, trial: DryRun, kept: Kept):
+        self.agents, self.wiring, self.trial = agents, wiring, trial
+        self.groups, self.waiting = dict(kept.groups), dict(kept.waiting)
         self.batch = batch_of(trial.inputs.values())
         self.sends: dict[str, list[int]] = {name: [] for name in agents}
         self.reads: dict[str, list[tuple[int, int]]] = {name: [] for name in agents}
@@ -187,7 +190,7 @@ class _Builder:
                 self.reads[sink.agent or ""].append((number, i))
         self._boundaries: dict[int, Boundary] = {}
         self._predictors: dict[tuple[int, int], tuple[nn.Module, tuple[str, ...]]] = {}  # and the inputs that they see
-        self._trained = {p: group for group in groups.values() for p in group.parameters}
+        self._trained = {p: group for group in kept.groups.values() for p in group.parameters}
 
     def make_modules(self, context: Context) -> None:
         """Make all boundaries with their heads, and all predictors.
@@ -246,7 +249,7 @@ class _Builder:
     def outbox(self, number: int, make: MakeOptimizer) -> Outbox:
         link, boundary = self.wiring.links[number], self._boundaries.get(number)
         parameters = [] if boundary is None else list(boundary.parameters())
-        group = self.group(f"the head of {link.name}", parameters, make)
+        group = self.group(f"{HEAD_OF} {link.name}", parameters, make)
         readers = [self.agents[sink.agent or ""] for sink in link.sinks]
         return Outbox(link, boundary, self.wiring.delays[number], readers, group)
 
@@ -265,6 +268,8 @@ class _Builder:
                 name += ", later"  # parameters of a part that it did not have on another way
             self.groups[name] = group = Group(name, new, optimizer, None, clip)
             self._trained |= dict.fromkeys(new, group)
+            if name in self.waiting:
+                optimizer.load_state_dict(self.waiting.pop(name))
         own = (self._trained[p] for p in trained)  # a head may share parameters with an agent, which trains them
         return next((group for group in own if {*group.parameters} <= {*trained}), None)
 
