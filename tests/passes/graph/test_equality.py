@@ -110,3 +110,49 @@ def test_nothing_raises_where_a_class_answers_with_something_else():
 
     assert equal(Odd(1), Odd(1))
     assert not equal(Odd(1), Odd(2))
+
+
+class Ruler:
+    def __init__(self, unit):
+        self.unit = unit
+
+    def length(self, x):
+        return x / self.unit
+
+    def width(self, x):
+        return x * self.unit
+
+
+def test_a_bound_method_is_its_function_and_what_it_is_bound_to():
+    assert equal(Ruler(1).length, Ruler(1).length) is True
+    assert equal(Ruler(1).length, Ruler(2).length) is False
+    assert equal(Ruler(1).length, Ruler(1).width) is False
+
+
+@pytest.mark.parametrize("other", [{"b": 1}, {"a": 1, "b": 1}, {}])
+def test_dicts_of_other_keys_are_not_equal_though_they_hold_the_same(other):
+    assert equal({"a": 1}, other) is False
+
+
+def test_a_variable_that_has_no_value_yet_is_equal_to_another_such():
+    def reading():
+        return lambda: later
+        later = 1  # noqa: F841  # makes it a variable of this function
+
+    assert equal(reading(), reading()) is True
+
+
+def test_tensors_of_another_layout_shape_or_device_are_not_equal():
+    assert equal(T, T.to_sparse()) is False
+    assert equal(T, T.to("meta")) is False
+    assert equal(T.to("meta"), (T + 1).to("meta")) is True
+    assert equal(T, T[None]) is False
+    assert equal(T.to_sparse(), (T * 2).to_sparse()) is False
+    assert equal(T.to_sparse(), T.clone().to_sparse()) is True
+
+
+@pytest.mark.parametrize("nan", [torch.tensor([1.0, float("nan")]), torch.tensor([1.0, complex("nan")])])
+def test_not_a_number_in_a_tensor_equals_itself_alone(nan):
+    assert equal(nan, nan.clone()) is True
+    assert equal(nan, torch.ones_like(nan)) is False
+    assert equal(torch.ones_like(nan), nan) is False

@@ -106,3 +106,11 @@ def test_the_sizes_that_a_function_of_another_library_makes_are_data(home, expec
     graph.output((rows,))
 
     assert trust(graph) is expected
+
+
+def test_a_guard_on_a_number_that_no_node_makes_looks_at_no_data():
+    graph = fx.Graph()
+    graph.call_function(guard, (3, 3, ""))
+    graph.output((graph.placeholder("x"),))
+
+    assert trust(graph) is Trust.SAME_SIZES

@@ -93,3 +93,23 @@ def test_the_code_spells_no_other_keys_of_meta_than_the_contract_lists_and_reads
     assert len(paths) > 100 and len(written) > 10
     assert written | read - foreign <= NodeMeta.__annotations__.keys()
     assert NodeMeta.__annotations__.keys() <= read | of_top_graphs
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_mode_that_is_set_stands_afterwards(grad, enabled):
+    before = Mode.now()
+    dtype = torch.get_autocast_dtype("cpu")
+    mode = Mode(grad, (("cpu", enabled, torch.float16 if enabled else torch.float32), before.autocast[1]))
+    try:
+        torch.set_grad_enabled(not grad)
+        torch.set_autocast_enabled("cpu", not enabled)
+
+        mode.set()
+
+        assert Mode.now() == mode
+        assert torch.get_autocast_dtype("cpu") is (torch.float16 if enabled else dtype)  # where it is off, none is set
+    finally:
+        torch.set_autocast_dtype("cpu", dtype)
+        before.set()
+    assert Mode.now() == before

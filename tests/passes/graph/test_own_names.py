@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from dnigraph.passes.graph.nodes import numbered
-from dnigraph.passes.graph.own_names import GraphModule, constant_name, generated, own_names
+from dnigraph.passes.graph.own_names import GraphModule, child, constant_name, generated, own_names
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 NAMES = [
@@ -137,3 +137,17 @@ def test_calls_are_numbered_behind_the_last_at_sign():
 def test_a_constant_has_a_name_that_the_model_does_not_have():
     assert constant_name(0, ["fc.weight"]) == "_constant_0"
     assert constant_name(0, ["_constant_0"]) not in ("_constant_0",)
+
+
+def test_a_child_is_looked_for_in_the_tables_of_a_module_before_its_class():
+    class Odd(nn.Module):
+        kind = "of the class"
+
+    module = Odd()
+    module._modules["forward"] = layer = nn.Linear(4, 4)
+    module.register_buffer("table", X)
+
+    assert child(module, "forward") is layer and child(module, "table") is X
+    assert child(module, "kind") == "of the class"
+    with pytest.raises(AttributeError, match="missing"):
+        child(module, "missing")

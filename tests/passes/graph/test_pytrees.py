@@ -1,6 +1,7 @@
 """Nested values of any class come apart and together again."""
 
 import collections
+import copy
 import dataclasses
 import time
 import types
@@ -362,3 +363,50 @@ def test_a_model_may_return_sizes_and_distributions(capture):
     _, shape, law = dm(torch.randn(5, 6))
     assert type(shape) is type(law.batch_shape) is torch.Size
     assert shape == law.batch_shape == (5, CLASSES)
+
+
+class Counts(collections.defaultdict):
+    pass
+
+
+def test_a_dict_with_defaults_of_a_class_of_its_own_makes_them_still():
+    value = Counts(list, a=[T])
+
+    leaves, spec = flatten(value)
+    again = unflatten(leaves, spec)
+
+    assert type(again) is Counts and again["a"][0] is T
+    assert again["new"] == [] and again.default_factory is list
+
+
+def test_a_tuple_of_a_class_of_its_own_keeps_its_attributes():
+    value = Few([T, 2])
+    value.note = "mine"
+
+    leaves, spec = flatten(value)
+    again = unflatten(leaves, spec)
+
+    assert type(again) is Few and again[0] is T and again[1] == 2
+    assert again.note == "mine"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [([T], (T,)), ([T], [T, T]), ({"a": T}, {"b": T}), ([T, [T]], [[T], T])],
+    ids="type length keys order".split(),
+)
+def test_what_is_nested_in_another_way_has_another_nesting(one, other):
+    assert (flatten(one)[1] == flatten(other)[1]) is False
+    assert flatten(one)[1] == flatten(one)[1] and hash(flatten(one)[1]) == hash(flatten(one)[1])
+
+
+def test_a_nesting_is_no_other_thing_and_its_copy_is_itself():
+    spec = flatten([T, {"a": 1}])[1]
+
+    assert (spec == [T]) is False
+    assert copy.deepcopy(spec) is spec
+    assert str(spec) == "list(*, dict(a=*))"
+
+
+def test_a_hole_says_that_it_is_one():
+    assert str(take_apart([T, 1])[1].constants) == "(HOLE, 1)"
