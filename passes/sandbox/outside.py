@@ -47,13 +47,13 @@ class Cell(dict[int, Any]):
 
     def __init__(self, cell: types.CellType):
         super().__init__()
-        self.cell = cell
+        self.source = cell
 
     def __getitem__(self, key: int) -> Any:
-        return self.cell.cell_contents
+        return self.source.cell_contents
 
     def __setitem__(self, key: int, value: Any) -> None:
-        self.cell.cell_contents = value
+        self.source.cell_contents = value
 
 
 class Attributes(dict[str, Any]):
@@ -75,13 +75,13 @@ class Context(dict[int, Any]):
 
     def __init__(self, variable: "contextvars.ContextVar[Any]"):
         super().__init__()
-        self.variable = variable
+        self.source = variable
 
     def __getitem__(self, key: int) -> Any:
-        return self.variable.get(None)
+        return self.source.get(None)
 
     def __setitem__(self, key: int, value: Any) -> None:
-        self.variable.set(value)
+        self.source.set(value)
 
 
 def variables(model: nn.Module) -> list[Variable]:
@@ -90,10 +90,11 @@ def variables(model: nn.Module) -> list[Variable]:
     Code of torch, numpy and Python's library is not looked into; functions, classes and modules are no variables.
     """
     found: dict[tuple[int, Any], Variable] = {}
-    seen, classes = set[types.CodeType](), _classes(model)
+    seen, classes = set[types.FunctionType](), _classes(model)
     for function in _forwards(model, classes):
         for variable in _named_by(function, _DEPTH, seen):
-            found.setdefault((id(variable.table), variable.key), variable)
+            source = getattr(variable.table, "source", variable.table)  # a cell may be in several functions
+            found.setdefault((id(source), variable.key), variable)
     above = dict.fromkeys(one for kind in classes for one in kind.__mro__ if not _is_foreign(one.__module__))
     for kind in above:
         names = [n for n, v in vars(kind).items() if isinstance(v, _KEPT) and not n.startswith("__")]
@@ -139,11 +140,11 @@ def _methods(kind: type) -> list[types.FunctionType]:
     return list(methods.values())
 
 
-def _named_by(function: types.FunctionType, depth: int, seen: set[types.CodeType]) -> Iterator[Variable]:
-    code = function.__code__
-    if code in seen:
+def _named_by(function: types.FunctionType, depth: int, seen: set[types.FunctionType]) -> Iterator[Variable]:
+    if function in seen:
         return
-    seen.add(code)
+    seen.add(function)
+    code = function.__code__
     held: list[tuple[Any, Any, str]]
     held = [(Cell(cell), 0, name) for cell, name in zip(function.__closure__ or (), code.co_freevars, strict=True)]
     names, known = _names(code), function.__globals__
@@ -172,7 +173,9 @@ def _named_by(function: types.FunctionType, depth: int, seen: set[types.CodeType
             yield Variable(table, key, name)
 
 
-def _of_module(module: types.ModuleType, names: set[str], depth: int, seen: set[types.CodeType]) -> Iterator[Variable]:
+def _of_module(
+    module: types.ModuleType, names: set[str], depth: int, seen: set[types.FunctionType]
+) -> Iterator[Variable]:
     """What code that names a module and these attributes may read there."""
     if module is os:
         if names & {"environ", "getenv"}:

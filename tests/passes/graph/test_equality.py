@@ -135,9 +135,10 @@ def test_dicts_of_other_keys_are_not_equal_though_they_hold_the_same(other):
 
 
 def test_a_variable_that_has_no_value_yet_is_equal_to_another_such():
-    def reading():
+    def reading(begun=False):
+        if begun:
+            later = 1
         return lambda: later
-        later = 1  # noqa: F841  # makes it a variable of this function
 
     assert equal(reading(), reading()) is True
 

@@ -73,3 +73,10 @@ def test_a_walk_opens_a_value_again_where_it_can_look_deeper():
     reached = [value for _, _, value in walk(root, lambda v: v if isinstance(v, list) else None, depth=2)]
 
     assert any(value is shared[1] for value in reached)
+
+
+def test_generators_that_are_not_the_models_own_or_have_no_state_are_not_noted():
+    model = nn.Linear(2, 2)
+    model.system, model.default, model.own = random.SystemRandom(), torch.default_generator, torch.Generator()
+
+    assert list(ObjectGraph.of(model).generators.values()) == [model.own]

@@ -7,7 +7,7 @@ from torch import nn
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.graph.pytrees import flatten
 from dnigraph.passes.sandbox.rng import seed_all
-from dnigraph.passes.sandbox.runs import BackwardError, graph_call, model_call, near, observe, send_all
+from dnigraph.passes.sandbox.runs import BackwardError, graph_call, largest, model_call, near, observe, send_all
 from dnigraph.passes.sandbox.snapshot import untouched
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
@@ -100,3 +100,52 @@ def test_near_is_relative_to_the_largest_number_and_depends_on_the_type(dtype, a
     assert near(x.to(dtype), (x * (1 + apart / 100)).to(dtype))
     assert not near(x.to(dtype), (x * (1 + apart * 10)).to(dtype))
     assert not near(x.to(dtype), x.to(dtype).nan_to_num(0))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(X, 1), (1, X), (1, 2), (X, X[:, :1].expand(3, 4)[:2]), (X, X[:1]), (X, X.double()), (X.long(), X.long() + 1)],
+    ids="tensor_and_number number_and_tensor numbers rows broadcast type integers".split(),
+)
+def test_what_is_no_tensor_of_the_same_shape_and_type_is_not_near(one, other):
+    assert near(one, other) is False
+
+
+def test_near_is_measured_by_the_scale_that_is_given():
+    assert near(X, X + 1, scale=1e5) is True
+    assert near(X, X + 1, scale=1.0) is False
+
+
+def test_the_largest_number_is_absolute_and_no_nan():
+    assert largest(torch.tensor([1.0, -3.0, float("nan")])) == 3.0
+    assert largest(torch.empty(0)) == largest(None) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_gradients_are_sent_back_from_nested_tensors_of_either_layout_row_by_row():
+    def nested(layout):
+        return lambda inputs: torch.nested.as_nested_tensor([inputs[0][:2], inputs[0][2:]], layout=layout)
+
+    x = X.clone().requires_grad_()
+    strided, jagged = (
+        observe(nested(layout), nn.Module(), [x], send_all).gradients["input 0"]
+        for layout in (torch.strided, torch.jagged)
+    )
+
+    drawn = torch.randn(3, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    assert torch.equal(jagged, strided) and strided.ne(0).all()
+    rows = torch.Generator().manual_seed(7)
+    pieces = [torch.randn(n, 4, generator=rows, dtype=torch.float64).float() for n in (2, 1)]
+    assert torch.equal(strided, torch.cat(pieces)) and drawn.shape == strided.shape
+
+
+def test_as_much_of_a_gradient_is_sent_back_as_is_asked_for():
+    def gradient(*shares):
+        x = X.clone().requires_grad_()
+        run = observe(lambda inputs: (inputs[0] * 1, inputs[0] * 1), nn.Module(), [x], shares.__getitem__)
+        assert run.differentiable == [0, 1]
+        return run.gradients["input 0"]
+
+    assert torch.allclose(gradient(1.0, 0.0) * 0.5, gradient(0.5, 0.0))
+    assert torch.allclose(gradient(1.0, 0.0) + gradient(0.0, 1.0), gradient(1.0, 1.0))
+    assert gradient(0.0, 0.0) is None

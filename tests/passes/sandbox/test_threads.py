@@ -11,6 +11,7 @@ from torch import nn
 from torch.fx import graph_module
 
 import dnigraph as dg
+from dnigraph.passes.sandbox import snapshot
 from dnigraph.passes.sandbox.snapshot import one_at_a_time
 
 pytestmark = pytest.mark.filterwarnings(
@@ -85,3 +86,30 @@ def test_captures_leave_next_to_no_objects_behind(rung):
     captured(3)
 
     assert captured(5) + 5 * 20 >= captured(5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_that_is_forked_after_a_vain_wait_captures_too_and_its_parent_waits_on(monkeypatch):
+    monkeypatch.setattr(snapshot, "_PATIENCE", 0.05)
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with one_at_a_time:
+            held.set()
+            done.wait(30)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    held.wait()
+
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if one_at_a_time.acquire(timeout=5) else 1)
+        finally:
+            os._exit(2)
+
+    assert os.waitpid(child, 0) == (child, 0)
+    assert not one_at_a_time.acquire(blocking=False)
+    done.set()
+    holding.join()
