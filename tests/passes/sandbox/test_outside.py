@@ -4,19 +4,25 @@ import contextvars
 import functools
 import os
 import sys
+import types
+from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kit import models
-from torch import nn
+from torch import kaiser_window, nn
+from torch.nn.functional import gelu
 
 import dnigraph as dg
 from dnigraph.passes.sandbox.outside import prints, variables
 from dnigraph.passes.sandbox.snapshot import untouched
 
-NUMBER, TABLE = 1, {"a": 1}
+NUMBER, TABLE, ENDS = 1, {"a": 1}, 3
 LEVEL = contextvars.ContextVar("LEVEL", default=0)
 NOTES = []
+others = types.ModuleType("helpers")
+exec("FACTOR = 2\ndef twice(x): return x * FACTOR", vars(others))
 note = NOTES.append
 
 
@@ -71,6 +77,18 @@ def reads_in_a_function_that_it_makes(x):
     return (lambda y: y * NUMBER)(x)
 
 
+def calls_what_others_made(x):
+    return gelu(F.relu(x)) * kaiser_window(4) * deepcopy(x)
+
+
+def calls_helpers_of_a_module(x):
+    return models.Chain(x), others.twice(x)
+
+
+def appends_to_what_it_is_given(x, add=NOTES.append):
+    add(x)
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
@@ -83,6 +101,11 @@ def reads_in_a_function_that_it_makes(x):
         (reads_a_module_of_its_own, {"kit.models.CLASSES": models.CLASSES}),
         (reads_modules_of_others, {}),
         (reads_in_a_function_that_it_makes, {"NUMBER": 1}),
+        (calls_what_others_made, {}),
+        (calls_helpers_of_a_module, {"FACTOR": 2}),
+        (appends_to_what_it_is_given, {}),
+        (functools.partial(max, 0), {}),
+        (functools.partial(F.leaky_relu, inplace=True), {}),
         (functools.partial(reads_globals), {"NUMBER": 1, "TABLE": TABLE}),
         (functools.wraps(helper)(lambda x: helper(x)), {"NUMBER": 1}),
     ],
@@ -165,6 +188,14 @@ def test_a_variable_that_two_functions_share_is_found_once():
     assert sorted(variable.name for variable in variables(model)) == ["LEVEL", "count"]
 
 
+def decorated(function):
+    @functools.wraps(function)
+    def run(*args):
+        return function(*args)
+
+    return run
+
+
 class Counting(nn.Module):
     made, _hidden, __slots = 0, {}, ()
 
@@ -185,7 +216,11 @@ class Counting(nn.Module):
         return NOTES
 
     def by_method(self):
-        return LEVEL
+        return LEVEL, self.forward, self.by_decorated_method
+
+    @decorated
+    def by_decorated_method(self):
+        return ENDS
 
     def not_named(self):
         return models.CLASSES
@@ -206,6 +241,7 @@ def test_the_methods_that_a_forward_names_are_followed_and_classes_have_variable
         "TABLE": TABLE,
         "NOTES": NOTES,
         "LEVEL": None,
+        "ENDS": 3,
         "Counting.made": 0,
         "Counting._hidden": {},
     }
