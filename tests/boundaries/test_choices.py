@@ -1,5 +1,7 @@
 """From the user's choices to boundaries, by name and by factory."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from kit.boundaries import BATCH, CLASSES, WIDTH, boundary
@@ -10,6 +12,7 @@ from dnigraph.boundaries import (
     CrossingSpec,
     make_boundary,
 )
+from dnigraph.boundaries.choices import Choices, UnconditionedWarning, warn_unconditioned
 from dnigraph.heads import mlp
 from dnigraph.heads.conditions import Context, one_hot
 
@@ -50,3 +53,51 @@ def test_complex_values_are_refused_with_the_way_out():
     value = torch.randn(BATCH, WIDTH, dtype=torch.complex64, requires_grad=True)
     make_boundary("oracle", spec, Context())(value * 1).abs().sum().backward()
     assert value.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(1, "heads on 0 cannot"), (3, "heads on 0, 1, 2 cannot"), (4, "heads on 0, 1, 2, ... cannot")]
+)
+def test_of_many_heads_without_a_label_the_first_three_are_told(count, told):
+    boundaries = {str(i): boundary() for i in range(count)} | {"seeing": boundary(condition=one_hot(CLASSES))}
+
+    with pytest.warns(UnconditionedWarning, match=told):
+        warn_unconditioned(boundaries, "give a label", stacklevel=2)
+
+
+def test_heads_that_see_the_label_and_boundaries_without_heads_are_told_nothing(recwarn):
+    warn_unconditioned({"1": boundary(condition=one_hot(CLASSES)), "2": boundary("oracle")}, "", stacklevel=2)
+
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("shape", "at", "seen", "batch_dim"),
+    [
+        ((8, 6), 0, (8, 6), 0),
+        ((5, 8, 6), 1, (8, 5, 6), 1),
+        ((5, 6, 8), 2, (8, 5, 6), 2),
+        ((6,), None, (1, 6), None),
+        ((2, 3, 6), None, (1, 2, 3, 6), None),
+        ((9, 2, 3, 6), None, (9, 2, 3, 6), 0),  # rows whose number differs from call to call
+        ((), 0, (), 0),
+    ],
+)
+def test_a_crossing_is_seen_with_its_batch_first(shape, at, seen, batch_dim):
+    meta = {"batch_dim": at, "dtype": torch.float32, "device": torch.device("cpu")}
+    crossing = SimpleNamespace(name="layer2", shape=shape)
+
+    spec = Choices("auto", one_hot(CLASSES), "dni").spec(crossing, meta)
+
+    assert (spec.shape, spec.batch_dim) == (seen, batch_dim)
+    assert (spec.condition is None) is (at is None)
+
+
+def test_a_name_wins_over_a_pattern_and_what_neither_names_has_the_default():
+    def made(name):
+        crossing = SimpleNamespace(name=name, shape=(8, 6))
+        choices = Choices({"b*": "linear", "b2": "low-rank"}, None, {"c": "oracle"})
+        return choices.make(crossing, {"dtype": torch.float32, "device": torch.device("cpu")}, Context())
+
+    assert [made(name).head_name for name in ("b1", "b2", "a")] == ["linear", "low-rank 64", "mlp 8"]
+    assert made("c").kind == "oracle"

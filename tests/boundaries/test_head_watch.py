@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.boundaries.head_watch import names
 
 LABELS = 4
 
@@ -158,3 +159,10 @@ def test_a_frozen_model_with_its_heads_that_learn_is_told_nothing():
     freeze(dm.original[0].parameters())
 
     assert not any(steps(dm, torch.optim.Adam([p for p in dm.parameters() if p.requires_grad]), 10))
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "'0'"), (3, "'0', '1', '2'"), (4, "'0', '1', '2' and 1 more"), (0, "")]
+)
+def test_of_many_names_the_first_three_are_told(count, words):
+    assert names(map(str, range(count))) == words

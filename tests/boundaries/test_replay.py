@@ -7,6 +7,7 @@ from kit.boundaries import BATCH, WIDTH, boundary, says, step
 from dnigraph.boundaries import (
     dni,
 )
+from dnigraph.boundaries.replay import Replay
 from dnigraph.heads.layers import GAIN
 
 
@@ -70,3 +71,18 @@ def test_a_batch_that_repeats_a_number_until_memory_is_full_is_refused(size):
 
     with pytest.raises(RuntimeError, match=r"replay.value_0 repeats a few numbers until there are \d{10} bytes"):
         other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_last_batches_are_kept_oldest_first_and_one_that_is_not_finite_is_not(size):
+    replay, value = Replay(size), torch.zeros(2, 1)
+
+    for number in (1.0, 2.0, float("nan"), 3.0, 4.0, float("inf")):
+        replay.remember(value, None, torch.full((2, 1), number))
+
+    assert [float(replay._buffers[f"target_{i}"][0]) for i in range(len(replay))] == [2.0, 3.0, 4.0][-size:]
+    assert replay.entries == [f"{part}_{i}" for i in range(size) for part in ("value", "label", "target")]
+
+
+def test_before_the_first_batch_there_is_nothing_to_learn_from():
+    assert Replay(2).loss(lambda value, label: value) is None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import dnigraph as dg
 from dnigraph.decoupled.assemble import Assembly, View
 
 
@@ -86,4 +87,22 @@ def test_a_constant_that_lies_in_a_table_of_the_model_is_followed_there(change):
 
     assert assembly.follow() is True
     CHANGES[change](model)
+    assert assembly.follow() is False
+
+
+def test_a_decoupled_model_is_told_of_a_parameter_of_another_kind():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.factor = nn.Linear(4, 4), nn.Linear(4, 2), nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            return self.b(self.a(x) * self.factor)
+
+    model = Scaled()
+    assembly = dg.decouple(model, "a", (torch.ones(2, 4),), boundary="oracle").specialization.assembly
+    assert assembly.follow() is True
+
+    model.factor = nn.Parameter(torch.ones(1))
+
     assert assembly.follow() is False

@@ -7,6 +7,10 @@ import torch
 from kit.streams import BATCH, OUT, Kept, adam, data, made, near
 from torch import nn
 
+from dnigraph.recurrent.carried_state import Place
+from dnigraph.recurrent.stored_windows import Stored, count_finished, settlings
+from dnigraph.recurrent.window import Window
+
 pytestmark = pytest.mark.filterwarnings("ignore:no entry of this window")
 LAST = 7  # windows of the stream
 
@@ -195,3 +199,55 @@ def test_a_reset_that_drops_stored_windows_is_told_once():
         rnn.reset()
         rnn.step(x, y, ends=True)
         rnn.reset()
+
+
+def stored(length=2, reset=None, ends=None, fresh=None, settled=None):
+    flagged = [None if f is None else torch.tensor(f) for f in (reset, ends, fresh, settled)]
+    x = torch.zeros(length, 3, 1)
+    window = Window(x, None, None, flagged[0], flagged[1], None, length, 3)
+    return Stored(window, Place([], flagged[2], None), None, {}, settled=flagged[3])
+
+
+YES, NO = True, False
+
+
+@pytest.mark.parametrize(
+    ("this", "before", "count"),
+    [
+        ({}, None, 0),
+        ({"ends": [YES, YES, NO]}, None, 2),
+        ({"reset": [[YES, YES, NO], [NO, NO, YES]]}, None, 1),  # those of the first step ended before the window
+        ({"length": 1, "reset": [[YES, YES, YES]]}, None, 0),
+        ({"length": 2, "reset": [[NO] * 3, [YES, NO, NO]], "ends": [YES, NO, NO]}, None, 2),
+        ({"fresh": [YES, NO, YES]}, None, 0),
+        ({"fresh": [YES, NO, YES]}, {}, 2),
+        ({"fresh": [YES, NO, YES]}, {"ends": [YES, NO, NO]}, 1),  # one of them has been counted
+    ],
+)
+def test_sequences_are_counted_once_when_they_end(this, before, count):
+    this, before = stored(**this), None if before is None else stored(**before).window
+
+    assert count_finished(this.window, this.place, before) == count
+
+
+@pytest.mark.parametrize(
+    ("windows", "entries", "follows", "crossing"),
+    [
+        # Sequence 0 ends with the second window, 1 inside of it, 2 not at all.
+        ([{"fresh": [YES] * 3}, {"reset": [[NO] * 3, [NO, YES, NO]], "ends": [YES, NO, NO]}],
+         [[[YES, YES, NO]] * 2, [[YES, YES, NO], [YES, NO, NO]]], [[YES, YES, NO], [NO] * 3],
+         [[NO] * 3, [YES, YES, NO]]),
+        # A sequence that begins with the second window shows that the one before it has ended.
+        ([{}, {"fresh": [YES, NO, NO]}], [[[YES, NO, NO]] * 2, [[NO] * 3] * 2], [[NO] * 3] * 2,
+         [[YES, NO, NO], [NO] * 3]),
+        # What a sweep has learned from does not count again.
+        ([{"ends": [YES, YES, NO], "settled": [[YES, NO, NO], [NO, NO, NO]]}], [[[NO, YES, NO], [YES, YES, NO]]],
+         [[NO] * 3], [[NO, YES, NO]]),
+    ],
+)  # fmt: skip
+def test_only_sequences_that_have_ended_settle(windows, entries, follows, crossing):
+    found = settlings([stored(**window) for window in windows])
+
+    assert [s.entries.tolist() for s in found] == entries
+    assert [s.follows.tolist() for s in found] == follows
+    assert [s.crossing.tolist() for s in found] == crossing
