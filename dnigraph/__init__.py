@@ -1,8 +1,19 @@
 """Cut any PyTorch model into parts that learn without waiting for each other (decoupled neural interfaces)."""
 
-from .boundaries import Boundary, BoundaryError, CrossingSpec, Visit, dni, local_loss, oracle
+from .boundaries import (
+    Boundary,
+    BoundaryError,
+    CrossingSpec,
+    Visit,
+    blend,
+    dni,
+    local_loss,
+    oracle,
+    refresh,
+    silent,
+    warm_up,
+)
 from .boundaries.choices import UnconditionedWarning
-from .boundaries.silent import silent
 from .boundaries.watch import TrainingWarning
 from .decouple import decouple, plan
 from .decoupled.attribute_guards import SettingsWarning
@@ -65,6 +76,7 @@ __all__ = [
     "backend_of",
     "balanced",
     "before",
+    "blend",
     "check",
     "conv",
     "cut",
@@ -80,8 +92,10 @@ __all__ = [
     "oracle",
     "plan",
     "probe",
+    "refresh",
     "saved_bytes",
     "silent",
     "stack",
     "tokens",
+    "warm_up",
 ]

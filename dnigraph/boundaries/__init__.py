@@ -1,7 +1,7 @@
 """Boundaries: the modules on crossings, which decide what gradient the producer gets."""
 
 from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec, Visit, sum_in_order
-from .choices import BoundaryChoice, dni, local_loss, make_boundary, oracle
+from .choices import BoundaryChoice, blend, dni, local_loss, make_boundary, oracle, refresh, silent, warm_up
 
 __all__ = [
     "Boundary",
@@ -10,9 +10,13 @@ __all__ = [
     "BoundaryFactory",
     "CrossingSpec",
     "Visit",
+    "blend",
     "dni",
     "local_loss",
     "make_boundary",
     "oracle",
+    "refresh",
+    "silent",
     "sum_in_order",
+    "warm_up",
 ]

@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TypeAlias, final
 
 import torch
@@ -14,6 +15,7 @@ from ..heads.spec import CrossingSpec
 from ..passes.errors import DniGraphError
 from .accumulation import Mean
 from .exchange import Visit, exchange, sum_in_order
+from .schedule import Schedule, weakened
 from .watch import TrainingWarning, transformed
 
 __all__ = ["Boundary", "BoundaryError", "BoundaryFactory", "CrossingSpec", "Visit", "sum_in_order"]
@@ -39,6 +41,8 @@ class Boundary(nn.Module, ABC):
     # Whether the gradients of its own parameters are averaged over the visits since their last update, in drop-in
     # training with several micro-batches for an update.
     averages: bool = False
+    schedule: Schedule | None = None  # when the true gradient comes in place of its own; None: never
+    visits: Tensor  # how many there were, where they are counted: see `count_visits`
     told_frozen: bool = False  # that its parameters do not learn
 
     def __init__(self, spec: CrossingSpec, context: Context) -> None:
@@ -48,10 +52,27 @@ class Boundary(nn.Module, ABC):
         self._wants = (len(spec.shape), 1 if spec.kind == "maps" else -1, spec.width)
         self.settled = 0  # visits of drop-in training from whose targets it has learned
         self._mean, self._own = Mean(), list[nn.Parameter]()
+        self._count: int | None = 0  # `visits` without waiting for its device; None: not read yet
+
+    def follow(self, schedule: Schedule) -> None:
+        """Hand down the true gradient by a schedule, and what `visit` says in between.
+
+        Options that are set there replace those of a schedule that it follows already.
+        """
+        self.schedule = schedule if self.schedule is None else schedule.over(self.schedule)
+        self.heeds = True
+        self.count_visits()
+
+    def count_visits(self) -> None:
+        """Keep the number of visits, as a buffer: a checkpoint holds it."""
+        if "visits" not in self._buffers:
+            self.register_buffer("visits", torch.zeros((), dtype=torch.long, device=self.spec.device))
 
     @abstractmethod
     def visit(self, value: Tensor) -> Visit:
         """One step of this crossing. Called once for each forward pass of the producer, in train mode.
+
+        A boundary that follows a schedule is called in all visits, also where the producer gets the true gradient.
 
         Shapes: value [batch, ...]. Where the model keeps its batch on another axis, `meet` and `forward` move it first.
         """
@@ -60,8 +81,8 @@ class Boundary(nn.Module, ABC):
         """A visit of a value that was visited before and whose target comes only now, to be settled at once.
 
         The weights have changed since, so a head predicts again. The producer has learned: only the later roots get
-        gradients, those that `settle` gives. The default is `visit`; a boundary that counts its visits must override
-        it, since this one is no step.
+        gradients, those that `settle` gives. The default is `visit`; a boundary that counts its visits itself must
+        override it, since this one is no step.
         """
         return self.visit(value)
 
@@ -71,8 +92,13 @@ class Boundary(nn.Module, ABC):
 
     @property
     def waits(self) -> bool:
-        """Whether the producer may have to wait for the target in some visits."""
+        """Whether the producer may have to wait for the target in some visits, a schedule aside."""
         return True
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the producer may have to wait for the target in some visits, by a schedule or not."""
+        return self.schedule is not None or self.waits
 
     @property
     def needs_label(self) -> bool:
@@ -84,8 +110,12 @@ class Boundary(nn.Module, ABC):
         return next(self.parameters(), None) is None
 
     def settings(self) -> dict[str, Any]:
-        """What it was made with, as plain data. It must be the same where the state is loaded."""
+        """What it was made with, as plain data, a schedule aside. It must be the same where the state is loaded."""
         return {"head": self.head_name}
+
+    def all_settings(self) -> dict[str, Any]:
+        """`settings`, and the schedule's."""
+        return {**asdict(self.schedule or Schedule()), **self.settings()}
 
     @final  # type: ignore[misc]  # torch declares forward as an attribute
     def forward(self, value: Tensor, consumers: int = 1) -> Tensor | tuple[Tensor, ...]:
@@ -110,7 +140,7 @@ class Boundary(nn.Module, ABC):
     def _labelled_visit(self, value: Tensor) -> Visit:
         """`visit`. If the label is missing, the error is raised in the backward pass: the forward pass needs none."""
         try:
-            return self.visit(value)
+            return self._next_visit(value)
         except ConditionError as error:
             if self.context.label is not None:
                 raise
@@ -120,6 +150,34 @@ class Boundary(nn.Module, ABC):
             raise missing
 
         return Visit((value,), None, settle)
+
+    def _next_visit(self, value: Tensor) -> Visit:
+        """`visit`, with the true gradient where the schedule says so."""
+        if "visits" not in self._buffers:
+            return self.visit(value)
+        before = int(self.visits) if self._count is None else self._count
+        self._count = before + 1
+        share = 0.0 if self.schedule is None else self.schedule.share(before + 1)
+        # A local loss reaches the producer through its own root, the value: that share is what is left of it.
+        seen = value if not share else value.detach().requires_grad_() if share == 1 else weakened(value, 1 - share)
+        try:
+            visit = self.visit(seen)
+        except BaseException:
+            self._count = before  # it was none
+            raise
+        self.visits += 1
+        if not share:
+            return visit
+        gradients = Visit((), visit.now, visit.settle).gradients
+
+        def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
+            first, *later = gradients(target)
+            if target is None or share == 1:
+                return (target, *later)
+            mixed = target * share if first is None else torch.lerp(first, target.to(first.dtype), share)
+            return (mixed, *later)
+
+        return Visit((value, *visit.roots[1:]), None, settle)
 
     def leave_out(self) -> None:
         """See that the model may run without this boundary, where there is no place for another gradient.
@@ -169,7 +227,7 @@ class Boundary(nn.Module, ABC):
 
     def meet(self, value: Tensor, again: bool = False) -> Visit:
         """`visit`, or `again`, for a value and targets whose batch dimension is where the model has it."""
-        visit = (self.again if again else self.visit)(self._batch_first(value))
+        visit = (self.again if again else self._next_visit)(self._batch_first(value))
         settle = visit.settle  # not the visit: its roots keep the producer's graph alive
         return Visit(visit.roots, visit.now, lambda t: settle(None if t is None else self._batch_first(t)))
 
@@ -224,6 +282,10 @@ class Boundary(nn.Module, ABC):
     def measure_next(self) -> None:
         """Ask that the next visit be measured, where not each is."""
         return
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._count = None
 
     def extra_repr(self) -> str:
         return f"{self.spec.name}, {self.kind}"

@@ -16,7 +16,8 @@ from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec
 from .dni import Dni, Options
 from .local_loss import LocalLoss, Loss
 from .oracle import Oracle
-from .silent import silent
+from .schedule import Schedule
+from .silent import Silent
 
 BoundaryChoice: TypeAlias = "str | BoundaryFactory"
 
@@ -126,8 +127,80 @@ def dni(
     Raises:
         BoundaryError: an option is out of its range.
     """
-    options = Options(warm_up, refresh, blend, replay, decay)
-    return lambda spec, context, head: Dni(spec, context, head, options)
+    options, schedule = Options(replay, decay), Schedule(warm_up, refresh, blend)
+    if misfits := schedule.misfits() + options.misfits():
+        raise BoundaryError(f"dni: these options do not fit: {', '.join(misfits)}")
+    return _scheduled(lambda spec, context, head: Dni(spec, context, head, options), schedule)
+
+
+def warm_up(boundary: BoundaryChoice, steps: int) -> BoundaryFactory:
+    """Any boundary, behind the true gradient in the first so many steps, in which the boundary already learns.
+
+    Args:
+        boundary: "local-loss", a factory, one that is scheduled already: they go into each other.
+
+    Raises:
+        BoundaryError: the number of steps is none.
+
+    Example:
+        >>> dm = dg.decouple(model, "1", (x,), condition=dg.one_hot(10), boundary=dg.warm_up("local-loss", 500))
+    """
+    return _checked(boundary, Schedule(warm_up=steps), "warm_up")
+
+
+def refresh(boundary: BoundaryChoice, every: int) -> BoundaryFactory:
+    """Any boundary, with the true gradient every so many steps.
+
+    Raises:
+        BoundaryError: the number of steps is none.
+
+    Example:
+        >>> control = dg.warm_up(dg.refresh("silent", 8), 500)
+    """
+    return _checked(boundary, Schedule(refresh=every), "refresh")
+
+
+def blend(boundary: BoundaryChoice, share: float) -> BoundaryFactory:
+    """Any boundary, of which the producer gets one part, and `share` of the true gradient: BP(lambda).
+
+    Raises:
+        BoundaryError: the share is not from 0 to 1.
+
+    Source: Jaderberg et al. 2017, arXiv 1608.05343, supplement A.
+
+    Example:
+        >>> dm = dg.decouple(model, "1", (x,), condition=dg.one_hot(10), boundary=dg.blend("local-loss", 0.1))
+    """
+    return _checked(boundary, Schedule(blend=share), "blend")
+
+
+def silent(*, warm_up: int = 0, refresh: int = 0) -> BoundaryFactory:
+    """Nothing is handed down: the control beside every other boundary.
+
+    Args:
+        warm_up: in the first so many steps the producer gets the true gradient ("train, then freeze").
+        refresh: every so many steps it gets the true gradient, and nothing in between; 0: never.
+
+    Raises:
+        BoundaryError: an option is out of its range.
+    """
+    return _checked(lambda spec, context, head: Silent(spec, context), Schedule(warm_up, refresh), "silent")
+
+
+def _checked(boundary: BoundaryChoice, schedule: Schedule, name: str) -> BoundaryFactory:
+    if misfits := schedule.misfits():
+        raise BoundaryError(f"{name}: these options do not fit: {', '.join(misfits)}")
+    return _scheduled(boundary, schedule)
+
+
+def _scheduled(boundary: BoundaryChoice, schedule: Schedule) -> BoundaryFactory:
+    def make(spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
+        made = make_boundary(boundary, spec, context, head)
+        if schedule != Schedule():
+            made.follow(schedule)
+        return made
+
+    return make
 
 
 def oracle() -> BoundaryFactory:

@@ -14,9 +14,10 @@ from ..heads import HeadChoice, make_head
 from ..heads.conditions import Context
 from ..heads.head import Foreign
 from ..heads.layers import GAIN
-from .boundary import Boundary, BoundaryError, CrossingSpec, Visit
+from .boundary import Boundary, CrossingSpec, Visit
 from .replay import Replay
 from .scale import RunningScale
+from .schedule import is_number, whole
 from .watch import MEASUREMENTS, HeadHistory, TrainingWarning
 
 MEASURED = 8  # visits from one measurement of the estimate to the next, unless they are read: two passes over it
@@ -27,28 +28,15 @@ NOTHING = 1e15  # larger values are masked scores, not numbers to learn from: th
 class Options:
     """The options of `dni(...)`."""
 
-    warm_up: int = 0  # visits in which the producer waits for the true gradient while the head learns
-    refresh: int = 0  # every so many visits the producer gets the true gradient; 0: never
-    blend: float = 0.0  # share of the consumers' gradient, the rest is the estimate: BP(lambda)
     replay: int = 0  # earlier batches from which the head learns again in every step
     decay: float = 0.99  # of the running scale
 
-    def __post_init__(self) -> None:
-        misfits = []
-        for name in ("warm_up", "refresh", "replay"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                misfits.append(f"{name}={count!r} (a whole number from 0 on)")
-        if not _is_number(self.blend) or not 0 <= self.blend <= 1:
-            misfits.append(f"blend={self.blend!r} (from 0, the estimate, to 1, backprop)")
-        if not _is_number(self.decay) or not 0 <= self.decay < 1:
-            misfits.append(f"decay={self.decay!r} (from 0 to less than 1)")
-        if misfits:
-            raise BoundaryError(f"dni: these options do not fit: {', '.join(misfits)}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    def misfits(self) -> list[str]:
+        """A line for each option that is out of its range."""
+        lines = [] if whole(self.replay) else [f"replay={self.replay!r} (a whole number from 0 on)"]
+        if not is_number(self.decay) or not 0 <= self.decay < 1:
+            lines.append(f"decay={self.decay!r} (from 0 to less than 1)")
+        return lines
 
 
 class Dni(Boundary):
@@ -77,26 +65,17 @@ class Dni(Boundary):
         self.head_name = self.head.name
         self.scale = RunningScale(self.options.decay).to(spec.device)
         self.replay = Replay(self.options.replay) if self.options.replay else None
-        self.register_buffer("visits", torch.zeros((), dtype=torch.long))
-        self.visits: Tensor
-        self._count: int | None = 0  # `visits` without waiting for its device; None: not read yet
+        self.count_visits()
         self._seen: Comparison | None = None
         self._asked = False  # whether the next visit is to be measured
         self._history = HeadHistory()
         self._masks = False  # whether there was a value beyond `NOTHING`
         self._sample = list(self.head.parameters())[:1]  # for the head's dtype; in a list, so that it stays the head's
 
-    def visit(self, value: Tensor) -> Visit:
-        return self._visit(value, self._next_share)
-
-    def again(self, value: Tensor) -> Visit:
-        """The head's regression alone, with its present weights."""
-        return self._visit(value, lambda: 0.0)
-
     @property
     def waits(self) -> bool:
-        """Whether the producer gets the true gradient in some visits."""
-        return bool(self.options.warm_up or self.options.refresh or self.options.blend)
+        """Never: the estimate is known at once."""
+        return False
 
     @property
     def needs_label(self) -> bool:
@@ -113,12 +92,11 @@ class Dni(Boundary):
         condition = None if self.head.condition is None else str(self.head.condition)
         return {"head": self.head_name, "condition": condition, **vars(self.options)}
 
-    def _visit(self, value: Tensor, next_share: Callable[[], float]) -> Visit:
+    def visit(self, value: Tensor) -> Visit:
         if not isinstance(self.head, Foreign):
             self.expect_width(value)
         batch = len(value) if value.ndim else 1
         label = None if self.head.condition is None else self.label_beside(value, self.head.condition)
-        share = next_share()
         estimate = self._estimate(value.detach(), label)
         by = self.context.scale()  # the loss is multiplied by it, and so are all gradients
         if isinstance(by, Tensor):
@@ -135,16 +113,12 @@ class Dni(Boundary):
                 error = self._compare(estimate.detach(), sent, batch)
                 if self.replay is not None and value.ndim:
                     self.replay.remember(value.detach(), label, estimate.detach() - error)
-                mixed: Tensor | None = None
-                if share:
-                    mixed = target if share == 1 else torch.lerp(gradient, target.to(gradient.dtype), share)
             ones = () if again is None else (torch.ones_like(again),)
             own = (error.mul_(2 / error.numel()), *ones)
-            return mixed, *[gradient if by is None else gradient.mul_(by) for gradient in own]
+            return None, *[gradient if by is None else gradient.mul_(by) for gradient in own]
 
         roots = (value, estimate) if again is None else (value, estimate, again)
-        now = None if share else (gradient, *[None] * (len(roots) - 1))
-        return Visit(roots, now, settle)
+        return Visit(roots, (gradient, *[None] * (len(roots) - 1)), settle)
 
     def metrics(self) -> dict[str, float]:
         """Of the last visit that was measured: the cosine of estimate and target, the squared error relative to the
@@ -163,12 +137,9 @@ class Dni(Boundary):
     def measure_next(self) -> None:
         self._asked = True
 
-    def _next_share(self) -> float:
-        """The share of the true gradient that the producer gets in this visit. At 0 it need not wait."""
-        self._count = (int(self.visits) if self._count is None else self._count) + 1
-        self.visits += 1
-        refreshes = self.options.refresh > 0 and self._count % self.options.refresh == 0
-        return 1.0 if refreshes or self._count <= self.options.warm_up else self.options.blend
+    @property
+    def _warm_up(self) -> int:
+        return 0 if self.schedule is None else self.schedule.warm_up
 
     def _estimate(self, value: Tensor, label: Tensor | None) -> Tensor:
         """The head's prediction, in the head's own precision also where the model runs under autocast."""
@@ -195,7 +166,7 @@ class Dni(Boundary):
             error = torch.add(estimate, target, alpha=-batch * inverse / GAIN)
         else:
             error = torch.zeros_like(estimate)
-        judged = (self._count or 0) % MEASURED == 0 and (self._count or 0) > self.options.warm_up
+        judged = (self._count or 0) % MEASURED == 0 and (self._count or 0) > self._warm_up
         if self._asked or judged or self._seen is None:
             norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
             self._seen, self._asked = Comparison(size, *norms, inverse, batch, target.numel()), False
@@ -230,10 +201,6 @@ class Dni(Boundary):
                 TrainingWarning,
                 stacklevel=2,
             )
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._count = None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..boundaries import BoundaryChoice
-from ..boundaries.silent import silent
+from ..boundaries.choices import silent
 from ..decouple import decouple
 from ..decoupled.module import DecoupledModule
 from ..draw import draw as draw_graph

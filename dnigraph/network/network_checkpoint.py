@@ -41,7 +41,7 @@ def structure(net: Overview) -> dict[str, Any]:
             "synthetic": bool(link.synthetic),
             "initial": _plain_initial(link.initial),
             "boundary": b.kind if (b := net.boundaries.get(link.name)) is not None else None,
-            "options": None if b is None else b.settings(),
+            "options": None if b is None else b.all_settings(),
         }
         for number, link in enumerate(net.links)
     ]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..boundaries import Boundary, CrossingSpec
-from ..boundaries.silent import silent
+from ..boundaries.choices import silent
 from ..heads import HeadChoice
 from ..heads.conditions import Context
 from ..network.network import Network

@@ -221,7 +221,7 @@ class Local:
 
     def _settings(self) -> dict[str, dict[str, Any]]:
         """What each boundary was made with."""
-        return {name: {"kind": b.kind, **b.settings()} for name, b in self.dm.boundaries.items()}
+        return {name: {"kind": b.kind, **b.all_settings()} for name, b in self.dm.boundaries.items()}
 
     def _choose(self, args: Any, kwargs: Any) -> tuple[Specialization, list[Any]]:
         try:

@@ -1,10 +1,13 @@
 """What keeps a saved state from being loaded, found before anything is loaded."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..boundaries.schedule import Schedule
 
 
 def state_misfits(
@@ -40,6 +43,7 @@ def settings_misfits(own: Mapping[str, Mapping[str, Any]], saved: Any) -> list[s
     misfits = []
     for name in sorted(own.keys() & saved.keys()):
         here, there = own[name], saved[name] if isinstance(saved[name], Mapping) else {}
+        there = {**asdict(Schedule()), **there}  # files of before have it of some boundaries only
         for option in sorted(here.keys() | there.keys()):
             if here.get(option) != there.get(option):
                 value = here.get(option)

@@ -157,7 +157,7 @@ def test_blend_one_is_backprop_and_a_half_is_half():
 
 @pytest.mark.parametrize("options", [{"warm_up": 1}, {"refresh": 1}, {"blend": 0.5}])
 def test_who_gets_truth_must_wait_for_it(options):
-    visit = boundary(dni(**options)).visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+    visit = boundary(dni(**options)).meet(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
 
     assert visit.now is None
 

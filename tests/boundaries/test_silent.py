@@ -13,7 +13,8 @@ def test_the_truth_comes_in_the_warm_up_and_at_each_refresh_only():
 
 
 def test_its_options_are_its_settings():
-    assert boundary(dg.silent(warm_up=2, refresh=4)).settings() == {"head": None, "warm_up": 2, "refresh": 4}
+    expected = {"head": None, "warm_up": 2, "refresh": 4, "blend": 0.0}
+    assert boundary(dg.silent(warm_up=2, refresh=4)).all_settings() == expected
 
 
 def test_a_loaded_one_goes_on_with_the_count_of_its_visits():
@@ -22,7 +23,7 @@ def test_a_loaded_one_goes_on_with_the_count_of_its_visits():
 
     loaded.load_state_dict(trained.state_dict())
 
-    assert loaded.get_extra_state() == 2
+    assert int(loaded.visits) == 2
     assert producer_gets_truth(loaded, 2) == producer_gets_truth(trained, 2) == [True, False]
 
 
@@ -32,4 +33,4 @@ def test_an_answer_that_comes_again_is_no_visit_and_gives_nothing():
     visit = crossing.again(value)
 
     assert visit.roots == (value,) and visit.now == (None,) and visit.settle(value) == (None,)
-    assert crossing.get_extra_state() == 0
+    assert int(crossing.visits) == 0

@@ -19,6 +19,8 @@ BOUNDARIES = {
     "all": dg.dni(warm_up=3, refresh=4, blend=0.1, replay=2),
     "oracle": "oracle",
     "local loss": dg.local_loss(classes=CLASSES),
+    "a warmed-up local loss": dg.warm_up(dg.local_loss(classes=CLASSES), 4),
+    "a blended local loss": dg.refresh(dg.blend(dg.local_loss(classes=CLASSES), 0.3), 4),
     "silence": "silent",
     "silence after a warm-up": dg.silent(warm_up=3),
     "silence with refreshes": dg.silent(refresh=3),

@@ -44,7 +44,10 @@ def assert_bitwise(one, other):
     assert not apart
 
 
-@pytest.mark.parametrize("boundary", ["dni", "local-loss", "oracle", dg.dni(warm_up=4, refresh=5, replay=1)])
+@pytest.mark.parametrize(
+    "boundary",
+    ["dni", "local-loss", "oracle", dg.dni(warm_up=4, refresh=5, replay=1), dg.blend(dg.refresh("local-loss", 5), 0.3)],
+)
 @pytest.mark.parametrize("name", ZOO)
 def test_drop_in_and_local_end_at_bitwise_the_same_weights(name, boundary):
     dm, args = cut_up(name, boundary=boundary)

@@ -105,11 +105,11 @@ def drop_in(net: Stack, x: Tensor, label: Tensor) -> None:
 def part_by_part(net: Stack, x: Tensor, label: Tensor) -> None:
     """Each part forward and, where its boundary allows it, backward, before the next part runs."""
     h1 = net.lower(x).relu()
-    first = net.first.visit(h1)
+    first = net.first.meet(h1)
     learn(first, first.now)
     received1 = h1.detach().requires_grad_()
     h2 = net.middle(received1).relu()
-    second = net.second.visit(h2)
+    second = net.second.meet(h2)
     learn(second, second.now)
     received2 = [h2.detach().requires_grad_() for _ in range(2)]
     net.loss(*received2, label).backward()

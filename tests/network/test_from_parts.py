@@ -21,6 +21,7 @@ BOUNDARIES = {
     "oracle": "oracle",
     "local loss": "local-loss",
     "silent": dg.silent(warm_up=1),
+    "a local loss with a share of the truth": dg.warm_up(dg.blend("local-loss", 0.3), 1),
 }
 
 

@@ -60,7 +60,7 @@ class Actor:
         self._needed = [port for port, name in self._free.items() if name not in agent.inputs.optional]
         self._decoupled = [m for m in agent.module.modules() if isinstance(m, DecoupledModule)]
         self._statistics = [b for b in agent.module.buffers() if b.is_floating_point() and b.layout == torch.strided]
-        self.waits = any(box.boundary is not None and box.boundary.waits for box in outboxes)  # for true gradients
+        self.waits = any(box.boundary is not None and box.boundary.may_wait for box in outboxes)  # for true gradients
         self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if self.waits else []
 
     # ---- the phases

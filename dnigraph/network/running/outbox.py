@@ -77,7 +77,7 @@ class Outbox:
         boundary = self.boundary
         if boundary is None or not (boundary.training and boundary.needs_label):
             return False
-        return boundary.waits or not self.in_vain(tick)
+        return boundary.may_wait or not self.in_vain(tick)
 
     def harmed_by(self, value: Any) -> bool:
         """Whether a value is not finite, and would make what the boundary has learned, or averages, so."""
@@ -97,7 +97,7 @@ class Outbox:
         self.pass_on(tick, value)
         if boundary is None or not isinstance(value, Tensor) or not boundary.learns(value):
             return None
-        if in_vain and not boundary.waits:
+        if in_vain and not boundary.may_wait:
             boundary.pass_last()
             return None
         with boundary.context.conditioned(label):

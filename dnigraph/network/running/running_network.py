@@ -231,7 +231,7 @@ class _Builder:
         agent = self.agents[sink.agent or ""]
         optional = sink.name in agent.inputs.optional
         boundary = self._boundaries.get(number)
-        exact = boundary is not None and boundary.waits
+        exact = boundary is not None and boundary.may_wait
         prediction = None
         if (number, i) in self._predictors:
             module, names = self._predictors[number, i]
