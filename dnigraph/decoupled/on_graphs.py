@@ -196,17 +196,21 @@ class CapturedModule(DecoupledModule):
             self._find(args, kwargs)[0].runs_whole = True
 
     def network(
-        self, *, loss: Any, optimizer: Any = None, p_update: float = 1.0, seed: int = 0, log: bool = False
-    ) -> Any:
+        self, *, loss: Any, optimizer: Any = None, p_update: float = 1.0, late: int = 0, seed: int = 0,
+        log: bool = False,
+    ) -> Any:  # fmt: skip
         """The model as a `Network`, each part an agent: it learns what `Local` does, or sporadically, or out of order.
 
         Args:
             loss: as in `Local`.
             optimizer: as in `Local`; in a dict, heads that it does not name go with their producers. None: Adam, 1e-3.
             p_update: how probable it is that a part learns in a tick.
+            late: how many ticks later a part hears of its crossings, each; it runs on meanwhile, on threads at the same
+                time as the others. With oracles the gradients are true and late, and go with the weights of their
+                tick (PipeDream). Where a tick takes another way through the model, what is under way is learned first.
             seed, log: as in `Network`.
         """
-        return self._make_network(self, loss, optimizer, p_update, seed, log)
+        return self._make_network(self, loss, optimizer, p_update, late, seed, log)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_inference_mode_enabled():  # boundaries do nothing, and its tensors cannot be undone

@@ -17,6 +17,7 @@ from ..passes.plan.plan import Part
 from ..runners.makers import loss_misfits, make_optimizer, maker_misfits
 from ..runners.optimizers import HEADS, REST, Group, MakeOptimizer, check_names, chosen
 from .checks.dry_run import DryRun
+from .description.clock import is_whole
 from .description.network_error import NetworkError
 from .description.ports import outputs_of
 from .network import Network
@@ -74,13 +75,13 @@ class DecoupledNetwork(Network):
 
     def __init__(
         self, dm: CapturedModule, loss: Loss, optimizer: MakeOptimizer | Mapping[str, MakeOptimizer] | None,
-        p_update: float, seed: int, log: bool,
+        p_update: float, late: int, seed: int, log: bool,
     ):  # fmt: skip
         super().__init__(seed=seed, log=log)
-        _refuse(dm, dm.specialization, loss, optimizer)
+        _refuse(dm, dm.specialization, loss, optimizer, late)
         self._rest = _maker(dm, optimizer, REST) or self._optimizer
         self._way_trains = dm.training
-        self._dm, self._loss, self._makers, self._p_update = dm, loss, optimizer, p_update
+        self._dm, self._loss, self._makers, self._p_update, self._late = dm, loss, optimizer, p_update, late
         self._way = dm.specialization
         self._ways: dict[Specialization, _Way] = {}
         self._wire()
@@ -169,6 +170,8 @@ class DecoupledNetwork(Network):
         """Have the agents of a way, wired if they are not yet."""
         if way is self._way:
             return
+        if self._late:
+            self.settle()
         self._ways[self._way] = _Way(self.topology, self.running, self._way_trains)
         present = {name: agent.present for name, agent in self.agents.items()}
         self._way = way
@@ -214,7 +217,8 @@ class DecoupledNetwork(Network):
             boundary = dm.boundaries.get(crossing.name) if crossing.gradient else None
             sinks = [f"{name}.{crossing.node}" for name in crossing.consumers]
             predicted = dm.unlock == "forward" and boundary is not None
-            connect(f"{crossing.producer}.{crossing.node}", sinks, delay=0, boundary=boundary, synthetic=predicted)
+            source = f"{crossing.producer}.{crossing.node}"
+            connect(source, sinks, delay=0, back=self._late, boundary=boundary, synthetic=predicted)
         if alone is None:  # an agent behind all that make some of the output; they learn when the loss is known
             add(RESULT, Result(), loss=_loss(self._loss, build, way))
             for name in dict.fromkeys(v.name for v in way.split.outputs if isinstance(v, Value)):
@@ -228,13 +232,15 @@ class _Way(NamedTuple):
     trains: bool  # it is one of train mode
 
 
-def _refuse(dm: CapturedModule, specialization: Specialization, loss: Any, optimizer: Any) -> None:
+def _refuse(dm: CapturedModule, specialization: Specialization, loss: Any, optimizer: Any, late: Any) -> None:
     """Look for choices that fit nothing.
 
     Raises:
         NetworkError: a part or a head has no optimiser, or the loss is none; all faults are listed.
     """
     wrong = _wrong_loss(specialization, loss)
+    if not is_whole(late, 0):
+        wrong.append(f"late={late!r} (a whole number of ticks from 0 on)")
     if isinstance(optimizer, Mapping):
         parts = [name for name, part in specialization.parts.items() if any(p.requires_grad for p in part.parameters())]
         names = [

@@ -116,7 +116,8 @@ class Network:
         return self
 
     def connect(
-        self, source: str, sink: str | Sequence[str], *, delay: int | None = None, policy: PolicyChoice = "latest",
+        self, source: str, sink: str | Sequence[str], *, delay: int | None = None, back: int = 0,
+        policy: PolicyChoice = "latest",
         boundary: "BoundaryChoice | Boundary | None" = "dni", head: HeadChoice = "auto",
         condition: ConditionChoice = None, synthetic: SyntheticChoice = False, initial: Any = None,
     ) -> Self:  # fmt: skip
@@ -126,6 +127,9 @@ class Network:
 
         Args:
             delay: ticks from sending to arriving. None: 0, or 1 where the link closes a circle.
+            back: how many ticks later than it could the answer comes, which teaches the head, or with an oracle the
+                sender. It does not wait meanwhile: on threads both ends run at the same time. A sender of true
+                gradients learns with the weights that it had when it sent (PipeDream, arXiv 1806.03377).
             policy: what is read where messages come faster than they are read: "latest", the "mean" of all since the
                 last firing, or `dg.stack(n)`, the last n as [batch, n, ...].
             boundary: what the sender learns from: "dni", "oracle", "local-loss", a factory, a ready boundary; None:
@@ -143,7 +147,7 @@ class Network:
         """
         self._refuse_running("connect")
         condition = condition if condition is not None else self._condition
-        link = make_link(source, sink, delay, policy, boundary, head, condition, synthetic, initial)
+        link = make_link(source, sink, delay, back, policy, boundary, head, condition, synthetic, initial)
         self.topology.connect(link)
         return self
 

@@ -37,6 +37,7 @@ def structure(net: Overview) -> dict[str, Any]:
             "source": str(link.source),
             "sinks": [str(sink) for sink in link.sinks],
             "delay": net.delays[number],
+            "back": link.back,
             "policy": str(link.policy),
             "synthetic": bool(link.synthetic),
             "initial": _plain_initial(link.initial),

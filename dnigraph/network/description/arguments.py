@@ -68,7 +68,7 @@ def make_agent(
 
 
 def make_link(
-    source: str, sink: str | Sequence[str], delay: int | None, policy: PolicyChoice,
+    source: str, sink: str | Sequence[str], delay: int | None, back: int, policy: PolicyChoice,
     boundary: "BoundaryChoice | Boundary | None", head: HeadChoice, condition: ConditionChoice,
     synthetic: SyntheticChoice, initial: Any,
 ) -> Link:  # fmt: skip
@@ -83,6 +83,8 @@ def make_link(
         wrong.append(f"{source!r}: an output is called 'agent.output', an input of the whole network by one word")
     if delay is not None and not is_whole(delay, 0):
         wrong.append(f"delay={delay!r} (a whole number from 0 on)")
+    if not is_whole(back, 0):
+        wrong.append(f"back={back!r} (a whole number from 0 on)")
     if not sinks:
         wrong.append(f"{source!r} is connected to nothing")
     sizes = initial if isinstance(initial, tuple | list) else ()
@@ -110,7 +112,7 @@ def make_link(
         raise NetworkError(wrong, "the link does not fit")
     begin = _port(source) if "." in source else Port(None, source)
     ends = tuple(map(_port, sinks))
-    return Link(begin, ends, delay, checked_policy, boundary, head, condition, synthetic, initial)
+    return Link(begin, ends, delay, back, checked_policy, boundary, head, condition, synthetic, initial)
 
 
 def _maker_misfits(optimizer: Any) -> list[str]:

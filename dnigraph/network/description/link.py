@@ -33,6 +33,7 @@ class Link:
     source: Port
     sinks: tuple[Port, ...]
     delay: int | None  # ticks from sending to arriving; None: 0, or 1 if the link closes a circle
+    back: int  # ticks that an answer is later than it could be
     policy: Policy
     boundary: "BoundaryChoice | Boundary | None"  # None: no gradient goes back
     head: HeadChoice

@@ -300,6 +300,7 @@ class Actor:
         for box in self.outboxes:
             box.hear(True)
             box.hear(False)
+            box.flush()
         self._learn()
         for box in self.outboxes:
             self._note_answers(box, tick)
@@ -329,7 +330,7 @@ class Actor:
         for inbox in self.inboxes:
             inbox.clear()
         for box in self.outboxes:
-            box.sent.clear()
+            box.clear()
 
     def _open(self) -> int:
         return len(self.waiting) + sum(len(box.sent) for box in self.outboxes)

@@ -28,12 +28,10 @@ def restore_state(actor: Actor, state: Mapping[str, Any]) -> None:
 def set_aside(actor: Actor) -> list[Any]:
     """Remove and return all messages and waiting firings of the actor."""
     inboxes = [(i.coming, i.entries, i.ready) for i in actor.inboxes]
-    messages = [actor.waiting, inboxes, [box.sent for box in actor.outboxes]]
+    messages = [actor.waiting, inboxes, [box.lie_aside() for box in actor.outboxes]]
     actor.waiting = []
     for inbox in actor.inboxes:
         inbox.coming, inbox.entries, inbox.ready = deque(), [], []
-    for box in actor.outboxes:
-        box.sent = {}
     return messages
 
 
@@ -43,4 +41,4 @@ def take_back(actor: Actor, messages: list[Any]) -> None:
     for inbox, (coming, entries, ready) in zip(actor.inboxes, inboxes, strict=True):
         inbox.coming, inbox.entries, inbox.ready = coming, entries, ready
     for box, own in zip(actor.outboxes, sent, strict=True):
-        box.sent = own
+        box.take_back(*own)

@@ -1,5 +1,6 @@
 """The sender's end of a link: its boundary, and the messages that have not been answered yet."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -54,6 +55,8 @@ class Outbox:
         self, link: Link, boundary: Boundary | None, delay: int, readers: Sequence[Agent], group: Group | None
     ):
         self.link, self.boundary, self.delay, self.readers, self.group = link, boundary, delay, readers, group
+        self.under_way: list[deque[list[Answer]]] = [deque() for _ in readers]  # taken from the channels, not yet heard
+        self._unheard = [0] * len(readers)  # of how many ticks the answers are on their way, here or in the channels
         self.ordered = False  # whether messages are read, and answered, within the tick in which they are sent
         self.messages: Sequence[Channel[Message | None]] = [Line() for _ in readers]
         self.answers: Sequence[Channel[list[Answer]]] = [Line() for _ in readers]
@@ -119,8 +122,42 @@ class Outbox:
         if self.ordered != within_tick:
             return
         for number, channel in enumerate(self.answers):
-            for answer in channel.get():
-                self._note(number, answer)
+            if self._unheard[number] == self.link.back:
+                packets = self.under_way[number]
+                self._note_all(number, packets.popleft() if packets else channel.get())
+            else:
+                self._unheard[number] += 1
+
+    def pull(self) -> None:
+        """Between two ticks: take all answers from the channels. They are heard when it is time."""
+        for packets, channel in zip(self.under_way, self.answers, strict=True):
+            packets.extend(channel.rest())
+        self._unheard = [len(packets) for packets in self.under_way]
+
+    def flush(self) -> None:
+        """Hear at once what would come later."""
+        self.pull()
+        for number, packets in enumerate(self.under_way):
+            while packets:
+                self._note_all(number, packets.popleft())
+        self._unheard = [0] * len(self.readers)
+
+    def clear(self) -> None:
+        """Forget all messages and answers."""
+        self.lie_aside()
+
+    def lie_aside(self) -> "tuple[dict[int, Sent], list[deque[list[Answer]]]]":
+        """Remove and return all messages and answers."""
+        self.pull()
+        kept = self.sent, self.under_way
+        self.take_back({}, [deque() for _ in self.readers])
+        return kept
+
+    def take_back(self, sent: dict[int, Sent], under_way: list[deque[list[Answer]]]) -> None:
+        """Have these messages and answers, and no others."""
+        self.pull()
+        self.sent, self.under_way = sent, under_way
+        self._unheard = [len(packets) for packets in under_way]
 
     def give_up(self) -> bool:
         """Take missing answers as no gradient. Returns whether any were missing."""
@@ -136,10 +173,11 @@ class Outbox:
         if self.group is not None:
             self.group.forget()
         self._now = None
-        for number, channel in enumerate(self.answers):
-            for answers in channel.rest():
-                for answer in answers:
-                    self._note(number, answer)
+        self.pull()
+        for number, packets in enumerate(self.under_way):
+            while len(packets) > self.link.back:
+                self._note_all(number, packets.popleft())
+        self._unheard = [len(packets) for packets in self.under_way]
         self.forget_graphs()  # the weights may have moved since
 
     def learned(self, tick: int) -> None:
@@ -163,6 +201,10 @@ class Outbox:
         if self.group is None or all(p.grad is None for p in self.group.parameters):
             return True
         return self.group.update_if_finite()
+
+    def _note_all(self, number: int, answers: list[Answer]) -> None:
+        for answer in answers:
+            self._note(number, answer)
 
     def _note(self, number: int, answer: Answer) -> None:
         sent = self.sent.get(answer.sent)
@@ -188,9 +230,10 @@ class Outbox:
 
     # ---- checkpoints
 
-    def state(self) -> dict[int, Any]:
-        """The unanswered messages between two ticks, as plain data."""
-        return {
+    def state(self) -> dict[str, Any]:
+        """The unanswered messages between two ticks, and the answers under way, as plain data."""
+        self.pull()
+        sent = {
             tick: {
                 "value": sent.value,
                 "label": sent.label,
@@ -198,11 +241,14 @@ class Outbox:
             }
             for tick, sent in self.sent.items()
         }
+        under_way = [[[(a.sent, a.heard, a.gradient) for a in p] for p in packets] for packets in self.under_way]
+        return {"sent": sent, "under way": under_way}
 
-    def load(self, state: dict[int, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         state = state if self.boundary is None else moved(state, self.boundary.spec.device)
-        self.sent = {
+        sent = {
             tick: Sent(s["value"], s["label"], None, None, {i: Answer(*a) for i, a in s["answers"].items()})
-            for tick, s in state.items()
+            for tick, s in state["sent"].items()
         }
+        self.take_back(sent, [deque([Answer(*a) for a in p] for p in packets) for packets in state["under way"]])

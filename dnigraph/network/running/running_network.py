@@ -84,10 +84,16 @@ class RunningNetwork:
         for number, outbox in self.outboxes.items():
             outbox.ordered = wiring.waits(number)
 
-    def connect(self, make_channel: Callable[[], Channel[Any]] = Line) -> None:
-        """Connect all actors by new channels of this kind."""
+    def connect(self, make_channel: Callable[[int], Channel[Any]] = lambda _: Line()) -> None:
+        """Connect all actors by new channels.
+
+        Args:
+            make_channel: of the number of packets that lie in a channel when its reader is not behind.
+        """
+        for outbox in self.outboxes.values():
+            outbox.pull()
         for inbox in self.inboxes.values():
-            inbox.messages, inbox.answers = make_channel(), make_channel()
+            inbox.messages, inbox.answers = make_channel(0), make_channel(inbox.link.back)
         for number, outbox in self.outboxes.items():
             inboxes = [self.inboxes[number, i] for i in range(len(outbox.link.sinks))]
             outbox.messages = [inbox.messages for inbox in inboxes]

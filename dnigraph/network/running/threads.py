@@ -20,7 +20,6 @@ from ...passes.sandbox.journal import all_or_nothing, undone
 from ..description.agent import Agent
 from ..description.network_error import NetworkError
 from .actor import Actor
-from .channel import Line
 from .running_network import RunningNetwork
 from .tick import Tick
 
@@ -70,7 +69,7 @@ def run_threads(network: RunningNetwork, ticks: Sequence[Tick], capacity: int) -
     works += [_work(actor, ticks) for actor in network.actors.values()]
     threads = [threading.Thread(target=_guarded(work, stop, failures), daemon=True) for work in works]
     with undone(lambda: _end(network, threads, stop)):
-        network.connect(lambda: BoundedQueue(capacity, stop))
+        network.connect(lambda back: BoundedQueue(capacity + back, stop))
         try:
             for thread in threads:
                 thread.start()
@@ -90,7 +89,7 @@ def _end(network: RunningNetwork, threads: Sequence[threading.Thread], stop: thr
             thread.join()
     if stop.is_set():
         network.mend()
-    network.connect(Line)
+    network.connect()
 
 
 def _feed(network: RunningNetwork, ticks: Sequence[Tick]) -> None:
