@@ -42,7 +42,7 @@ def backward(
         return _target(found, start, layout)
     roots, seeds = _roots(loss, last, layout, credit.chain)
     found = [None] * len(start)
-    if roots and start and start[0].requires_grad:
+    if roots:
         found = list(torch.autograd.grad(roots, start, seeds, retain_graph=True, allow_unused=True))
     roots, seeds = _roots(loss, last, layout, credit.core)
     trained = [p for p in parameters if p.requires_grad]

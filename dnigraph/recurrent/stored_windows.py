@@ -57,7 +57,7 @@ def count_finished(window: Window, place: Place, before: Window | None) -> int:
         before: the stored window before it; None: there is none.
     """
     count = 0 if window.ends is None else int(window.ends.sum())
-    if window.reset is not None and window.length > 1:
+    if window.reset is not None:
         count += int(window.reset[1:].any(0).sum())
     if place.fresh is not None and before is not None:
         cut_off = place.fresh if before.ends is None else place.fresh & ~before.ends

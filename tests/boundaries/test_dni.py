@@ -22,6 +22,7 @@ from dnigraph.boundaries import (
     BoundaryError,
     dni,
 )
+from dnigraph.boundaries.dni import MEASURED, NOTHING
 from dnigraph.heads.conditions import Context, one_hot
 from dnigraph.heads.layers import GAIN
 
@@ -247,3 +248,46 @@ def test_a_target_of_no_size_has_no_metrics(size):
     step(crossing, torch.randn(BATCH, WIDTH), torch.full((BATCH, WIDTH), size))
 
     assert crossing.metrics() == {}
+
+
+def test_masked_scores_are_looked_for_in_the_first_visit_and_in_every_eighth():
+    crossing, scores = boundary(head=says()), torch.ones(BATCH, WIDTH)
+    scores[0, 0], scores[0, 1] = 2 * NOTHING, NOTHING
+    step(crossing, torch.ones(BATCH, WIDTH))
+
+    seen = []
+    for _ in range(2 * MEASURED):
+        step(crossing, scores)
+        seen.append(float(crossing.head.module.heard[0, 0]) == 0)
+
+    assert seen == [False] * (MEASURED - 1) + [True] * (MEASURED + 1)
+    assert crossing.head.module.heard[0, 1] == NOTHING
+
+
+@pytest.mark.parametrize(("warm_up", "measured"), [(0, [1, 8, 16]), (7, [1, 8, 16]), (8, [1, 16])])
+def test_without_a_look_at_its_metrics_every_eighth_visit_is_measured(warm_up, measured):
+    crossing, seen = boundary(dni(warm_up=warm_up)), [None]
+
+    for _ in range(2 * MEASURED):
+        step(crossing, torch.randn(BATCH, WIDTH))
+        seen.append(crossing._seen)
+
+    assert [i for i in range(1, len(seen)) if seen[i] is not seen[i - 1]] == measured
+
+
+@pytest.mark.parametrize(
+    "options", [{"blend": 0}, {"blend": 1}, {"decay": 0}, {"decay": 0.999}, {"replay": 0}], ids=str
+)
+def test_options_at_the_end_of_their_range_fit(options):
+    assert boundary(dni(**options)).settings().items() >= options.items()
+
+
+@pytest.mark.parametrize(
+    "options", [{"blend": -0.01}, {"blend": 1.01}, {"decay": -0.01}, {"decay": 1}, {"replay": True}, {"refresh": -1}],
+    ids=str,
+)  # fmt: skip
+def test_options_just_outside_of_it_are_named(options):
+    ((name, value),) = options.items()
+
+    with pytest.raises(BoundaryError, match=f"{name}={value!r}"):
+        dni(**options)

@@ -163,3 +163,16 @@ def test_its_label_is_checked_and_not_encoded():
     crossing, label = boundary(local_loss(CLASSES)), torch.zeros(BATCH, dtype=torch.long)
 
     assert crossing.condition(label) is label
+
+
+@pytest.mark.parametrize("classes", [0, -1, True, 2.0, "3"])
+def test_a_number_of_classes_that_is_none_is_refused(classes):
+    with pytest.raises(BoundaryError, match=f"classes must be a positive whole number, not {classes!r}"):
+        boundary(local_loss(classes))
+
+
+def test_one_class_and_hidden_units_of_ones_own_are_taken():
+    crossing = boundary(local_loss(1, hidden=2))
+
+    assert crossing.head_name == "classifier 2"
+    assert [list(p.shape) for p in crossing.classifier.output.parameters()] == [[1, 2], [1]]

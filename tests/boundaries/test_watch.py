@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, hessian, jvp, vmap
 
 import dnigraph as dg
 from dnigraph.boundaries import BoundaryError
-from dnigraph.boundaries.watch import HeadHistory, transformed
+from dnigraph.boundaries.watch import AFTER, BEFORE, MEASUREMENTS, WORSE, HeadHistory, transformed
 
 
 def told(crossing, gradients):
@@ -296,3 +296,44 @@ def test_what_is_compiled_is_under_no_transform(monkeypatch):
     vmap(seen)(torch.zeros(2, 1))
 
     assert found == [True, False]
+
+
+def jumps(sizes):
+    """The numbers of the targets at which a jump is told."""
+    history = HeadHistory()
+    return [i for i, size in enumerate(sizes) if history.target(size, 8, 48)]
+
+
+def test_a_jump_needs_a_quiet_time_before_it_and_a_shorter_one_behind_it():
+    assert jumps([1.0] * BEFORE + [4.0] * AFTER) == [BEFORE + AFTER - 1]
+    assert jumps([1.0] * BEFORE + [4.0] * (AFTER - 1)) == []
+    assert jumps([1.0] * (BEFORE - 4) + [4.0] * 60) == []
+    assert jumps([0.0] * AFTER + [1.0] * BEFORE + [4.0] * AFTER) == [BEFORE + 2 * AFTER - 1]  # a zero has no level
+
+
+def test_targets_of_another_form_begin_anew():
+    history = HeadHistory()
+    for _ in range(BEFORE):
+        history.target(1.0, 8, 48)
+
+    found = [history.target(4.0, 16, 96) for _ in range(60)]
+
+    assert not any(found)
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [
+        ([2.0] * MEASUREMENTS, 2.0),
+        ([2.0] * (MEASUREMENTS - 1), None),
+        ([WORSE] * MEASUREMENTS, None),
+        ([WORSE + 0.01] * MEASUREMENTS, WORSE + 0.01),
+        ([2.0] * (MEASUREMENTS - 1) + [float("nan")], None),  # there was no target
+        ([0.5] * 6 + [2.0] * 3, None),
+        ([0.5] * 4 + [2.0] * 5, 2.0),
+    ],
+)
+def test_the_median_of_the_last_errors_is_told_where_it_is_worse_than_nothing(errors, told):
+    history = HeadHistory()
+
+    assert [history.error(error) for error in errors][-1] == (told if told is None else pytest.approx(told))

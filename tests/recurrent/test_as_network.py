@@ -8,6 +8,8 @@ from kit.streams import BATCH, IN, OUT, STEPS, WIDE, adam, mse
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.recurrent.as_network import _first
+from dnigraph.recurrent.layout import find_layout
 
 WINDOW = 3
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
@@ -240,6 +242,8 @@ def test_a_target_of_another_shape_is_told():
         ({"clip": {"*": 1.0}}, "a clip for the heads"),
         ({"blend": 0.0}, "blend=0.0"),
         ({"traces": 0.0}, "traces=0.0"),
+        ({"update": "sequence"}, "update='sequence'"),
+        ({"boundary": "shuffled"}, "boundary='shuffled'"),
     ],
 )
 def test_options_that_need_two_passes_are_refused(options, words):
@@ -247,6 +251,12 @@ def test_options_that_need_two_passes_are_refused(options, words):
 
     with pytest.raises(dg.RecurrentError, match=words):
         rnn.network(torch.randn(WINDOW, BATCH, IN))
+
+
+def test_an_oracle_that_learns_sequence_by_sequence_has_its_counterpart():
+    rnn, _ = pair("gru", boundary="oracle", update="sequence")
+
+    assert rnn.network(torch.randn(WINDOW, BATCH, IN)).agents
 
 
 def test_what_has_no_counterpart_is_refused_at_once():
@@ -261,3 +271,9 @@ def test_what_has_no_counterpart_is_refused_at_once():
         rnn.network(torch.randn(WINDOW, BATCH, IN))
 
     assert "auxiliary=True" in str(caught.value) and "scale=0.3 and discount=1.0" in str(caught.value)
+
+
+def test_before_a_batch_is_known_a_first_state_is_that_of_one_sequence():
+    layout = find_layout(torch.zeros(2, 3), torch.zeros(3, 3))
+
+    assert _first(layout, 0)(None).shape == (1, 3) and _first(layout, 0)(4).shape == (4, 3)

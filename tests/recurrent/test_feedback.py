@@ -33,6 +33,7 @@ class Model(nn.Module):
         (Found, "memory"),
         (lambda x, m: (x, m), 1),
         (lambda x, m: (x, m), -1),
+        (lambda x, m: (m, x), -2),
         (lambda x, m: [x, m], 1),
         (lambda x, m: {"new": m}, "new"),
         (lambda x, m: types.SimpleNamespace(kept=m), "kept"),

@@ -218,6 +218,7 @@ YES, NO = True, False
         ({"ends": [YES, YES, NO]}, None, 2),
         ({"reset": [[YES, YES, NO], [NO, NO, YES]]}, None, 1),  # those of the first step ended before the window
         ({"length": 1, "reset": [[YES, YES, YES]]}, None, 0),
+        ({"length": 3, "reset": [[NO] * 3, [YES, NO, NO], [YES, NO, NO]]}, None, 1),
         ({"length": 2, "reset": [[NO] * 3, [YES, NO, NO]], "ends": [YES, NO, NO]}, None, 2),
         ({"fresh": [YES, NO, YES]}, None, 0),
         ({"fresh": [YES, NO, YES]}, {}, 2),
