@@ -279,7 +279,7 @@ def test_without_a_look_at_its_metrics_every_eighth_visit_is_measured(warm_up, m
     "options", [{"blend": 0}, {"blend": 1}, {"decay": 0}, {"decay": 0.999}, {"replay": 0}], ids=str
 )
 def test_options_at_the_end_of_their_range_fit(options):
-    assert boundary(dni(**options)).settings().items() >= options.items()
+    assert boundary(dni(**options)).all_settings().items() >= options.items()
 
 
 @pytest.mark.parametrize(
