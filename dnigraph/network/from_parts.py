@@ -1,7 +1,7 @@
 """A decoupled model as a network: each part an agent, each crossing a link with its boundary."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
@@ -84,6 +84,7 @@ class DecoupledNetwork(Network):
         self._dm, self._loss, self._makers, self._p_update, self._late = dm, loss, optimizer, p_update, late
         self._way = dm.specialization
         self._ways: dict[Specialization, _Way] = {}
+        self._fixed: Specialization | None = None  # the way of this tick, where it is known
         self._wire()
 
     def validate(self, inputs: Any = None) -> None:
@@ -142,6 +143,41 @@ class DecoupledNetwork(Network):
         words = "make one of a copy of the model, copy.deepcopy(dm).network(...); net.save(path) and load(path) hand on"
         raise NetworkError([f"{words} what optimisers know"], "the network of a decoupled model is not copied")
 
+    def tick_on(
+        self, way: Specialization, inputs: Sequence[Any], target: Any, label: Any, groups: Mapping[str, Group]
+    ) -> TickResult:
+        """One tick on a way that is known already.
+
+        Args:
+            inputs: those of the way's graph.
+            groups: the optimisers, by name; those of new heads among them.
+        """
+        self._go(way)
+        self._kept.groups.update(groups)
+        read = {name for part in way.plan.parts for name in part.inputs}
+        given = {name: value for name, value in zip(way.plan.inputs, inputs, strict=True) if name in read}
+        self._fixed = way
+        try:
+            return self.tick(given, {self._judge: target}, label=dict.fromkeys(self.agents, label))
+        finally:
+            self._fixed = None
+
+    def output_of(self, result: TickResult) -> Any:
+        """What the model returned in a tick, on the way that was gone last."""
+        values = result.outputs[self._judge]
+        outputs = [values[v.name] if isinstance(v, Value) else v for v in self._way.split.outputs]
+        return self._way.build(outputs)
+
+    @property
+    def open(self) -> int:
+        """How many firings and messages wait for answers."""
+        return sum(actor.open for actor in self._actors().values())
+
+    @property
+    def _judge(self) -> str:
+        """The agent that has the loss."""
+        return _only_maker(self._way) or RESULT
+
     def _made(self, inputs: Any) -> RunningNetwork:
         if self._dm.training != self.training:
             modes = ("in train mode", "in eval mode")[:: 1 if self._dm.training else -1]
@@ -153,6 +189,8 @@ class DecoupledNetwork(Network):
 
     def _choose(self, inputs: Any) -> Specialization:
         """Go the way that the model takes for these inputs, if they are all there. Returns the way."""
+        if self._fixed is not None:
+            return self._fixed
         plan = self._way.plan
         given, strange = self.topology.inputs.named(inputs)
         read = [name for name in plan.inputs if any(name in part.inputs for part in plan.parts)]
@@ -190,7 +228,7 @@ class DecoupledNetwork(Network):
         """With an optimiser, as in `Local`, for what other ways through the model may use."""
         held = {p for part in self._way.parts.values() for p in part.parameters()}
         rest = [p for p in self._dm.model_parameters() if p not in held and p.requires_grad]
-        if rest and not self._kept.groups:
+        if rest and REST not in self._kept.groups:
             optimizer = make_optimizer(self._rest, rest, REST, self._dm.named_parameters, lambda w: NetworkError([w]))
             self._kept.groups[REST] = Group(REST, rest, optimizer, None, None)
         super()._build(trial)

@@ -20,6 +20,7 @@ from ..passes.errors import CheckpointError, DniGraphError, bullets
 from ..passes.graph.pytrees import field_of, map_tensors
 from ..passes.sandbox.journal import all_or_nothing
 from .checkpoint import load_checkpoint, restore_random, save_checkpoint
+from .late import LateSteps
 from .makers import BARE, Detached, run_misfits
 from .misfits import settings_misfits, state_misfits
 from .optimizers import MakeOptimizer, MakeScheduler, Updates
@@ -63,6 +64,10 @@ class Local:
         clip: the largest norm of the gradient of a part; or such a dict of numbers.
         monitor: every so many steps the boundaries are measured, and `StepResult.metrics` has that step's numbers; a
             read of them waits for an accelerator, the measuring does not. 0: never.
+        late: how many steps later than it could each part hears of its crossings: what a pipeline that nobody waits in
+            would learn, tried in one process. With oracles the gradients are true and late, and go with the weights of
+            their step (PipeDream, arXiv 1806.03377); a part k crossings below the loss learns k * late steps late.
+            Gradients that are not finite then move nothing. 0: at once.
 
     One thread at a time: a step, a save or a load waits until another thread is through with its own.
 
@@ -84,6 +89,7 @@ class Local:
         scheduler: MakeScheduler | Mapping[str, MakeScheduler] | None = None,
         clip: float | Mapping[str, float] | None = None,
         monitor: int = 1,
+        late: int = 0,
     ):
         if not isinstance(dm, DecoupledModule):
             inner = getattr(dm, "module", None)
@@ -100,7 +106,10 @@ class Local:
                 "Local runs the parts one after the other, and this model was unlocked forward, so that none waits for "
                 "another: run it as net = dm.network(loss=..., optimizer=...); net.tick(x, y)"
             )
-        if misfits := run_misfits(loss, optimizer, scheduler, clip, monitor):
+        misfits = run_misfits(loss, optimizer, scheduler, clip, monitor)
+        if isinstance(late, bool) or not isinstance(late, int) or late < 0:
+            misfits.append(f"late={late!r} (a whole number of steps from 0 on)")
+        if misfits:
             raise DniGraphError(f"Local does not take these arguments:{bullets(misfits)}")
         self.dm, self.loss, self.monitor = dm, loss, monitor
         self.updates = Updates(dm, optimizer, scheduler, clip)
@@ -108,6 +117,7 @@ class Local:
         self._lock = threading.RLock()
         self._spoilt: Tensor | bool = False  # whether a loss was not finite, since that was looked at
         self._told_spoilt, self._detached = False, Detached()
+        self._late = LateSteps(dm, self._loss, self.updates, late) if late else None
 
     def step(self, *args: Any, target: Any = None, label: Any = TARGET, **kwargs: Any) -> StepResult:
         """One step of training on one batch.
@@ -142,16 +152,27 @@ class Local:
             look = self.monitor and (self.steps + 1) % self.monitor == 0
             for boundary in boundaries.values() if look else ():
                 boundary.measure_next()
-            step = Step(specialization, boundaries, self.updates)
-            output = specialization.build(step.forward(inputs))
-            loss = self._loss(output, target)
-            self._look_at(loss, output)
-            step.backward(loss)
+            if self._late is not None:
+                loss, output = self._late.step(specialization, inputs, target, label)
+                self._look_at(loss)
+            else:
+                step = Step(specialization, boundaries, self.updates)
+                output = specialization.build(step.forward(inputs))
+                loss = self._loss(output, target)
+                self._detached.look(loss, output, stacklevel=4)
+                self._look_at(loss)
+                step.backward(loss)
         self.updates.end_step(loss.detach())
         self.steps += 1
         visited = {crossing.name for crossing in specialization.plan.crossings}  # on another way they have old numbers
         measured = {n: b.measured() if n in visited else dict for n, b in boundaries.items() if look}
         return StepResult(loss.detach(), _detached(output), measured)
+
+    def settle(self) -> None:
+        """With `late`: let every part learn now from what is under way, as at the end of the training."""
+        with self._lock:
+            if self._late is not None:
+                self._late.settle()
 
     def optimizer(self) -> torch.optim.Optimizer:
         """One optimiser that stands for all of this run's, for a trainer that counts, schedules and saves optimisers.
@@ -182,8 +203,14 @@ class Local:
             self._take_up(state)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write model, heads, optimisers, schedules, step and random states to a file, atomically."""
+        """Write model, heads, optimisers, schedules, step and random states to a file, atomically.
+
+        Raises:
+            CheckpointError: with `late`, answers are under way: `settle` first.
+        """
         with self._lock:
+            if self._late is not None:
+                self._late.refuse_open()
             state = {"model": self.dm.state_dict(), "boundaries": self._settings(), **self.state_dict()}
             save_checkpoint(path, state)
 
@@ -211,6 +238,8 @@ class Local:
     def _take_up(self, state: Mapping[str, Any]) -> None:
         self.updates.load_state_dict(state["updates"])
         self.steps = state["steps"]
+        if self._late is not None:
+            self._late.clear()
 
     def _misfits(self, state: Mapping[str, Any], late: Collection[str] = ()) -> list[str]:
         steps, updates = state.get("steps"), state.get("updates")
@@ -235,11 +264,8 @@ class Local:
                 raise DniGraphError(f"{words}: {misfit}") from error
             raise
 
-    def _look_at(self, loss: Tensor, output: Any) -> None:
-        """Tell, once, of a loss that nothing learns from, and of one that is not finite, before the parts learn from it
-        where that costs no waiting.
-        """
-        self._detached.look(loss, output, stacklevel=5)
+    def _look_at(self, loss: Tensor) -> None:
+        """Tell, once, of a loss that is not finite, before the parts learn from it where that costs no waiting."""
         if self._told_spoilt:
             return
         loss = loss.detach()

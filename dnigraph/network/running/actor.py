@@ -296,7 +296,7 @@ class Actor:
 
     def settle(self, tick: int) -> bool:
         """Hear all answers and learn from them, without an optimiser step. Returns whether anything changed."""
-        before = self._open()
+        before = self.open
         for box in self.outboxes:
             box.hear(True)
             box.hear(False)
@@ -304,7 +304,7 @@ class Actor:
         self._learn()
         for box in self.outboxes:
             self._note_answers(box, tick)
-        return self._open() != before
+        return self.open != before
 
     def give_up(self, tick: int) -> bool:
         """Learn without the answers that will never come. Returns whether there were any."""
@@ -332,7 +332,9 @@ class Actor:
         for box in self.outboxes:
             box.clear()
 
-    def _open(self) -> int:
+    @property
+    def open(self) -> int:
+        """How many firings and messages wait for answers."""
         return len(self.waiting) + sum(len(box.sent) for box in self.outboxes)
 
     def _note_answers(self, box: Outbox, tick: int) -> None:
