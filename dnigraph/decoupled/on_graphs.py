@@ -172,6 +172,10 @@ class CapturedModule(DecoupledModule):
             return specialization, inputs
         return self._capture(entry, args, kwargs, inputs), inputs
 
+    def keeps(self, specialization: Specialization) -> bool:
+        """Whether a specialization may still be chosen: those of the oldest ways are forgotten."""
+        return any(one is specialization for one in self._cache)
+
     def arguments(
         self, specialization: Specialization, inputs: Sequence[Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -211,6 +211,8 @@ class DecoupledNetwork(Network):
         if self._late:
             self.settle()
         self._ways[self._way] = _Way(self.topology, self.running, self._way_trains)
+        first = self._first
+        self._ways = {w: known for w, known in self._ways.items() if w in (first, way) or self._dm.keeps(w)}
         present = {name: agent.present for name, agent in self.agents.items()}
         self._way = way
         if way in self._ways:
@@ -232,6 +234,9 @@ class DecoupledNetwork(Network):
             optimizer = make_optimizer(self._rest, rest, REST, self._dm.named_parameters, lambda w: NetworkError([w]))
             self._kept.groups[REST] = Group(REST, rest, optimizer, None, None)
         super()._build(trial)
+
+    def _warn_unconditioned(self) -> None:
+        """Not here: whoever decoupled the model has been told."""
 
     @property
     def _first(self) -> Specialization:

@@ -173,7 +173,10 @@ class Network:
         self.running, self._kept = running, running.kept
         running.follow(self.topology.wiring(self.training))
         self._warn_of_doubts(trial)
-        warn_unconditioned(running.boundaries, "give tick(...) the target, or label=", stacklevel=4)
+        self._warn_unconditioned()
+
+    def _warn_unconditioned(self) -> None:
+        warn_unconditioned(self.boundaries, "give tick(...) the target, or label=", stacklevel=5)
 
     def _warn_of_doubts(self, trial: DryRun) -> None:
         """Warn of what runs, and hardly means what the user thinks."""

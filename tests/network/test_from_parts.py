@@ -1,6 +1,7 @@
 """A decoupled model as a network."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from kit.networks import adam, batches, same, sgd, weights
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.decoupled.cache import PATHS
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
 
@@ -218,3 +220,34 @@ def test_on_threads_all_ticks_take_one_way():
     with pytest.raises(dg.NetworkError, match="tick 2 of the run takes another way"):
         one.run([*ticks[:2], rows(4, 5)], threads=True)
     assert one.ticks == other.ticks == 3
+
+
+def test_ways_that_the_model_has_forgotten_are_forgotten_here_too():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low, self.top = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.low(x).tanh()
+            for _ in range(len(x)):  # a way of its own for each size
+                h = h * 1.01
+            return self.top(h)
+
+    dm = dg.decouple(Steps(), "low", (torch.ones(2, 6),), condition=dg.one_hot(3))
+    net = dm.network(loss=F.cross_entropy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.WaysWarning)
+        for count in range(2, 20):
+            net.tick(*rows(count, count))
+
+    assert len(net._ways) <= PATHS + 2
+    net.tick(*rows(2, 0))  # the first way, on which it is saved, is still there
+
+
+def test_heads_that_see_no_label_are_told_of_once_by_who_decouples():
+    with pytest.warns(dg.UnconditionedWarning):
+        dm = dg.decouple(Forked(), "norm", (torch.randn(4, 6),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dm.network(loss=F.cross_entropy).tick(*rows(4, 0))
