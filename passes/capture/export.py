@@ -11,14 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import (
-    ConstantArgument,
-    ExportGraphSignature,
-    InputKind,
-    OutputKind,
-    SymIntArgument,
-    TensorArgument,
-)
+from torch.export.graph_signature import ExportGraphSignature, InputKind, OutputKind
 
 from ..errors import CaptureError
 from ..graph.captured_graph import CapturedGraph
@@ -207,11 +200,6 @@ class _ExportRewriter(GraphRewriter):
         else:
             self.copy(node)
 
-    def _write_back(self, node: fx.Node) -> None:
-        # `self.n += 1` is written back to itself, which spoils what was saved for the gradients
-        if _memory(node.args[1]) is not node.args[0]:
-            self.copy(node)
-
     def _grad_region(self, node: fx.Node) -> None:
         grad, body, *args = node.args
         self._region(node, replace(self.mode, grad=bool(grad)), body, args)
@@ -228,26 +216,18 @@ class _ExportRewriter(GraphRewriter):
     RULES: ClassVar[Rules] = {
         "get_attr": _attribute,
         _ALIAS: _mark,
-        torch.ops.aten.copy_.default: _write_back,
         _REGIONS.wrap_with_set_grad_enabled: _grad_region,
         _REGIONS.wrap_with_autocast: _autocast_region,
     }
 
     def _results(self) -> Tree:
-        """Write the output and the new values of buffers; return how the model's result is built."""
+        """Write the output; return how the model's result is built."""
         values: list[Any] = []
         returned: Any = self.program.graph.output_node().args[0]
         for described, node in zip(self.program.graph_signature.output_specs, returned, strict=True):
-            if described.kind is OutputKind.BUFFER_MUTATION:
-                self.graph.call_method(
-                    "copy_", (self.graph.get_attr(str(described.target).removeprefix(_MODEL)), self.made[node])
-                )
-            elif described.kind is not OutputKind.USER_OUTPUT:
+            if described.kind is not OutputKind.USER_OUTPUT:
                 raise CaptureError([f"torch.export: the graph gives a {described.kind.name.lower()}"])
-            elif isinstance(described.arg, TensorArgument | SymIntArgument) and isinstance(node, fx.Node):
-                values.append(self.made[node])
-            else:
-                values.append(described.arg.value if isinstance(described.arg, ConstantArgument) else node)
+            values.append(self.made[node] if isinstance(node, fx.Node) else node)
         self.graph.output(tuple(v for v in values if isinstance(v, fx.Node)))
         feed = iter([HOLE if isinstance(v, fx.Node) else v for v in values])
         return replace(self.results, constants=tuple(next(feed) if c is HOLE else c for c in self.results.constants))
@@ -292,10 +272,3 @@ def _anonymous(program: ExportedProgram) -> ExportedProgram:
     result._state_dict = {names[name]: value for name, value in program.state_dict.items()}
     result._constants = {names[name]: value for name, value in program.constants.items()}
     return result
-
-
-def _memory(node: Any) -> Any:
-    """The node that made the memory which in-place calls passed on."""
-    while node.op == "call_function" and getattr(node.target, "__name__", "").partition(".")[0].endswith("_"):
-        node = node.args[0]
-    return node

@@ -169,10 +169,12 @@ def _list(calls: TorchCalls, call: TorchCall) -> Any:
     writer, tensor, out = calls.writer, call.args[0], call.out
     if writer.known(tensor) is None:
         return out
-    if tensor.dim() == 1 and 0 < len(out) <= _LONGEST and type(out[0]) in (int, float):
-        numbers = writer.write(*call[:3])
-        writer.guard(writer.call(len, (numbers,)), len(out))
-        return [symbol(writer, v, operator.getitem, numbers, i) for i, v in enumerate(out)]
+    if tensor.dim() == 1 and out and type(out[0]) in (int, float):
+        # first: a longer one, which may be compared as a whole, must meet this guard
+        writer.guard(writer.call(torch.Tensor.size, (writer.known(tensor), 0)), len(out))
+        if len(out) <= _LONGEST:
+            numbers = writer.write(*call[:3])
+            return [symbol(writer, v, operator.getitem, numbers, i) for i, v in enumerate(out)]
     writer.guard(writer.attribute(tensor), tensor.detach())
     return out
 

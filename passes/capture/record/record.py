@@ -221,7 +221,7 @@ def difference(one: CapturedGraph, other: CapturedGraph) -> tuple[str | None, bo
     partners = dict(zip(nodes, others, strict=False))
 
     def same(x: Any, y: Any) -> bool:
-        """Whether two arguments are the same: nodes by their place, constants by their numbers, functions by type."""
+        """Whether two arguments are the same: nodes by their place, constants by their numbers, functions by name."""
         if isinstance(x, fx.Node) and isinstance(y, fx.Node):
             if x.op != "get_attr" or y.op != "get_attr":
                 return partners.get(x) is y
@@ -239,7 +239,9 @@ def difference(one: CapturedGraph, other: CapturedGraph) -> tuple[str | None, bo
             return len(x) == len(y) and all(map(same, x, y))
         if isinstance(x, dict):
             return list(x) == list(y) and all(map(same, x.values(), y.values()))
-        return equal(x, y) if isinstance(x, (torch.Tensor, np.ndarray, *PLAIN)) else True  # objects: not looked into
+        if isinstance(x, (torch.Tensor, np.ndarray, *PLAIN)):
+            return equal(x, y)
+        return getattr(x, "__name__", None) == getattr(y, "__name__", None)  # other objects: not looked into
 
     for x, y in partners.items():
         if x.target is guard and y.target is guard and same(x.args[0], y.args[0]) and not same(x.args[1], y.args[1]):

@@ -1,18 +1,21 @@
 """A replay makes the calls of torch, modules, hooks and autograd functions that the model makes, or is refused."""
 
+import operator
 import threading
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
-from kit.replay import Doing, Net, assert_refused, judge, modules_called
+from kit.replay import Doing, Net, assert_refused, compare, judge, modules_called
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 
 from dnigraph.passes.capture.ladder import capture
+from dnigraph.passes.errors import GuardMiss
+from dnigraph.passes.graph.pytrees import flatten
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -393,3 +396,104 @@ def test_a_container_with_a_backward_hook_is_kept_whole():
 
     assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
     assert modules_called(verdict.captured) == ["body"] and seen
+
+
+def test_what_a_script_computes_in_a_method_is_no_constant_of_a_graph():
+    class Scripted(nn.Module):
+        def forward(self, x):
+            return x
+
+        @torch.jit.export
+        def double(self, x):
+            return x * 2
+
+    model = Doing(lambda model, x: model.inner(x) + model.script.double(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model.script = torch.jit.script(Scripted())
+
+    assert_refused(model, X, why=r"the model computes mul\.Scalar in a call that torch does not report")
+
+
+class Box:
+    """A class that nobody has told torch of."""
+
+    def __init__(self, y, scale=1):
+        self.y, self.scale = y, scale
+
+
+class Unboxing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, y, box):
+        ctx.scale = box.scale
+        return y + box.y * box.scale
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.scale, None
+
+
+def hands_torch_an_object(model, x):
+    return model.outer(Unboxing.apply(model.inner(x), Box(x * 2, 3)))
+
+
+def gets_an_object_from_a_hook(model, x):
+    box = model.hooked(x)
+    return model.outer(box.y["a"]) * box.scale + box.y["b"]
+
+
+@pytest.mark.parametrize("function", [hands_torch_an_object, gets_an_object_from_a_hook])
+def test_tensors_in_objects_of_an_unknown_class_go_into_calls_and_come_out_of_them(function):
+    model = Doing(function)
+    model.hooked = nn.Linear(4, 4)
+    model.hooked.register_forward_hook(lambda module, args, out: Box({"a": out, "b": args[0] + 1}, 3))
+
+    verdict = judge(model, X)
+
+    assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
+
+
+FACTOR, FACTORS = torch.tensor(2.0), torch.tensor([2.0, 3.0])
+
+
+@pytest.mark.parametrize("number", [lambda: FACTOR.item(), lambda: FACTORS.tolist()[1]], ids=["item", "list"])
+def test_numbers_in_a_tensor_that_is_nobodys_are_constants(number):
+    model = Doing(lambda model, x: model.inner(x) * number())
+
+    recording = capture(model, (X,), {}, "record")
+
+    (product,) = [n for n in recording.graph.nodes if n.target in ("mul", "__mul__")]
+    assert product.args[1] == number() and not [n for n in recording.graph.nodes if n.op == "get_attr"]
+
+
+def test_a_truth_value_from_the_data_is_guarded():
+    model = Doing(lambda model, x: model.inner(x) if (x > 0).all().item() else model.outer(x))
+    recording = capture(model, (X.abs() + 1,), {}, "record")
+    graph = recording.module(model)
+
+    assert torch.equal(graph(X.abs() + 2)[0], model.inner(X.abs() + 2))
+    with pytest.raises(GuardMiss, match="recorded for True, and finds False"):
+        graph(-X.abs())
+
+
+@pytest.mark.parametrize(("length", "numbers"), [(64, 64), (65, 0)])
+def test_a_list_of_up_to_sixty_four_numbers_is_live_and_a_longer_one_is_compared_as_a_whole(length, numbers):
+    model = Doing(lambda model, x: sum(x[0].tolist()) + model.inner(X))
+    x = torch.arange(float(length))[None]
+
+    recording = capture(model, (x,), {}, "record")
+
+    read = [n for n in recording.graph.nodes if n.target is operator.getitem and "tolist" in str(n.args[0])]
+    assert len(read) == numbers
+    other = compare(model, recording, [x + 1], flatten(((x,), {}))[1])
+    assert other == ("right" if numbers else "miss")
+
+
+@pytest.mark.parametrize("rows", [63, 64, 65])
+def test_a_model_that_lists_its_batch_is_recorded_whatever_the_size_of_the_batch(rows):
+    def lists(model, x):
+        return model.inner(X) * sum(x.tolist())
+
+    verdict = judge(Doing(lists), torch.arange(float(rows)))
+
+    assert (verdict.same, verdict.more) == ("right", "miss"), verdict.why

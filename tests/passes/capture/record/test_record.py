@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from kit.replay import Doing, Net, assert_refused, assert_untouched, compare, fingerprint, judge
-from torch import nn
+from torch import fx, nn
 
 from dnigraph.passes.capture.ladder import capture
-from dnigraph.passes.capture.record.record import record
+from dnigraph.passes.capture.record.record import difference, record
 from dnigraph.passes.errors import CaptureError, StatefulModelError
-from dnigraph.passes.graph.pytrees import flatten
+from dnigraph.passes.graph.captured_graph import CapturedGraph
+from dnigraph.passes.graph.nodes import Call, Mode, guard
+from dnigraph.passes.graph.pytrees import flatten, take_apart
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -312,3 +314,101 @@ def counts_the_widths(model, x):
 )
 def test_a_table_by_a_size_behind_the_batch_is_a_cache_only_if_the_order_of_calls_does_not_matter(function, same):
     assert judge(Doing(function), X[:, None]).same == same
+
+
+class Other:
+    pass
+
+
+def recorded(*nodes, results=(1,)):
+    """A recording of these calls, each a function with its arguments after the input."""
+    graph = fx.Graph()
+    x = made = graph.placeholder("x")
+    for function, args, *kwargs in nodes:
+        made = graph.call_function(function, (x, *args), *kwargs)
+    graph.output((made,))
+    return CapturedGraph(graph, "record", take_apart(list(results))[1])
+
+
+NAN = float("nan")
+NOW = Mode.now()
+OFF = Mode(not NOW.grad, NOW.autocast)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "place"),
+    [
+        ((torch.add, (1,)), (torch.add, (1,)), None),
+        ((torch.add, (NAN,)), (torch.add, (NAN,)), None),
+        ((torch.add, (1,)), (torch.add, (1.0,)), "add(x, 1) against add(x, 1.0)"),
+        ((torch.add, (1,)), (torch.add, (True,)), "add(x, 1) against add(x, True)"),
+        ((torch.add, (1,)), (torch.add, (2,)), "add(x, 1) against add(x, 2)"),
+        ((torch.add, (1,)), (torch.sub, (1,)), "add(x, 1) against sub(x, 1)"),
+        ((torch.add, (1,), {"alpha": 2}), (torch.add, (1,), {"alpha": 2}), None),
+        ((torch.add, (1,), {"alpha": 2}), (torch.add, (1,), {"alpha": 3}), "add(x, 1) against add(x, 1)"),
+        ((torch.add, (1,), {"alpha": 2}), (torch.add, (1,), {"out": 2}), "add(x, 1) against add(x, 1)"),
+        ((torch.add, ([1, 2],)), (torch.add, ([1, 2, 3],)), "add(x, [1, 2]) against add(x, [1, 2, 3])"),
+        ((torch.add, ([1, 2],)), (torch.add, ((1, 2),)), "add(x, [1, 2]) against add(x, (1, 2))"),
+        ((torch.add, (slice(1, 2),)), (torch.add, (slice(1, 2),)), None),
+        ((torch.add, (slice(1, 2),)), (torch.add, (slice(1, 3),)), "add(x, slice(1, 2, None)) against"),
+        ((torch.add, (slice(1, 2),)), (torch.add, (slice(1, 2, 2),)), "add(x, slice(1, 2, None)) against"),
+        ((Call(torch.add, NOW), (1,)), (Call(torch.add, NOW), (1,)), None),
+        ((Call(torch.add, NOW), (1,)), (Call(torch.add, OFF), (1,)), "add(x, 1) against add(x, 1)"),
+        ((Call(torch.add, NOW), (1,)), (Call(torch.sub, NOW), (1,)), "add(x, 1) against sub(x, 1)"),
+        ((Call(torch.add, slots=1), ()), (Call(torch.add, slots=2), ()), "add(x) against add(x)"),
+        ((torch.add, (Other(),)), (torch.add, (Other(),)), None),  # what an object holds is not looked into
+        ((torch.add, (1, 2, 3)), (torch.add, (1, 2, 4)), "add(x, 1, 2, ...) against add(x, 1, 2, ...)"),
+        ((torch.add, (1, 2)), (torch.add, (1, 3)), "add(x, 1, 2) against add(x, 1, 3)"),
+    ],
+)
+def test_two_recordings_differ_at_the_first_call_that_is_another(one, other, place):
+    found, explained = difference(recorded(one), recorded(other))
+
+    assert (found is None) if place is None else found.startswith(place)
+    assert explained is False
+
+
+def test_recordings_differ_by_their_length_their_results_and_how_these_are_nested():
+    one = recorded((torch.add, (1,)))
+
+    assert difference(one, recorded((torch.add, (1,)), (torch.add, (1,)))) == (
+        "output((add,)) against add(x, 1)",
+        False,
+    )
+    assert difference(one, recorded((torch.add, (1,)), results=(2,))) == ("a constant among the results", False)
+    assert difference(one, recorded((torch.add, (1,)), results=({"a": 1},))) == ("the structure of the results", False)
+
+
+def test_a_guard_that_finds_something_else_explains_what_follows_and_nothing_before_it():
+    def looks(expected, before=1, after=1):
+        return recorded((torch.add, (before,)), (guard, (expected, "here")), (torch.add, (after,)))
+
+    assert difference(looks(True), looks(False, after=2)) == (None, True)
+    assert difference(looks(True), looks(True, after=2)) == ("add(x, 1) against add(x, 2)", False)
+    assert difference(looks(True), looks(False, before=2)) == ("add(x, 1) against add(x, 2)", False)
+
+
+def test_constants_of_recordings_are_compared_by_their_numbers_and_tensors_of_the_model_by_their_paths():
+    def reads(name, **constants):
+        graph = fx.Graph()
+        graph.output((graph.call_function(torch.add, (graph.placeholder("x"), graph.get_attr(name))),))
+        return CapturedGraph(graph, "record", take_apart([1])[1], constants)
+
+    ones = reads("one", one=torch.ones(2))
+    assert difference(ones, reads("other", other=torch.ones(2))) == (None, False)
+    assert difference(ones, reads("one", one=torch.zeros(2)))[0] == "add(x, one) against add(x, one)"
+    assert difference(reads("fc.weight"), reads("fc.weight")) == (None, False)
+    assert difference(reads("fc.weight"), reads("fc.bias"))[0] == "add(x, fc_weight) against add(x, fc_bias)"
+    assert difference(ones, reads("fc.weight"))[0] == "add(x, one) against add(x, fc_weight)"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_choice_between_functions_of_torch_by_a_random_number_is_seen_whichever_is_first(seed):
+    def chooses(model, x):
+        h = model.inner(x)
+        return model.outer(torch.sin(h) if random.random() < 0.5 else torch.cos(h))
+
+    random.seed(seed)
+
+    with pytest.raises(CaptureError, match=r"differ at (sin\(inner\) against cos|cos\(inner\) against sin)"):
+        capture(Doing(chooses), (X,), {}, "record")

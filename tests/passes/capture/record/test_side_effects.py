@@ -1,5 +1,6 @@
 """Side effects of a forward: replayed, or refused with the reason."""
 
+import numpy as np
 import pytest
 import torch
 from kit.replay import Doing, assert_refused, judge
@@ -7,7 +8,10 @@ from torch import nn
 
 import dnigraph as dg
 from dnigraph.passes.capture.ladder import capture
-from dnigraph.passes.errors import CaptureError
+from dnigraph.passes.capture.record.side_effects import refuse_changed_containers, refuse_exported
+from dnigraph.passes.errors import CaptureError, StatefulModelError
+from dnigraph.passes.graph.pytrees import flatten
+from dnigraph.passes.sandbox.snapshot import Change, Kind
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -186,3 +190,121 @@ def test_a_model_that_fills_what_it_is_given_fills_it_also_when_it_is_decoupled(
     assert all(torch.equal(a, model(X, expected)) for a in results)
     assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
     assert dm.plan.capture == "hooks"
+
+
+def test_a_tensor_that_no_name_leads_to_is_not_written_in_every_call():
+    def counts_in_a_list(model, x):
+        model.counts[0].add_(1)
+        return model.inner(x) * model.counts[0]
+
+    model = Doing(counts_in_a_list)
+    model.counts = [torch.zeros(4)]
+
+    assert_refused(
+        model, X, why=r"a tensor of shape \(4,\) that the model made in its first call is written in every call"
+    )
+    assert model.counts[0].eq(0).all()
+
+
+def test_a_tensor_that_only_a_hook_writes_to_is_written_by_the_hook_in_every_replay():
+    model = Doing(lambda model, x: model.outer(model.inner(x)))
+    model.counts = [torch.zeros(4)]
+    model.inner.register_forward_hook(lambda module, args, out: [model.counts[0].add_(1)].clear())
+
+    graph = capture(model, (X,), {}, "record").module(model)
+
+    assert model.counts[0].eq(0).all()
+    graph(X), graph(X)
+    assert model.counts[0].eq(2).all()
+
+
+def replaces_a_buffer_by_a_longer_one(model, x):
+    model.outer(x * model.seen)
+    model.seen = torch.ones(2)
+    return model.inner(x)
+
+
+def replaces_a_buffer_by_another_type(model, x):
+    y = model.inner(x) * model.seen
+    model.seen = model.seen.double()
+    return y
+
+
+@pytest.mark.parametrize("function", [replaces_a_buffer_by_a_longer_one, replaces_a_buffer_by_another_type])
+def test_a_buffer_that_was_read_and_is_another_shape_or_type_now_is_refused_by_name(function):
+    model = Doing(function)
+
+    assert_refused(model, X, why="buffer 'seen' is replaced by one of another shape or type")
+
+
+def changes_a_number_outside(model, x):
+    OUTSIDE["calls"] += 1
+    return model.inner(x)
+
+
+def fills_a_list_outside(model, x):
+    OUTSIDE["list"].append(1)
+    return model.inner(x)
+
+
+OUTSIDE = {"calls": 10**9, "list": []}
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (changes_a_number_outside, "a dict of 2 things outside of the model changes with every call"),
+        (fills_a_list_outside, "a list of 1 things outside of the model changes with every call"),
+    ],
+)
+def test_a_container_outside_of_the_model_that_each_call_changes_is_refused_and_put_back(function, why):
+    assert_refused(Doing(function), X, why=why)
+    assert OUTSIDE == {"calls": 10**9, "list": []}
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new", "why"),
+    [
+        (Kind.GENERATOR, None, None, "draws from a random number generator of its own"),
+        (Kind.VARIABLE, 1, 2, "'n', a variable outside of the model, changes with every call"),
+        (Kind.ATTRIBUTE, 1, 2, "the model sets 'n' in every call"),
+        (Kind.ATTRIBUTE, "a", "b", "the model sets 'n' in every call"),
+        (Kind.ATTRIBUTE, torch.ones(1), torch.ones(1), "the model sets 'n' in every call"),
+        (Kind.ATTRIBUTE, np.ones(1), np.ones(1), "the model sets 'n' in every call"),
+        (Kind.CONTAINER, [1], [1, 2], "collects things in a container in every call"),
+        (Kind.ATTRIBUTE, 10**9, 10**9 + 0, None),
+        (Kind.ATTRIBUTE, None, 1, None),
+        (Kind.CONTAINER, [1], [2], None),
+        (Kind.BUFFER, torch.ones(1), torch.ones(1), None),
+        (Kind.TENSOR, None, None, None),
+    ],
+)
+def test_an_export_is_refused_for_changes_that_it_does_not_make(kind, old, new, why):
+    change = Change(kind, None, "n", old, new)
+
+    if why is None:
+        refuse_exported([change])
+    else:
+        with pytest.raises(CaptureError, match=why):
+            refuse_exported([change])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ([X], [X], None),
+        ([X, 1], [X, 2], None),  # a number is no tensor, and is looked at elsewhere
+        ([X], [X.clone()], "into 'x', a container"),
+        ([X, X], [X, X.clone()], "into 'y', a container"),
+        ([X], [X, X], "into one of its inputs, a container"),
+        ([[X]], [(X,)], "into one of its inputs, a container"),
+    ],
+)
+def test_other_tensors_in_what_the_caller_gave_are_refused(before, after, why):
+    given, found = flatten(before), flatten(after)
+
+    if why is None:
+        refuse_changed_containers(given, found, ["x", "y"])
+    else:
+        with pytest.raises(StatefulModelError, match=why):
+            refuse_changed_containers(given, found, ["x", "y"])

@@ -1,7 +1,9 @@
 """Numbers that come out of tensors: replayed live where an operation uses them, guarded where Python looks at them."""
 
+import copy
 import functools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from kit.replay import Doing, compare, judge
 from torch import nn
 
 from dnigraph.passes.capture.ladder import capture
-from dnigraph.passes.capture.record.symbols import Float, Int, symbol, unwrap
+from dnigraph.passes.capture.record.symbols import Float, Int, reachable, symbol, unwrap
 from dnigraph.passes.capture.record.writer import GraphWriter
 from dnigraph.passes.errors import GuardMiss
 from dnigraph.passes.graph.nodes import guard
@@ -444,3 +446,78 @@ def test_sizes_of_parameters_are_numbers():
     recording = capture(Reads(), (X,), {}, "record")
 
     assert not any(n.target is torch.Tensor.size for n in recording.graph.nodes)
+
+
+def guards_written(writer):
+    return [node.args[1] for node in writer.graph.nodes if node.target is guard]
+
+
+def test_a_copy_of_a_symbol_is_itself_and_pickled_it_is_a_number_that_is_guarded(writer):
+    number = symbol(writer, 5, torch.Tensor.size, writer.graph.placeholder("x"), 0)
+
+    assert copy.deepcopy([number])[0] is number and guards_written(writer) == []
+    again = pickle.loads(pickle.dumps(number))
+
+    assert type(again) is int and again == 5 and guards_written(writer) == [5]
+
+
+def test_a_symbol_that_is_guarded_computes_plain_numbers_from_then_on(writer):
+    x = writer.graph.placeholder("x")
+    number, other = symbol(writer, 5, torch.Tensor.size, x, 0), symbol(writer, 4, torch.Tensor.size, x, 1)
+
+    assert type(number + other) is Int
+    assert int(number) == 5 and int(number) == 5
+
+    assert type(number + 1) is int and type(number + other) is Int
+    assert guards_written(writer) == [5]
+
+
+def test_sizes_without_symbols_stay_sizes_and_others_become_tuples_of_numbers(writer):
+    number = symbol(writer, 5, torch.Tensor.size, writer.graph.placeholder("x"), 0)
+    plain = torch.Size([2, 3])
+
+    assert unwrap(plain) is plain
+    assert unwrap(torch.Size([number, 3])) == (5, 3) and type(unwrap(torch.Size([number, 3]))[0]) is int
+    assert unwrap({"a": [number, slice(number)]}) == {"a": [5, slice(5)]}
+
+
+class Holder:
+    def __init__(self, *held):
+        self.held = held
+
+    def method(self):
+        return self.held
+
+
+def nested(value, depth):
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_what_holds_tensors_or_symbols_is_searched_for_them(writer):
+    x, n = torch.ones(2), symbol(writer, 5, torch.Tensor.size, writer.graph.placeholder("x"), 0)
+
+    def found(value):
+        return [id(held) for held in reachable(value)]
+
+    def default(y=x):
+        return y
+
+    assert found([x, {"a": (n, 3, None)}]) == [id(x), id(n)]
+    assert found(functools.partial(print, x, sep=n)) == [id(x), id(n)]
+    assert found(functools.partial(Holder(x).method)) == [id(x)]
+    assert found(Holder(x, n).method) == [id(x), id(n)]
+    assert found(lambda: (n, x)) == [id(n), id(x)]
+    assert found(default) == [id(x)]
+    assert found(nn.Linear(2, 2)) == found(Holder) == found(torch.relu) == []
+    assert found(nested(x, 5)) == [id(x)] and found(nested(x, 6)) == []
+
+
+def test_a_variable_without_a_value_holds_nothing():
+    def reading(begun=False):
+        if begun:
+            later = 1
+        return lambda: later
+
+    assert list(reachable(reading())) == []
