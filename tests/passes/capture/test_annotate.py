@@ -1,11 +1,12 @@
 """What one run of a captured graph says about each of its nodes."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from kit.replay import assert_untouched, fingerprint
 from torch import nn
 
-from dnigraph.passes.capture.annotate import annotate
+from dnigraph.passes.capture.annotate import Counter, annotate
 from dnigraph.passes.capture.ladder import capture
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
@@ -127,3 +128,13 @@ def test_maps_along_a_line_are_told_from_tokens():
         "tokens": False,
         "tanh": False,
     }
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_branch_of_torch_that_is_counted_gives_what_it_gives(sign):
+    x = torch.full((3,), float(sign))
+
+    with Counter() as counter:
+        out = torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+
+    assert torch.equal(out, x + sign) and counter.flops == 0

@@ -7,10 +7,12 @@ from torch import nn
 
 import dnigraph as dg
 from dnigraph.passes.capture.annotate import annotate
+from dnigraph.passes.capture.export_proof import Trial
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.cuts.specs import resolve
-from dnigraph.passes.errors import CaptureError
+from dnigraph.passes.errors import CaptureError, GuardMiss
 from dnigraph.passes.graph.guards import Trust, trust
+from dnigraph.passes.graph.pytrees import flatten
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -159,3 +161,105 @@ def test_a_mark_is_seen_on_every_rung_and_names_its_crossing(capture):
     plan = dg.plan(Marked(), None, (torch.randn(3, 4),), capture=capture)
 
     assert [c.name for c in plan.crossings if c.gradient] == ["middle"]
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def multiplies_by_what_is_nobodys(model, x):
+    return model.inner(x) * WEIGHTS
+
+
+def multiplies_by_what_it_makes_without_gradients(model, x):
+    with torch.no_grad():
+        scale = torch.tensor([1.0, 2.0, 3.0, 4.0]) * x
+    return model.inner(x) + scale
+
+
+def uses_an_alias_of_its_own(model, x):
+    return torch.ops.aten.alias.default(model.inner(x)).relu()
+
+
+def writes_into_a_buffer(model, x):
+    model.seen.copy_(x.mean())
+    return model.inner(x) * model.seen
+
+
+def returns_numbers(model, x):
+    rows = x.shape[0]
+    return {"y": model.inner(x), "rows": rows, "half": rows * 0.5, "many": rows > 1, "two": 2, "width": x.shape[1]}
+
+
+def marks_what_holds_no_tensors_too(model, x):
+    y, kind, number = dg.cut((model.inner(x), x.dtype, 2), "middle")
+    return model.outer(y) * number if kind is torch.float32 else y
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        multiplies_by_what_is_nobodys,
+        multiplies_by_what_it_makes_without_gradients,
+        uses_an_alias_of_its_own,
+        writes_into_a_buffer,
+        returns_numbers,
+        marks_what_holds_no_tensors_too,
+    ],
+    ids=lambda f: f.__name__,
+)
+def test_an_export_is_the_model_whatever_it_reads_writes_and_returns(function):
+    verdict = judge(Doing(function), X, how="export")
+
+    assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
+
+
+def test_constants_of_an_export_have_names_that_no_tensor_of_the_model_has():
+    model = Doing(lambda model, x: model.inner(x) * WEIGHTS + torch.ones(4).lerp(BIAS, 0.5))
+    model._constant_0 = nn.Parameter(torch.ones(4))
+
+    captured = capture(model, (X,), {}, "export")
+
+    assert {name: tensor.tolist() for name, tensor in captured.constants.items()} == {
+        "_constant_0_": WEIGHTS.tolist(),
+        "_constant_1": BIAS.tolist(),
+    }
+
+
+BIAS = torch.tensor([5.0, 6.0, 7.0, 8.0])
+
+
+def test_inputs_of_another_size_than_an_export_holds_for_are_a_miss_that_says_which():
+    captured = capture(Doing(lambda model, x, y: model.inner(x) + y), (X, X), {}, "export")
+    graph = captured.module(Doing(maps_over_rows))
+
+    with pytest.raises(GuardMiss, match=r"finds inputs of \(3, 5\) instead of \(s\d+, 4\)"):
+        graph(X, torch.ones(3, 5))
+
+
+def test_a_model_that_takes_no_other_number_of_rows_is_compared_on_its_own():
+    verdict = judge(Doing(lambda model, x: model.inner(x).view(3, 4)), X, how="export")
+
+    assert (verdict.same, verdict.more) == ("right", "none"), verdict.why
+
+
+def test_results_that_cannot_send_gradients_back_together_are_refused_in_torchs_words():
+    def spoils(model, x):
+        y = model.inner(x)
+        z = y**2
+        y.add_(1)
+        return z
+
+    with pytest.raises(CaptureError) as caught:
+        capture(Doing(spoils), (X,), {}, "export")
+
+    (reason,) = caught.value.reasons
+    assert reason.startswith(
+        "export: no gradient can be sent back from all results, to compare it: one of the variables"
+    )
+    assert reason.endswith("modified by an inplace operation")
+
+
+def test_a_trial_knows_which_inputs_the_model_itself_takes():
+    trial = Trial(Doing(lambda model, x: model.inner(x).view(3, 4)), flatten(((X,), {}))[1])
+
+    assert trial.takes([X]) is True and trial.takes([torch.ones(4, 4)]) is False

@@ -5,7 +5,7 @@ from kit.replay import Doing, assert_untouched, fingerprint
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.passes.capture.module_graph import event, events, heard, observe, parameters
+from dnigraph.passes.capture.module_graph import _Mark, event, events, heard, observe, parameters
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -82,3 +82,11 @@ def test_a_value_along_a_line_has_its_channels_first():
         "swap_in": True,
         "swap": False,
     }
+
+
+def test_a_gradient_goes_through_a_passage_as_it_is():
+    x, gradient = torch.ones(3, requires_grad=True), torch.tensor([1.0, -2.0, 3.0])
+
+    _Mark.apply(x, 5).backward(gradient)
+
+    assert torch.equal(x.grad, gradient)

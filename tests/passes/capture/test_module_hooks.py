@@ -1,10 +1,12 @@
 """Hooks for one call of a model that is left as it was."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 from kit.replay import Doing, assert_untouched, fingerprint
+from torch import nn
 
 import dnigraph as dg
 from dnigraph.passes.capture.module_hooks import Watch
@@ -77,3 +79,31 @@ def test_calls_in_other_threads_are_left_alone():
         thread.join()
 
     assert sites == []
+
+
+@pytest.mark.parametrize("register", ["register_forward_pre_hook", "register_forward_hook"])
+def test_a_hook_whose_handle_never_came_is_gone_too_and_hooks_of_others_stay(register, monkeypatch):
+    model, original = Doing(lambda m, x: m.inner(x)), getattr(nn.Module, register)
+    model.inner.register_forward_pre_hook(partial(print, "before"))
+    model.inner.register_forward_hook(lambda module, args, out: None)
+    before = fingerprint(model)
+
+    def interrupted(module, hook, **options):
+        original(module, hook, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nn.Module, register, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        watched(model, X)
+
+    assert_untouched(before, model)
+    assert not model.inner._forward_pre_hooks_with_kwargs
+    assert len(model.inner._forward_pre_hooks) == len(model.inner._forward_hooks) == 1
+
+
+def test_a_mark_that_is_not_watched_hands_on_what_was_marked():
+    model = Doing(lambda m, x: m.outer(dg.cut(dg.cut(m.inner(x), "one") * 2, "two")))
+    handed = []
+
+    assert watched(model, X, places={("two", "mark")}, handle=lambda _, t: handed.append(t) or t) == ["two mark 0"]
+    assert torch.equal(handed[0], model.inner(X) * 2)

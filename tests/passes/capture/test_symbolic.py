@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
-from dnigraph.passes.capture.symbolic import trace
+from dnigraph.passes.capture.symbolic import _plain, trace
 from dnigraph.passes.errors import CaptureError
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
@@ -72,3 +72,12 @@ def test_a_constant_that_tracing_makes_is_the_graphs_and_not_the_models():
 def test_a_branch_on_a_tensor_is_refused():
     with pytest.raises(CaptureError, match=r"torch.fx.symbolic_trace: .*control flow"):
         trace(Doing(lambda m, x: m.inner(x) if x.sum() > 0 else x))
+
+
+def test_what_fx_holds_in_classes_of_its_own_becomes_lists_dicts_and_tuples_again():
+    held = fx.immutable_collections.immutable_dict(a=fx.immutable_collections.immutable_list([1, Pair(2, (3,))]))
+
+    plain = _plain(held)
+
+    assert plain == {"a": [1, Pair(2, (3,))]}
+    assert (type(plain), type(plain["a"]), type(plain["a"][1])) == (dict, list, Pair)

@@ -15,8 +15,10 @@ from torch import nn
 
 import dnigraph as dg
 from dnigraph.passes.capture.ladder import capture
+from dnigraph.passes.cuts import balance
 from dnigraph.passes.cuts.balance import choose
 from dnigraph.passes.cuts.specs import balanced, resolve
+from dnigraph.passes.errors import CutError
 
 
 class Layers(nn.Module):
@@ -423,3 +425,35 @@ def test_a_model_that_learns_nothing_is_one_part():
 def test_without_an_example_there_are_no_costs():
     with pytest.raises(dg.CutError, match=r"what nodes cost is measured on an example; pass example_args"):
         choose(capture(Layers(4, 4, 4), None, None, "symbolic").graph, 2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (1, "1 part by flops: 100%"),
+        (2, "2 parts by flops: 50%, 50%"),
+        (8, "8 parts by flops: 12%, 12%, 12%, 12%, 12%, 12%, 12%, 12%"),
+        (9, "9 parts by flops: 11.1% the largest, 11.1% on average"),
+        (10, "10 parts by flops: 10.0% the largest, 10.0% on average"),
+    ],
+)
+def test_the_note_lists_the_shares_of_up_to_eight_parts_and_sums_up_more(parts, words):
+    plan = dg.plan(Linears(parts), parts, torch.randn(1, 4))
+
+    assert words in plan.notes
+
+
+class Linears(nn.Sequential):
+    def __init__(self, count):
+        super().__init__(*[nn.Linear(4, 4) for _ in range(count)])
+
+
+def test_where_no_set_of_places_gives_the_parts_that_were_asked_for_the_choice_stands(monkeypatch):
+    def fails(graph, edges):
+        raise CutError(["no such parts"])
+
+    whole = captured(Linears(4), torch.randn(1, 4))
+    expected = choose(whole.graph, 2, "flops", None)
+    monkeypatch.setattr(balance, "partition", fails)
+
+    assert choose(whole.graph, 2, "flops", None) == expected

@@ -9,7 +9,7 @@ from torch import nn
 
 import dnigraph.passes.graph.mark as marker
 from dnigraph.passes.cuts.names import carries
-from dnigraph.passes.cuts.specs import after, before, resolve
+from dnigraph.passes.cuts.specs import after, balanced, before, resolve, wants_time
 from dnigraph.passes.errors import CutError
 from dnigraph.passes.plan.plan import Plan
 
@@ -298,3 +298,10 @@ def test_a_mark_on_several_tensors_cuts_them_all():
             return held["a"] + held["b"][0]
 
     assert cut("both", captured(Marks(), torch.randn(2, 4))) == ["both > add", "both@2 > add"]
+
+
+def test_what_can_be_looked_through_once_is_not_used_up_by_the_question_of_time():
+    cuts = iter(["stem", "head"])
+
+    assert wants_time(cuts) is False and list(cuts) == ["stem", "head"]
+    assert wants_time(balanced(2, cost="time")) is True and wants_time([balanced(2), "stem"]) is False

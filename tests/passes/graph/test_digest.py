@@ -106,3 +106,18 @@ def test_a_module_and_an_object_without_fields_are_themselves():
 def test_what_is_too_large_says_so():
     with pytest.raises(TooLargeError, match=str(LIMIT)):
         digest([[i] for i in range(LIMIT)])
+
+
+def test_as_many_values_as_the_limit_says_have_a_digest_and_one_more_has_none():
+    def lists(count):
+        return [[] for _ in range(count - 1)]  # and the list that holds them
+
+    assert digest(lists(LIMIT))
+    with pytest.raises(TooLargeError):
+        digest(lists(LIMIT + 1))
+
+
+def test_an_array_counts_as_an_eighth_of_its_numbers():
+    assert digest([np.zeros(8 * (LIMIT - 3)), []])  # with the list, the array and the empty list: as many as can be
+    with pytest.raises(TooLargeError):
+        digest([np.zeros(8 * (LIMIT - 2)), []])

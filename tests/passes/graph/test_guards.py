@@ -1,5 +1,6 @@
 """How far the guards of a graph can be trusted after they held once."""
 
+import operator
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from torch import fx, nn
 from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.capture.ladder import capture
 from dnigraph.passes.graph.guards import Trust, trust
-from dnigraph.passes.graph.nodes import guard
+from dnigraph.passes.graph.nodes import Call, SizeCheck, guard
 
 X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 
@@ -114,3 +115,107 @@ def test_a_guard_on_a_number_that_no_node_makes_looks_at_no_data():
     graph.output((graph.placeholder("x"),))
 
     assert trust(graph) is Trust.SAME_SIZES
+
+
+class Written:
+    """A graph by hand: tensors, numbers and flags, with what a run would have written on them."""
+
+    def __init__(self):
+        self.graph = fx.Graph()
+        self.x = self.tensor(self.graph.placeholder("x"), (3, 4))
+        self.number = self.tensor(self.graph.placeholder("n"), ())
+        self.mask = self.tensor(self.graph.placeholder("mask"), (3,), torch.bool)
+
+    def tensor(self, node, shape, dtype=torch.float32):
+        node.meta.update(shape=shape, dtype=dtype, flops=0)
+        return node
+
+    def made(self, function, *args, **kwargs):
+        return self.tensor(self.graph.call_function(function, args, kwargs), (3, 4))
+
+    def method(self, name, *args):
+        return self.tensor(self.graph.call_method(name, args), (3, 4))
+
+    def size(self, node):
+        read = self.graph.call_function(torch.Tensor.size, (node, 0))
+        read.meta["flops"] = 0
+        return read
+
+    def plain(self, function, *args):
+        read = self.graph.call_function(function, args)
+        read.meta["flops"] = 0
+        return read
+
+
+def custom(x):
+    return x
+
+
+custom.__module__ = "torch.custom"
+SIZES_HOLD = SizeCheck()
+
+SAFE = {
+    "a size": lambda w: w.size(w.x),
+    "a size of what was computed": lambda w: w.size(w.made(torch.relu, w.x)),
+    "arithmetic on a size": lambda w: w.plain(operator.add, w.size(w.x), 1),
+    "how many dimensions": lambda w: w.plain(torch.Tensor.dim, w.x),
+    "a length": lambda w: w.plain(len, w.x),
+    "how many numbers": lambda w: w.plain(torch.Tensor.numel, w.x),
+    "a check of sizes": lambda w: w.graph.call_function(Call(SIZES_HOLD), ([w.x],)),
+    "where with two values": lambda w: w.size(w.made(torch.where, w.mask, w.x, w.x)),
+    "as many zeros as a number": lambda w: w.size(w.made(torch.zeros, 3)),
+    "a row by its number": lambda w: w.size(w.made(operator.getitem, w.x, 0)),
+    "a slice of numbers": lambda w: w.size(w.made(operator.getitem, w.x, slice(0, 2))),
+    "a mask in arithmetic": lambda w: w.size(w.made(operator.mul, w.x, w.mask)),
+    "a function of torch": lambda w: w.size(w.made(custom, w.x)),
+    "an operator of torch": lambda w: w.size(w.made(torch.ops.aten.relu.default, w.x)),
+    "a size of a view by numbers": lambda w: w.size(w.method("view", w.x, 4, 3)),
+}
+DOUBTFUL = {
+    "a tensor": lambda w: w.x,
+    "a flag of a tensor": lambda w: w.plain(bool, w.x),
+    "whether two are equal": lambda w: w.plain(torch.equal, w.x, w.x),
+    "a number in a tensor": lambda w: w.plain(torch.Tensor.item, w.number),
+    "arithmetic on it": lambda w: w.plain(operator.add, w.plain(torch.Tensor.item, w.number), 1),
+    "how it lies in memory": lambda w: w.plain(torch.Tensor.stride, w.x, 0),
+    "where with a condition alone": lambda w: w.size(w.made(torch.where, w.mask)),
+    "what is not zero": lambda w: w.size(w.made(torch.nonzero, w.x)),
+    "what was made of it": lambda w: w.size(w.made(torch.relu, w.made(torch.nonzero, w.x))),
+    "what a method finds": lambda w: w.size(w.method("nonzero", w.x)),
+    "as many zeros as a tensor says": lambda w: w.size(w.made(torch.zeros, w.number)),
+    "as many zeros in a list": lambda w: w.size(w.made(torch.zeros, [2, w.number])),
+    "as many zeros by name": lambda w: w.size(w.made(torch.zeros, size=(w.number,))),
+    "rows under a mask": lambda w: w.size(w.made(operator.getitem, w.x, w.mask)),
+    "rows under a mask in a tuple": lambda w: w.size(w.made(operator.getitem, w.x, (slice(None), w.mask))),
+    "a slice that a tensor ends": lambda w: w.size(w.made(operator.getitem, w.x, slice(None, w.number))),
+    "a slice that a tensor begins": lambda w: w.size(w.made(operator.getitem, w.x, slice(w.number, None))),
+    "a slice whose step is a tensor": lambda w: w.size(w.made(operator.getitem, w.x, slice(None, None, w.number))),
+    "an index of aten": lambda w: w.size(w.made(torch.ops.aten.index.Tensor, w.x, [w.mask])),
+    "a function of others": lambda w: w.size(w.made(torchvision_like, w.x)),
+    "an autograd function": lambda w: w.size(w.made(Call(Ragged.apply), w.x)),
+}
+
+
+def torchvision_like(x):
+    return x
+
+
+@pytest.mark.parametrize("name", [*SAFE, *DOUBTFUL])
+def test_a_guard_is_trusted_for_the_same_sizes_where_no_data_can_change_what_it_looks_at(name):
+    written = Written()
+    value = {**SAFE, **DOUBTFUL}[name](written)
+    written.graph.call_function(guard, (value, 3, ""))
+    written.graph.output((written.x,))
+
+    assert trust(written.graph) is (Trust.SAME_SIZES if name in SAFE else Trust.NEVER)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(nn.Linear, Trust.SAME_SIZES), (Doing, Trust.NEVER)])
+def test_a_module_of_torch_makes_sizes_of_sizes_and_a_module_of_others_may_not(kind, expected):
+    written = Written()
+    made = written.tensor(written.graph.call_module("inner", (written.x,)), (3, 4))
+    made.meta["nn_module_stack"] = {"outer": ("outer", Doing), "inner": ("inner", kind)}
+    written.graph.call_function(guard, (written.size(made), 3, ""))
+    written.graph.output((made,))
+
+    assert trust(written.graph) is expected

@@ -1,5 +1,6 @@
 """The functions and keys that captured graphs have beside those of fx."""
 
+import contextlib
 import copy
 import re
 from pathlib import Path
@@ -10,8 +11,19 @@ from torch import fx, nn
 
 import dnigraph as dg
 import dnigraph.passes
-from dnigraph.passes.errors import GuardMiss
-from dnigraph.passes.graph.nodes import Call, Mode, NodeMeta, guard, keep_buffer, leaf_of, set_attribute, set_item
+from dnigraph.passes.errors import CaptureError, GuardMiss
+from dnigraph.passes.graph.nodes import (
+    Call,
+    Mode,
+    NodeMeta,
+    event,
+    guard,
+    keep_buffer,
+    leaf_of,
+    numbered,
+    set_attribute,
+    set_item,
+)
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -113,3 +125,63 @@ def test_a_mode_that_is_set_stands_afterwards(grad, enabled):
         torch.set_autocast_dtype("cpu", dtype)
         before.set()
     assert Mode.now() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "parts"),
+    [
+        ("layers.3", ("layers.3", 0)),
+        ("layers.3@2", ("layers.3", 2)),
+        ("a@b", ("a@b", 0)),
+        ("a@b@12", ("a@b", 12)),
+        ("a@", ("a@", 0)),
+        ("", ("", 0)),
+    ],
+)
+def test_a_key_says_the_path_and_the_number_of_a_call(key, parts):
+    assert numbered(key) == parts
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stays"),
+    [
+        (X, X[:1], True),
+        (X, X[:, :2], True),
+        (X, X.clone(), False),  # as large: it is the new one
+        (X, X[0], False),
+        (X, X[:1] + 1, False),
+        (X[:1], X, False),
+        (None, X, False),
+    ],
+    ids="fewer_rows fewer_columns as_large fewer_dimensions other_numbers larger none".split(),
+)
+def test_a_buffer_that_a_forward_registers_replaces_all_but_a_larger_one_that_begins_with_it(old, new, stays):
+    module = nn.Module()
+    module.register_buffer("table", old)
+
+    keep_buffer(module, "table", True, new)
+
+    assert module.table is (old if stays else new)
+
+
+def test_a_graph_of_hooks_is_not_run():
+    with pytest.raises(CaptureError, match="only says what feeds what"):
+        event(1)
+
+
+def test_a_call_is_called_as_its_function_without_underscores():
+    assert Call(torch.Tensor.add_).__name__ == "add"
+    assert Call(torch.Tensor.__add__).__name__ == "add"
+    assert Call(lambda: 0).__name__ == "call"
+    assert Call(torch.autograd.Function.apply).__name__ == "Function"
+    assert Call(object()).__name__ == "call"
+
+
+def test_a_mode_that_is_entered_ends_with_its_stack():
+    outside = Mode.now()
+    inner = Mode(not outside.grad, (("cpu", True, torch.bfloat16), outside.autocast[1]))
+
+    with contextlib.ExitStack() as stack:
+        inner.enter(outside, stack)
+        assert Mode.now() == inner
+    assert Mode.now() == outside

@@ -151,3 +151,36 @@ def test_a_child_is_looked_for_in_the_tables_of_a_module_before_its_class():
     assert child(module, "kind") == "of the class"
     with pytest.raises(AttributeError, match="missing"):
         child(module, "missing")
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("fc", "fc"),
+        ("layers.3.fc", "layers_3_fc"),
+        ("3", "_3"),
+        ("class", "_class"),
+        ("a" * 40, "a" * 40),
+        ("a" * 41, "a" * 40),
+        ("...", "_"),
+        ("forward", "forward_1"),
+    ],
+)
+def test_a_path_is_written_as_a_name_that_reads_like_it(path, name):
+    graph = fx.Graph()
+    graph.output((graph.call_module(path, (graph.placeholder("x"),)),))
+
+    assert own_names(graph)[1] == {name: path}
+
+
+def test_a_name_that_is_taken_gets_the_next_number_and_the_shallowest_path_keeps_its_own():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(tuple(graph.call_module(path, (x,)) for path in ("a.b.c", "a_b.c", "a_b_c")))
+
+    assert own_names(graph)[1] == {"a_b_c": "a_b_c", "a_b_c_1": "a_b.c", "a_b_c_2": "a.b.c"}
+
+
+def test_a_constant_is_called_as_no_tensor_of_the_model():
+    assert constant_name(2, []) == "_constant_2"
+    assert constant_name(2, ["_constant_2", "_constant_2_"]) == "_constant_2__"

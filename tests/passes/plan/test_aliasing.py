@@ -155,3 +155,18 @@ def test_a_gradient_with_respect_to_an_input_ties_all_that_it_goes_through():
     whole, plan = parted(model, ["a", "b"], X)
 
     assert len({where(whole, plan)[name] for name in ("a", "tanh", "b", "grad")}) == 1
+
+
+def test_a_gradient_with_respect_to_a_weight_stays_with_the_whole_way_to_it():
+    def forward(m, x):
+        (gradient,) = torch.autograd.grad((m.b(m.a(x)) ** 2).sum(), m.b.weight, create_graph=True)
+        return m.c(m.d(x) @ gradient)
+
+    model = model_of(forward, a=linear(), b=linear(), c=linear(), d=linear())
+    whole = captured(model, X)
+
+    plan = partition(whole.graph, whole.edges(("a", "b"), ("b", "pow"), ("pow", "sum"), ("matmul", "c")))
+
+    (inner,) = [nodes for nodes in nodes_of(whole, plan) if "grad" in nodes]
+    assert {"a", "b", "pow", "sum"} <= inner and "c" not in inner
+    assert_parts_equal_the_whole(whole, plan)

@@ -363,3 +363,12 @@ def test_a_crossing_that_no_module_makes_has_the_name_of_its_node():
     _, plan = parted(model, ["sigmoid"], X)
 
     assert [c.name for c in plan.crossings] == ["sigmoid"]
+
+
+def test_an_edge_to_the_end_of_the_graph_is_no_cut():
+    whole = captured(chain(a=linear(), b=linear()), X)
+    end = whole.graph.output_node()
+
+    plan = partition(whole.graph, [(whole.node("b"), end)])
+
+    assert (len(plan.parts), plan.cuts, plan.crossings) == (1, (), ())

@@ -3,6 +3,7 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -80,3 +81,67 @@ def test_generators_that_are_not_the_models_own_or_have_no_state_are_not_noted()
     model.system, model.default, model.own = random.SystemRandom(), torch.default_generator, torch.Generator()
 
     assert list(ObjectGraph.of(model).generators.values()) == [model.own]
+
+
+def nested(depth, tensor):
+    config = Config(tensor=tensor)
+    for _ in range(depth - 1):
+        config = Config(inner=config)
+    return config
+
+
+@pytest.mark.parametrize(("depth", "is_found"), [(6, True), (7, False)])
+def test_a_configuration_is_looked_into_six_deep(depth, is_found):
+    model, tensor = nn.Module(), torch.ones(1)
+    model.config = nested(depth, tensor)
+
+    assert (id(tensor) in ObjectGraph.of(model).tensors) is is_found
+
+
+@pytest.mark.parametrize(("depth", "is_found"), [(3, True), (4, False)])
+def test_an_argument_is_looked_into_three_deep_and_what_only_it_holds_is_outside(depth, is_found):
+    model, tensor = nn.Module(), torch.ones(1)
+    model.config = Config()
+    argument = nested(depth, tensor)
+
+    graph = ObjectGraph.of(model, [argument, tensor, model.config])
+
+    assert (id(tensor) in graph.tensors) is is_found
+    assert id(argument) in graph.outside and id(argument) in graph.objects
+    assert graph.outside.isdisjoint({id(model), id(model.config)})
+
+
+def test_a_tensor_among_the_arguments_is_nobodys_and_without_arguments_nothing_is_outside():
+    tensor = torch.ones(1)
+
+    assert ObjectGraph.of(nn.Module(), [tensor]).tensors == {}
+    assert ObjectGraph.of(nn.Module()).outside == set()
+
+
+def test_below_some_values_everything_is_found_however_deep():
+    tensor = torch.ones(1)
+
+    assert list(ObjectGraph.below([nested(30, tensor), [[[{"a": (tensor,)}]]]]).tensors.values()) == [tensor]
+
+
+def test_what_is_closed_is_not_looked_into():
+    model, tensor = nn.Module(), torch.ones(1)
+
+    def function():
+        return tensor
+
+    function.tensor = tensor
+    kind = type("Kind", (), {"tensor": tensor})
+    model.function, model.kind, model.library, model.hint = function, kind, torch, list[int]
+
+    graph = ObjectGraph.of(model)
+
+    assert graph.tensors == {} and set(graph.objects) == {id(model)}
+
+
+def test_without_tensors_there_are_no_places_and_sets_have_none():
+    model, tensor = nn.Module(), torch.ones(1)
+    model.marks, model.deep = {tensor}, [((1, (tensor,)),)]
+
+    assert list(ObjectGraph.of(model).places([])) == []
+    assert [key for _, key, _ in ObjectGraph.of(model).places([tensor])] == [0]

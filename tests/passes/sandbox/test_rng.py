@@ -77,3 +77,31 @@ def test_extreme_draws_of_python_and_numpy_are_at_one_end_of_their_range(extreme
         assert any(0.1 < random.random() < 0.9 for _ in range(1000))  # so that no loop waits for ever
     finally:
         set_random_state(state)
+
+
+def test_a_fingerprint_without_a_state_is_of_python_and_numpy_and_not_of_torch():
+    state, before = random_state(), fingerprint()
+    try:
+        torch.rand(1)
+        assert fingerprint() == before
+        random.random()
+        after_python = fingerprint()
+        assert after_python != before
+        np.random.rand()  # noqa: NPY002  # the one that models draw from
+        assert fingerprint() not in (before, after_python)
+    finally:
+        set_random_state(state)
+    assert fingerprint() == before
+
+
+@pytest.mark.parametrize("extreme", [ExtremeDraws.LOWEST, ExtremeDraws.HIGHEST])
+def test_two_hundred_draws_are_extreme_and_the_next_is_not(extreme):
+    state = random_state()
+    try:
+        extreme.set()
+        numbers = [random.random() for _ in range(202)]  # each takes two of 400 words
+    finally:
+        set_random_state(state)
+
+    at_the_end = [number < 1e-6 or number > 1 - 1e-6 for number in numbers]
+    assert at_the_end == [True] * 200 + [False] * 2
