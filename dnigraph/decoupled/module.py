@@ -190,6 +190,11 @@ class DecoupledModule(fx.GraphModule):
         self.original.train(mode)
         return self._follow_mode()
 
+    def follow(self) -> None:
+        """Have the model's mode, where it was set on the model itself, or by another that decouples it."""
+        if self.training is not self.original.training:
+            self._follow_mode()
+
     def _follow_mode(self) -> Self:
         """Have the model's mode."""
         self._have_children()
@@ -463,6 +468,7 @@ def _forward_like(signature: inspect.Signature | None) -> Callable[..., Any]:
     """A forward method with the model's signature."""
 
     def forward(self: DecoupledModule, *args: Any, **kwargs: Any) -> Any:
+        self.follow()
         if transformed():  # nothing is captured there, and boundaries that may be left out are
             self.boundary_set.leave_out()
             return self.original(*args, **kwargs)

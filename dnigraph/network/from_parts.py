@@ -179,6 +179,7 @@ class DecoupledNetwork(Network):
         return _only_maker(self._way) or RESULT
 
     def _made(self, inputs: Any) -> RunningNetwork:
+        self._dm.follow()
         if self._dm.training != self.training:
             modes = ("in train mode", "in eval mode")[:: 1 if self._dm.training else -1]
             raise NetworkError(

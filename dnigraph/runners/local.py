@@ -139,6 +139,7 @@ class Local:
 
     @all_or_nothing
     def _step(self, args: Any, kwargs: Any, target: Any, label: Any) -> StepResult:
+        self.dm.follow()
         if not self.dm.training:
             raise DniGraphError("the model is in eval mode: call dm.train() before run.step(...)")
         if self.steps == 0:

@@ -411,3 +411,35 @@ def test_what_torch_writes_down_is_the_models_in_eval_mode_and_refused_in_train_
         torch.jit.script(dm)
     with pytest.raises(dg.DniGraphError, match=r"a graph already.*dm\.recouple\(\)"):
         torch.fx.symbolic_trace(nn.Sequential(dm))
+
+
+@pytest.mark.parametrize("capture", ["record", "hooks"])
+def test_a_mode_that_is_set_on_the_model_or_through_another_that_decouples_it_is_followed(capture):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    x = torch.randn(5, 4)
+    one, other = (dg.decouple(model, "0", (x,), boundary="silent", capture=capture) for _ in range(2))
+
+    def reaches_below():
+        model.zero_grad()
+        one(x).sum().backward()
+        return model[0].weight.grad is not None
+
+    assert not reaches_below()
+    model.eval()
+    assert reaches_below() and not one.training, "in eval mode boundaries do nothing"
+    other.train()
+    assert not reaches_below() and one.training
+    other.eval()
+    assert reaches_below()
+
+
+def test_a_runner_sees_that_the_model_itself_was_set_to_eval_mode():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    dm = dg.decouple(model, "0", (torch.randn(5, 4),), condition=dg.one_hot(2))
+    run = dg.Local(dm, loss=nn.functional.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    model.eval()
+
+    with pytest.raises(dg.DniGraphError, match=r"the model is in eval mode: call dm\.train\(\)"):
+        run.step(torch.randn(5, 4), target=torch.zeros(5, dtype=torch.long))
+    model.train()
+    run.step(torch.randn(5, 4), target=torch.zeros(5, dtype=torch.long))
