@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
+from ..heads.conditions import ConditionError
 from ..passes.errors import CheckpointError
 from .optimizers import Updates
 
@@ -20,13 +21,21 @@ class LateSteps:
     """
 
     def __init__(self, dm: CapturedModule, loss: Callable[[Any, Any], Tensor], updates: Updates, late: int):
-        self.updates = updates
+        self.dm, self.updates = dm, updates
         self.net = dm.network(loss=loss, late=late)
 
     def step(
         self, specialization: Specialization, inputs: Sequence[Any], target: Any, label: Any
     ) -> tuple[Tensor, Any]:
-        """One step on the way of a specialization. Returns the loss and the model's output, both detached."""
+        """One step on the way of a specialization. Returns the loss and the model's output, both detached.
+
+        Raises:
+            ConditionError: a head looks at the label, and there is none.
+        """
+        blind = [name for name, boundary in self.dm.boundaries.items() if boundary.needs_label] if label is None else []
+        if blind:
+            words = f"the heads of {', '.join(blind)} look at the label, and there is none"
+            raise ConditionError(f"{words}: run.step(..., target=y), or label=")
         result = self.net.tick_on(specialization, inputs, target, label, self.updates.groups)
         (loss,) = result.losses.values()
         return loss, self.net.output_of(result)
