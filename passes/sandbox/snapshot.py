@@ -300,7 +300,7 @@ class _TensorState:
         tensor = self.tensor
         if not _same_memory(tensor, self._data):
             tensor.data = self._data
-        _write_back(tensor.data, self._values)
+        _write_back(tensor, self._values)
         if _version(tensor) != self._version:  # it holds what it held: graphs that saved it are valid
             torch._C._autograd._unsafe_set_version_counter((tensor,), (self._version,))
         if tensor.is_leaf and tensor.requires_grad != self._asks:
@@ -308,7 +308,7 @@ class _TensorState:
         if tensor.grad is not self._grad:
             tensor.grad = self._grad
         if self._grad is not None and self._grad_values is not None:
-            _write_back(self._grad.data, self._grad_values)
+            _write_back(self._grad, self._grad_values)
         tables = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
         for now, hooks in zip(tables, self._hooks, strict=True):
             if now and now != hooks:
@@ -316,8 +316,11 @@ class _TensorState:
                 now.update(hooks)
 
 
-def _write_back(data: torch.Tensor, values: torch.Tensor) -> None:
-    # `data` has a version counter of its own: what the user still has to send back through stays valid.
+def _write_back(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    if tensor.is_sparse:  # `copy_` would give these numbers to `tensor.data`, and not to the tensor
+        tensor.data = values.clone()
+        return
+    data = tensor.data  # it has a version counter of its own: what the user still has to send back through stays valid
     if data.layout != torch.strided or not _holds(data, values):
         data.copy_(values)
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from kit.replay import assert_untouched, fingerprint
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dnigraph.passes.capture.annotate import Counter, annotate
 from dnigraph.passes.capture.ladder import capture
@@ -138,3 +139,14 @@ def test_a_branch_of_torch_that_is_counted_gives_what_it_gives(sign):
         out = torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
 
     assert torch.equal(out, x + sign) and counter.flops == 0
+
+
+def test_draws_are_counted_on_tensors_without_data_where_no_generator_moves():
+    with FakeTensorMode(), Counter() as without_data:
+        torch.ones(3).relu()
+        assert without_data.draws == 0
+        torch.rand(3), F.dropout(torch.ones(3))
+    with Counter() as with_data:
+        torch.rand(3)
+
+    assert (without_data.draws, with_data.draws) == (2, 0)

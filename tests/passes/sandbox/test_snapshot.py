@@ -483,3 +483,57 @@ def test_each_tensor_of_a_model_has_the_path_where_it_is_found_first():
     assert names[id(model.plain)] == "plain"
     assert names[id(model[0].weight)] == "0.weight" and names[id(model[0].running_mean)] == "0.running_mean"
     assert len(names) == 6
+
+
+@pytest.mark.parametrize(
+    "swap",
+    [torch.t, lambda t: t[:1], lambda t: t[:, :1], torch.clone, torch.Tensor.double, lambda t: t.view(torch.int32)],
+    ids="strides rows columns memory type view".split(),
+)
+def test_a_tensor_whose_memory_is_looked_at_in_another_way_gets_its_own_back(swap):
+    model = nn.Module()
+    model.plain = tensor = torch.arange(4.0).reshape(2, 2)
+    data, shape, stride = tensor.data_ptr(), tensor.shape, tensor.stride()
+
+    with untouched(model):
+        tensor.data = swap(tensor.data)
+
+    assert (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) == (data, shape, stride, torch.float32)
+    assert tensor.tolist() == [[0.0, 1.0], [2.0, 3.0]]
+
+
+def test_a_sparse_tensor_is_written_where_its_version_says_so_and_put_back():
+    model = nn.Module()
+    model.plain = torch.eye(2).to_sparse()
+    snapshot = Snapshot.of(model)
+    assert snapshot.written() == snapshot.written(same_numbers=False) == []
+
+    model.plain.mul_(2)
+
+    assert len(snapshot.written()) == len(snapshot.written(same_numbers=False)) == 1
+    snapshot.restore()
+    assert torch.equal(model.plain.to_dense(), torch.eye(2))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+def test_sparse_gradients_and_weights_are_put_back(layout):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.eye(2).to_sparse(layout=layout))
+    model.weight.grad = grad = torch.eye(2).to_sparse(layout=layout)
+
+    with untouched(model):
+        grad.mul_(3)
+        model.weight.grad = None
+        with torch.no_grad():
+            model.weight.mul_(2)
+
+    assert model.weight.grad is grad and torch.equal(grad.to_dense(), torch.eye(2))
+    assert torch.equal(model.weight.detach().to_dense(), torch.eye(2))
+
+
+def test_a_nan_that_stays_is_no_number_so_that_the_tensor_counts_as_written():
+    model = nn.Module()
+    model.plain = torch.tensor([float("nan")])
+
+    assert len(Snapshot.of(model).written()) == 1  # as far as one can tell in little time
