@@ -342,16 +342,17 @@ class Recurrent:
             given = None if self._given is None else _detached(layout.leaves(self._given))
             place = begin(layout, self._place, given, first, window)
             seen = learner.seen(window)
+            look = self.monitor > 0 and (self.steps + 1) % self.monitor == 0
             if self.options.stores:
-                learned = self._store(learner, Stored.of(window, place, seen), first, whole)
+                learned = self._store(learner, Stored.of(window, place, seen), first, whole, look)
             else:
-                learned = learner.window(window, place, first, seen, self.strengths, None, self._looks())
+                learned = learner.window(window, place, first, seen, self.strengths, None, look)
             self._refuse_frozen(learner)
             learner.unheld.look()
             self.steps += 1
             self._given = None
             self._place = behind(window, learned.forward.last, seen, learned.view)
-            self._update(learner, window, learned)
+            self._update(learner, window, learned, look)
         return learned
 
     @contextmanager
@@ -408,7 +409,7 @@ class Recurrent:
                 parameter.grad = gradient
             raise
 
-    def _store(self, learner: Learner, stored: Stored, first: list[Any], whole: bool) -> Learned:
+    def _store(self, learner: Learner, stored: Stored, first: list[Any], whole: bool, look: bool) -> Learned:
         """Run a window without a graph and store it; sweep back once as many sequences have ended as there are."""
         window = stored.window
         if learner.estimator is not None and not window.all_end:
@@ -417,7 +418,7 @@ class Recurrent:
         finished = count_finished(window, stored.place, self._stored[-1].window if self._stored else None)
         self._stored.append(replace(stored, finished=finished))
         if window.all_end or (not whole and sum(s.finished for s in self._stored) >= window.batch):
-            swept, self._stored = sweep(learner, self._stored, first, self.strengths, self._looks())
+            swept, self._stored = sweep(learner, self._stored, first, self.strengths, look)
             learned.metrics, learned.swept = swept.metrics, True
         elif len(self._stored) == MANY:
             warnings.warn(
@@ -427,7 +428,7 @@ class Recurrent:
             )
         return learned
 
-    def _update(self, learner: Learner, window: Window, learned: Learned) -> None:
+    def _update(self, learner: Learner, window: Window, learned: Learned, look: bool) -> None:
         """Step the optimisers at the end of a window or sequence, as `update` says."""
         if self.options.stores:
             now = learned.swept
@@ -439,7 +440,7 @@ class Recurrent:
         if core["skipped"]:
             self.skipped += 1
             self._place = mended(learner.layout, self._place)
-        if self._looks() or core["skipped"]:
+        if look or core["skipped"]:
             learned.reports = {"core": {**core, "skipped": float(self.skipped)}, "horizon": learned.metrics}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recurrent":
@@ -491,9 +492,6 @@ class Recurrent:
                 stacklevel=3,
             )
         self._heard_of_entries = True
-
-    def _looks(self) -> bool:
-        return self.monitor > 0 and self.steps % self.monitor == 0
 
     def prepared(self, window: Window | None = None) -> Learner:
         """The learner, made now if this is the first window.

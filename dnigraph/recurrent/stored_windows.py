@@ -100,11 +100,12 @@ def sweep(
     With lambda = 1 this is backprop through time over whole sequences, from the states that were stored. Each run draws
     the random numbers that the first one drew. Sequences that have not ended are left for a later sweep.
 
-    Returns: the results of the first window, and the windows that are still needed.
+    Returns: the results of the first window, with the metrics of the last one that has some (the first has no target
+    for the head), and the windows that are still needed.
 
     Source: Jaderberg et al. 2017, arXiv 1608.05343, supplement A (BP(lambda)).
     """
-    now, later, learned = random_state(), None, None
+    now, later, learned, metrics = random_state(), None, None, dict[str, float]()
     buffers = [(b, b.clone()) for b in learner.core.buffers()]  # running statistics have counted these windows already
     shares = settlings(windows)
     whole = all(bool(share.entries.all()) for share in shares)
@@ -115,13 +116,14 @@ def sweep(
             window = stored.window if whole else _masked(stored.window, share.entries, learner.core.batch_first)
             settling = None if whole else share
             learned = learner.window(window, place, first, stored.seen, strengths, later, look, settling)
-            later = learned.target
+            later, metrics = learned.target, metrics or learned.metrics
     finally:
         set_random_state(now)
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
     assert learned is not None, "there is a window to go through"
+    learned.metrics = metrics
     return learned, [] if whole else _still_needed(windows, shares)
 
 

@@ -5,10 +5,11 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from kit.boundaries import boundary
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.boundaries.head_watch import names
+from dnigraph.boundaries.head_watch import STILL, STOPPED, HeadWatch, names
 
 LABELS = 4
 
@@ -166,3 +167,22 @@ def test_a_frozen_model_with_its_heads_that_learn_is_told_nothing():
 )
 def test_of_many_names_the_first_three_are_told(count, words):
     assert names(map(str, range(count))) == words
+
+
+@pytest.mark.parametrize(
+    ("moves", "learns", "at"), [(0, True, STILL), (1, True, STOPPED + 1), (3, True, STOPPED + 3), (0, False, None)]
+)
+def test_a_head_is_given_more_time_once_it_has_moved_and_all_of_it_where_it_had_nothing_to_learn(moves, learns, at):
+    watch, model, crossing, told = HeadWatch(), nn.Linear(2, 2), boundary(), []
+
+    for i in range(STOPPED + 8):
+        with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+            warnings.simplefilter("always")
+            watch.look(model, {"1": crossing})
+            model.weight.add_(1)
+            if i < moves:
+                next(crossing.parameters()).add_(1)
+        crossing.settled += learns
+        told += [i] * len(caught)
+
+    assert told == ([] if at is None else [at])

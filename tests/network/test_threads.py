@@ -1,7 +1,6 @@
 """The runner with one thread for each agent."""
 
 import threading
-import time
 
 import pytest
 import torch
@@ -97,41 +96,44 @@ def test_queues_hold_at_least_one_packet(capacity):
         net.run([(x, y)], threads=True, capacity=capacity)
 
 
-class Slow(nn.Module):
-    """Tells that it has begun, and takes its time."""
+class Waits(nn.Module):
+    """Tells that it has begun, and waits to be let go on."""
 
-    def __init__(self, begun):
+    def __init__(self, begun, go):
         super().__init__()
-        self.layer, self.begun, self.calls = nn.Linear(6, 6), begun, 0
+        self.layer, self.begun, self.go, self.calls = nn.Linear(6, 6), begun, go, 0
 
     def forward(self, x):
         self.calls += 1
         self.begun.set()
-        time.sleep(0.01)
+        self.go.wait(5)
         return self.layer(x)
 
 
 def test_an_interrupted_run_stops_its_threads_and_waits_for_them(monkeypatch):
     def interrupted(thread, *args):
-        if not begun.is_set() or thread.is_alive():
-            begun.wait(10)
-            monkeypatch.undo()
+        if not interruptions and thread.is_alive():
+            begun.wait(5)
+            interruptions.append(thread)
             raise KeyboardInterrupt
+        if interruptions and thread.is_alive():
+            go.set()  # no sooner than somebody waits for it
         return join(thread, *args)
 
-    begun, join, ticks = threading.Event(), threading.Thread.join, 100
-    net = dg.Network(optimizer=sgd).add("a", Slow(begun)).add("b", nn.Linear(6, 3), loss=F.mse_loss)
-    net.connect("a.output", "b.input")
+    begun, go, join, interruptions, ticks = threading.Event(), threading.Event(), threading.Thread.join, [], 20
+    net = dg.Network(optimizer=sgd).add("b", nn.Linear(6, 3), loss=F.mse_loss)
+    net.add("a", Waits(begun, go)).connect("a.output", "b.input")
     given, targets = torch.ones(2, 6), torch.ones(2, 3)
+    go.set()
     net.tick(given, targets)
     before, calls = set(threading.enumerate()), net.agents["a"].module.calls
-    begun.clear()
+    begun.clear(), go.clear()
     monkeypatch.setattr(threading.Thread, "join", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         net.run([(given, targets)] * ticks, threads=True, capacity=1)
 
-    assert not set(threading.enumerate()) - before
+    assert interruptions and not set(threading.enumerate()) - before
     assert net.agents["a"].module.calls - calls < ticks
     assert net.tick(given, targets).fired == ["a", "b"]
 

@@ -418,3 +418,27 @@ def test_class_labels_and_masks_work_with_usual_losses():
     losses = [float(rnn.run(x, label.expand(LONG, -1), mask=last, label=label).loss) for _ in range(40)]
 
     assert losses[-1] < losses[0]
+
+
+def test_every_so_many_windows_the_metrics_are_told_and_they_are_those_of_the_window():
+    x, y = data(long=3)
+    always = [rnn.step(x, y).metrics for rnn in [made(optimizer=adam, monitor=1)] for _ in range(7)]
+
+    for monitor in (2, 3, 0):
+        rnn = made(optimizer=adam, monitor=monitor)
+        told = [rnn.step(x, y).metrics for _ in range(7)]
+
+        asked = [bool(monitor) and number % monitor == 0 for number in range(1, 8)]
+        assert told == [metrics if look else {} for metrics, look in zip(always, asked, strict=True)]
+    assert all(metrics["horizon"].keys() == {"cosine", "error", "target_rms"} for metrics in always[1:])
+
+
+@pytest.mark.parametrize(("monitor", "told"), [(1, True), (2, True), (3, False), (4, True), (0, False)])
+def test_stored_windows_tell_their_metrics_where_they_learn_in_a_window_that_is_asked_for(monitor, told):
+    rnn = made(blend=0.5, optimizer=adam, monitor=monitor)
+
+    metrics = rnn.run(*data(long=12)).metrics  # they learn in the fourth window
+
+    assert (metrics.get("core", {}).keys() == {"gradient_norm", "skipped"}) is told
+    assert (metrics.get("horizon", {}).keys() == {"cosine", "error", "target_rms"}) is told
+    assert bool(metrics) is told
