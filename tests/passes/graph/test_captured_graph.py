@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import fx, nn
 
-from dnigraph.passes.graph.captured_graph import CapturedGraph, copy_graph, lookup
-from dnigraph.passes.graph.nodes import Call, Mode
+from dnigraph.passes.graph.captured_graph import CapturedGraph, copy_graph, lookup, written
+from dnigraph.passes.graph.nodes import Call, Mode, set_attribute
 from dnigraph.passes.graph.own_names import call
 from dnigraph.passes.graph.pytrees import take_apart
 
@@ -120,3 +120,37 @@ def test_arguments_of_nodes_are_replaced_in_a_copy_too():
     node = list(copy_graph(graph, {id(scale): other}).nodes)[1]
 
     assert node.args[0] is other and node.kwargs["note"]["a"][0] is other
+
+
+def test_what_a_graph_writes_to_are_the_tensors_whose_memory_it_changes_or_sets():
+    graph = fx.Graph()
+    read = {name: graph.get_attr(name) for name in ("written", "tied", "set", "read", "without_memory")}
+    for name, storage in {"written": 1, "tied": 1, "set": 2, "read": 3}.items():
+        read[name].meta["storage"] = storage
+    graph.call_method("add_", (read["written"], 1)).meta["writes"] = (1,)
+    graph.call_function(set_attribute, (read["set"], "data", read["read"]))
+    graph.call_function(set_attribute, (read["without_memory"], "data", read["read"]))
+    graph.output(())
+
+    assert written(graph) == {"written", "tied", "set"}
+
+
+def test_a_graph_that_only_reads_writes_nothing():
+    graph = fx.Graph()
+    graph.get_attr("read").meta["storage"] = 3
+    graph.get_attr("without_memory")
+    graph.output(())
+
+    assert written(graph) == set()
+
+
+def test_constants_go_with_a_copy_of_the_model_where_it_has_copies_of_them():
+    mine, others = torch.ones(1), torch.ones(2)
+    captured = calls("fc", mine=mine, others=others)
+    copied = mine.clone()
+
+    again = captured.copy({id(mine): copied})
+
+    assert again.constants["mine"] is copied and again.constants["others"] is others
+    assert captured.constants["mine"] is mine and again.graph is not captured.graph
+    assert again.rung == "by hand"

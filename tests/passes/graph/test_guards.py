@@ -192,6 +192,7 @@ DOUBTFUL = {
     "a slice whose step is a tensor": lambda w: w.size(w.made(operator.getitem, w.x, slice(None, None, w.number))),
     "an index of aten": lambda w: w.size(w.made(torch.ops.aten.index.Tensor, w.x, [w.mask])),
     "a function of others": lambda w: w.size(w.made(torchvision_like, w.x)),
+    "a number that no run has shown": lambda w: w.graph.call_function(len, (w.x,)),
     "an autograd function": lambda w: w.size(w.made(Call(Ragged.apply), w.x)),
 }
 
