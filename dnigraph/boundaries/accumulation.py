@@ -30,7 +30,7 @@ class Mean:
             gradients = _gradients(parameters) if version == self._version else []
             before = _unless_zero(self._visits, gradients)
             self._task, self._version, self._before, self._here, self._visits = task, version, before, 1, 1
-            if gradients and (isinstance(before, Tensor) or before):
+            if isinstance(before, Tensor) or before:
                 for gradient in gradients:
                     gradient.mul_(before)
                 self._divide_at_the_end(parameters)

@@ -9,7 +9,7 @@ from kit.boundaries import boundary
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.boundaries.head_watch import STILL, STOPPED, HeadWatch, names
+from dnigraph.boundaries.head_watch import STILL, STOPPED, HeadWatch, names, warn_frozen
 
 LABELS = 4
 
@@ -186,3 +186,23 @@ def test_a_head_is_given_more_time_once_it_has_moved_and_all_of_it_where_it_had_
         told += [i] * len(caught)
 
     assert told == ([] if at is None else [at])
+
+
+def test_what_is_no_boundary_is_not_watched():
+    watch, model = HeadWatch(), nn.Linear(2, 2)
+
+    for _ in range(2 * STILL):
+        watch.look(model, {"1": None, "2": nn.Linear(2, 2)})
+        with torch.no_grad():
+            model.weight.add_(1)
+
+
+def test_of_frozen_boundaries_only_predicting_heads_are_told_of():
+    head, classifier = boundary(), boundary(dg.local_loss(LABELS))
+    freeze([*head.parameters(), *classifier.parameters()])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_frozen([classifier])  # it sends a gradient all the same
+    with pytest.warns(dg.TrainingWarning, match="frozen"):
+        warn_frozen([classifier, head])

@@ -90,3 +90,17 @@ def test_on_an_accelerator_the_scale_is_the_same_without_a_look_at_it(targets):
         assert isinstance(theirs, torch.Tensor) and float(theirs) == pytest.approx(ours)
         assert float(there.mean_square) == pytest.approx(float(here.mean_square))
     assert isinstance(there(), torch.Tensor) and float(there()) == pytest.approx(here())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("before", [0, 1])
+def test_the_step_of_a_target_that_is_not_finite_moves_no_weight_of_the_head(bad, before):
+    crossing, target = boundary(head=says()), torch.ones(BATCH, WIDTH)
+    target[0, 0] = bad
+    for _ in range(before):
+        step(crossing, torch.randn(BATCH, WIDTH))
+    crossing.zero_grad()
+
+    step(crossing, torch.randn(BATCH, WIDTH), target)
+
+    assert crossing.head.module.said.grad.eq(0).all()

@@ -277,3 +277,11 @@ def test_before_a_batch_is_known_a_first_state_is_that_of_one_sequence():
     layout = find_layout(torch.zeros(2, 3), torch.zeros(3, 3))
 
     assert _first(layout, 0)(None).shape == (1, 3) and _first(layout, 0)(4).shape == (4, 3)
+
+
+def test_all_of_the_state_comes_back_in_the_next_window():
+    rnn, _ = pair("custom")
+
+    net = rnn.network(torch.randn(WINDOW, BATCH, IN))
+
+    assert [(link.source.name, link.delay) for link in net.links] == [("state", 1), ("rest_2", 1)]

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from kit.streams import BATCH, IN, OUT, data, made
+from kit.streams import BATCH, IN, OUT, WIDE, data, made
 
 import dnigraph as dg
-from dnigraph.recurrent.window import make_window, window_loss
+from dnigraph.recurrent.learner_factory import layout_of
+from dnigraph.recurrent.window import make_window, run_window, window_loss
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,27 @@ def test_without_a_target_there_is_no_loss():
     window = make_window(rnn.core, 3, x, None, None, None, None, None)
 
     assert window_loss(lambda out, target: out.mean(), y, window, 3) == (None, 0.0, 0)
+
+
+def test_the_state_behind_the_first_step_is_told_where_it_is_asked_for():
+    (x, y), core = data(long=3), made("gru").core
+    window = make_window(core, 3, x, y, None, None, None, None)
+    layout, leaves = layout_of(core, None, window), [torch.zeros(1, BATCH, WIDE, dtype=torch.double)]
+
+    whole = run_window(core, layout, leaves, leaves, window, early=False)
+    asked = run_window(core, layout, leaves, leaves, window, early=True)
+
+    assert whole.early is None
+    assert torch.allclose(asked.early[0], core.advance(x[:1], leaves[0])[1])
+    assert torch.allclose(asked.last[0], whole.last[0]) and torch.allclose(asked.output, whole.output)
+
+
+def test_a_reset_at_the_windows_start_is_none_inside_of_it():
+    (x, y), core = data(long=3), made("gru").core
+    anew = torch.ones(BATCH, dtype=torch.bool)
+    window = make_window(core, 3, x, y, None, anew, None, None)
+    held, first = ([torch.full((1, BATCH, WIDE), size, dtype=torch.double)] for size in (0.5, 0.0))
+
+    found = run_window(core, layout_of(core, None, window), held, first, window, early=False)
+
+    assert torch.allclose(found.last[0], core.advance(x, held[0])[1])  # it is the place that begins anew
