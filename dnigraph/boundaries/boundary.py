@@ -60,7 +60,6 @@ class Boundary(nn.Module, ABC):
         Options that are set there replace those of a schedule that it follows already.
         """
         self.schedule = schedule if self.schedule is None else schedule.over(self.schedule)
-        self.heeds = True
         self.count_visits()
 
     def count_visits(self) -> None:

@@ -133,3 +133,28 @@ def test_in_a_network_a_local_loss_warms_up_too():
         net.tick(x, torch.tensor([0, 1, 2, 0]))
 
     assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_visit_that_fails_is_none():
+    crossing, value = boundary(dg.warm_up("dni", 2), condition=CONDITION), torch.randn(BATCH, WIDTH, requires_grad=True)
+    with pytest.raises(dg.ConditionError):
+        crossing.meet(value * 1)
+    with crossing.context.conditioned(torch.arange(BATCH) % CLASSES):
+        waiting = [crossing.meet(value * 1).now is None for _ in range(3)]
+
+    assert waiting == [True, True, False] and int(crossing.visits) == 3
+
+
+def test_a_warmed_up_local_loss_learns_at_the_end_of_an_episode_too():
+    label, sums = torch.arange(4) % 3, []
+    for choice in ("local-loss", dg.warm_up("local-loss", 1)):
+        torch.manual_seed(0)
+        net = dg.Network(optimizer=lambda p: torch.optim.SGD(p, 0.1)).add("a", nn.Linear(6, 6))
+        net.add("b", nn.Linear(6, 3), loss=nn.functional.cross_entropy)
+        net.connect("a.output", "b.input", delay=1, boundary=choice, condition=dg.one_hot(3))
+        net.tick(torch.ones(4, 6), label, ends=True)
+        before = net.agents["a"].module.weight.detach().clone()
+        net.tick(torch.ones(4, 6), label, ends=True)  # nobody reads it
+        sums.append(float((net.agents["a"].module.weight.detach() - before).abs().sum()))
+
+    assert all(sums)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kit.late import model, momentum, simulated
-from kit.networks import adam, batches, everything, same, weights
+from kit.networks import Collect, adam, batches, everything, same, weights
 from torch import nn
 
 import dnigraph as dg
@@ -99,6 +99,24 @@ def test_what_is_under_way_is_heard_when_the_stretch_ends_and_is_in_checkpoints(
     true.settle()
     assert not same(before, weights(whole[0]))
     true.save(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize("late", [0, 1, 2, 5])
+def test_at_the_end_every_gradient_has_come_and_none_twice(late):
+    ticks = list(batches(4))
+    net, whole = network(late, optimizer=Collect)
+    for x, y in ticks[:-1]:
+        net.tick(x, y)
+    net.tick(*ticks[-1], ends=True)
+
+    expected = [torch.zeros_like(p) for p in whole.parameters()]
+    for x, y in ticks:
+        gradients = torch.autograd.grad(F.cross_entropy(whole(x), y), list(whole.parameters()))
+        expected = [total + gradient for total, gradient in zip(expected, gradients, strict=True)]
+    states = {p: state for group in net.running.kept.groups.values() for p, state in group.optimizer.state.items()}
+    for p, total in zip(whole.parameters(), expected, strict=True):
+        torch.testing.assert_close(states[p]["sum"], total)
+    assert net.open == 0
 
 
 def test_what_is_aside_does_not_touch_what_is_under_way():
