@@ -4,6 +4,7 @@ import functools
 import threading
 import types
 import weakref
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -157,3 +158,10 @@ def test_not_a_number_in_a_tensor_equals_itself_alone(nan):
     assert equal(nan, nan.clone()) is True
     assert equal(nan, torch.ones_like(nan)) is False
     assert equal(torch.ones_like(nan), nan) is False
+
+
+def test_not_a_number_of_a_class_that_says_when_two_are_equal_equals_itself_alone():
+    nan = Decimal("nan")
+
+    assert equal(nan, Decimal("nan")) is True
+    assert equal(nan, Decimal(1)) is False and equal(Decimal(1), nan) is False
