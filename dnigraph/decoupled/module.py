@@ -36,6 +36,8 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     A model that is in that mode already is left alone, with modules that are in the other one. Weights of modules whose
     `train` is their own hold the same numbers afterwards: it may merge and unmerge them, which rounds.
     """
+    if isinstance(model, DecoupledModule):
+        model.follow()
     modules = [*model.modules(), *([model.original] if isinstance(model, DecoupledModule) else [])]
     flags = [(module, module.training) for module in modules]
     own, merging = model.training, dict[int, torch.Tensor]()

@@ -69,6 +69,7 @@ class CapturedModule(DecoupledModule):
             DniGraphError: the model was captured without an example and did not run yet.
         """
         shown = self._cache.shown
+        self.follow()
         specialization = shown.get(self.training) or next(iter(shown.values()), None)
         if specialization is None:
             raise DniGraphError("this model was captured without an example: its plan is complete after the first call")
@@ -258,7 +259,8 @@ class CapturedModule(DecoupledModule):
         return self._cache.find(args, kwargs)
 
     def _follow(self) -> None:
-        """Have the model's present children, where modules of it were replaced."""
+        """Have the model's present mode and, where modules of it were replaced, its present children."""
+        self.follow()
         if self._cache.is_outdated():
             self._have_children()
 

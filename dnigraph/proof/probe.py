@@ -36,6 +36,7 @@ def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: An
         DniGraphError: the model is in eval mode, the call does not fit it, or the loss is not one number.
     """
     refuse_call("probe", dm, args, kwargs)
+    dm.follow()
     if not dm.training:
         raise DniGraphError("probe looks at a step of training: call dm.train() before")
     if not callable(loss) and not isinstance(loss, str):

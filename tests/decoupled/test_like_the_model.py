@@ -443,3 +443,35 @@ def test_a_runner_sees_that_the_model_itself_was_set_to_eval_mode():
         run.step(torch.randn(5, 4), target=torch.zeros(5, dtype=torch.long))
     model.train()
     run.step(torch.randn(5, 4), target=torch.zeros(5, dtype=torch.long))
+
+
+def test_a_check_and_a_probe_see_the_mode_that_was_set_on_the_model_itself():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    x = torch.randn(5, 4)
+    dm = dg.decouple(model, "0", (x,), boundary="silent")
+    model.eval()
+
+    assert dg.check(dm, x).right
+    assert not model.training and not dm.training
+    with pytest.raises(dg.DniGraphError, match="a step of training"):
+        dg.probe(dm, x, target=None, loss=lambda output, _: output.sum())
+    model.train()
+    dg.probe(dm, x, target=None, loss=lambda output, _: output.sum())
+
+
+def test_the_plan_and_a_network_are_those_of_the_mode_that_was_set_on_the_model_itself():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 2))
+    x = torch.randn(5, 4)
+    dm = dg.decouple(model, "0", (x,), condition=dg.one_hot(2))
+    trained, evaluated = dm.specialization, dm.eval().specialization
+    dm.train()
+
+    model.eval()
+    assert dm.specialization is evaluated and not dm.training
+    model.train()
+    assert dm.specialization is trained
+    model.eval()
+    assert dm.choose(x)[0] is evaluated
+    net = dm.network(loss=nn.functional.cross_entropy)
+    model.train()
+    net.tick(x, torch.zeros(5, dtype=torch.long))
