@@ -1,6 +1,7 @@
 """Networks of agents: what they learn from, what they cost, and what runs aside."""
 
 import copy
+import gc
 import sys
 
 import pytest
@@ -190,9 +191,14 @@ def calls_of_a_tick(agents):
         nonlocal count
         count += event == "call"
 
+    gc.collect()
+    gc.disable()  # what is collected in between, of other tests too, calls functions as well
     sys.setprofile(note)
-    net.tick(inputs, targets)
-    sys.setprofile(None)
+    try:
+        net.tick(inputs, targets)
+    finally:
+        sys.setprofile(None)
+        gc.enable()
     return count
 
 
