@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -34,22 +33,11 @@ class Schedule:
         return replace(other, **own)
 
 
-class Weakened(torch.autograd.Function):
-    """The value itself, whose gradient is multiplied by a share on its way back."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, share: float) -> Tensor:
-        ctx.share = share
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.share, None
-
-
 def weakened(value: Tensor, share: float) -> Tensor:
     """The value itself, whose gradient is multiplied by a share on its way back."""
-    return Weakened.apply(value, share)  # type: ignore[no-any-return, no-untyped-call]  # torch's own has no types
+    seen = value.view_as(value)
+    seen.register_hook(lambda gradient: gradient * share)  # type: ignore[no-untyped-call]  # torch's own has no types
+    return seen
 
 
 def whole(value: Any) -> bool:

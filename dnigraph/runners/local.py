@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..boundaries.schedule import whole
 from ..boundaries.watch import TrainingWarning
 from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
@@ -107,7 +108,7 @@ class Local:
                 "another: run it as net = dm.network(loss=..., optimizer=...); net.tick(x, y)"
             )
         misfits = run_misfits(loss, optimizer, scheduler, clip, monitor)
-        if isinstance(late, bool) or not isinstance(late, int) or late < 0:
+        if not whole(late):
             misfits.append(f"late={late!r} (a whole number of steps from 0 on)")
         if misfits:
             raise DniGraphError(f"Local does not take these arguments:{bullets(misfits)}")
@@ -188,8 +189,14 @@ class Local:
         return StandIn(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the optimisers and schedules, and the number of steps: all but the model's own state."""
+        """The states of the optimisers and schedules, and the number of steps: all but the model's own state.
+
+        Raises:
+            CheckpointError: with `late`, answers are under way: `settle` first.
+        """
         with self._lock:
+            if self._late is not None:
+                self._late.refuse_open()
             return {"updates": self.updates.state_dict(), "steps": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -210,8 +217,6 @@ class Local:
             CheckpointError: with `late`, answers are under way: `settle` first.
         """
         with self._lock:
-            if self._late is not None:
-                self._late.refuse_open()
             state = {"model": self.dm.state_dict(), "boundaries": self._settings(), **self.state_dict()}
             save_checkpoint(path, state)
 

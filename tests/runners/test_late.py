@@ -73,6 +73,8 @@ def test_steps_under_way_are_not_saved_silently_and_resume_bitwise_once_they_are
         one.step(x, target=y)
     with pytest.raises(dg.CheckpointError, match=r"answers are under way.*run\.settle\(\)"):
         one.save(tmp_path / "run.pt")
+    with pytest.raises(dg.CheckpointError, match="answers are under way"):
+        one.optimizer().state_dict()  # what a trainer saves
     before = weights(whole[0])
     one.settle()
     assert not same(before, weights(whole[0]))
