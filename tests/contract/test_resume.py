@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kit.models import CLASSES, ZOO, cut_up, labels, loss_of
+from kit.models import BOUNDARIES, ZOO, cut_up, labels, loss_of
 from kit.networks import adam, same, weights
 from kit.streams import STEPS, data, made
 
@@ -10,21 +10,6 @@ import dnigraph as dg
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
 AFTER = 4  # steps after the save
-BOUNDARIES = {
-    "dni": dg.dni(),
-    "warm-up": dg.dni(warm_up=5),
-    "refresh": dg.dni(refresh=3),
-    "blend": dg.dni(blend=0.5),
-    "replay": dg.dni(replay=3),
-    "all": dg.dni(warm_up=3, refresh=4, blend=0.1, replay=2),
-    "oracle": "oracle",
-    "local loss": dg.local_loss(classes=CLASSES),
-    "a warmed-up local loss": dg.warm_up(dg.local_loss(classes=CLASSES), 4),
-    "a blended local loss": dg.refresh(dg.blend(dg.local_loss(classes=CLASSES), 0.3), 4),
-    "silence": "silent",
-    "silence after a warm-up": dg.silent(warm_up=3),
-    "silence with refreshes": dg.silent(refresh=3),
-}
 PLACES = [(m, b, (3 * i + j) % 6) for i, m in enumerate(ZOO) for j, b in enumerate(BOUNDARIES)]
 
 

@@ -300,6 +300,23 @@ def cut_up(name, seed=0, **options):
     return dg.decouple(model, cuts, args, **{"condition": dg.one_hot(CLASSES), **options}), args
 
 
+BOUNDARIES = {  # every kind and option: what holds of one runner is tried with them
+    "dni": "dni",
+    "warm-up": dg.dni(warm_up=5),
+    "refresh": dg.dni(refresh=3),
+    "blend": dg.dni(blend=0.5),
+    "replay": dg.dni(replay=3),
+    "all": dg.dni(warm_up=1, refresh=4, blend=0.1, replay=2),
+    "oracle": "oracle",
+    "local loss": "local-loss",
+    "a warmed-up local loss": dg.warm_up("local-loss", 4),
+    "a blended local loss": dg.warm_up(dg.refresh(dg.blend("local-loss", 0.3), 4), 1),
+    "silence": "silent",
+    "silence after a warm-up": dg.silent(warm_up=1),
+    "silence with refreshes": dg.silent(refresh=3),
+}
+
+
 def decoupled_chain(**options):
     """A chain cut after its normalisation: (dm, example)."""
     torch.manual_seed(0)
