@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
+from ..engine.description.clock import is_whole
+from ..engine.description.network_error import NetworkError
+from ..engine.description.ports import outputs_of
+from ..engine.dry_run import DryRun
+from ..engine.running_network import RunningNetwork
+from ..engine.tick import TickResult
+from ..engine.updates.makers import loss_misfits, make_optimizer, maker_misfits
+from ..engine.updates.optimizers import HEADS, REST, Group, MakeOptimizer, check_names, chosen
 from ..passes.errors import DniGraphError, nearest
 from ..passes.graph.pytrees import Tree, field_of
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Part
-from ..runners.makers import loss_misfits, make_optimizer, maker_misfits
-from ..runners.optimizers import HEADS, REST, Group, MakeOptimizer, check_names, chosen
-from .checks.dry_run import DryRun
-from .description.clock import is_whole
-from .description.network_error import NetworkError
-from .description.ports import outputs_of
 from .network import Network
-from .running.running_network import RunningNetwork
-from .running.tick import TickResult
-from .running.tick_inputs import tick_arguments
+from .tick_inputs import tick_arguments
 from .topology import Topology
 
 RESULT = "result"  # the agent that puts the model's output together where several parts make it

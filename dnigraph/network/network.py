@@ -14,32 +14,32 @@ from torch import nn
 
 from ..boundaries import Boundary, BoundaryChoice
 from ..boundaries.choices import warn_unconditioned
+from ..engine.actor import Actor
+from ..engine.actor_state import set_aside, take_back
+from ..engine.delays import Graph, graph_of
+from ..engine.description.agent import Agent, AgentLoss
+from ..engine.description.clock import is_whole
+from ..engine.description.link import Link, SyntheticChoice
+from ..engine.description.network_error import NetworkError
+from ..engine.description.policy import PolicyChoice
+from ..engine.dry_run import DryRun
+from ..engine.event_log import EventLog, NoLog
+from ..engine.running_network import Kept, RunningNetwork, build
+from ..engine.tick import Tick, TickResult
+from ..engine.updates.optimizers import MakeOptimizer
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice, Context
 from ..passes.plan.plan import Plan
 from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint, taken_up
-from ..runners.optimizers import MakeOptimizer
-from .checks.delays import Graph, graph_of
-from .checks.dry_run import DryRun
-from .checks.problems import problems
-from .description.agent import Agent, AgentLoss
-from .description.arguments import check_network, make_agent, make_link
-from .description.clock import is_whole
-from .description.link import Link, SyntheticChoice
-from .description.network_error import NetworkError
-from .description.overview import Overview
-from .description.policy import PolicyChoice
+from ..runners.scheduler import run_tick, settle
+from ..runners.threads import refuse_shared, run_threads
+from .arguments import check_network, make_agent, make_link
 from .network_checkpoint import load_state, refuse_waiting, state_of_network, structure
-from .running.actor import Actor
-from .running.actor_state import set_aside, take_back
-from .running.event_log import EventLog, NoLog
-from .running.running_network import Kept, RunningNetwork, build
-from .running.scheduler import run_tick, settle
-from .running.threads import refuse_shared, run_threads
-from .running.tick import Tick, TickResult
-from .running.tick_inputs import tick_arguments
-from .showing.network_plan import plan_of
-from .showing.network_table import text, view
+from .network_plan import plan_of
+from .network_table import text, view
+from .overview import Overview
+from .problems import problems
+from .tick_inputs import tick_arguments
 from .topology import Topology
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..runners.misfits import groups_misfit
-from .description.clock import is_whole
-from .description.network_error import NetworkError
-from .description.overview import Overview
-from .running.actor import Actor
-from .running.actor_state import restore_state, set_aside, state_of, take_back
-from .running.event_log import EventLog
-from .running.running_network import HEAD_OF, Kept
+from ..engine.actor import Actor
+from ..engine.actor_state import restore_state, set_aside, state_of, take_back
+from ..engine.description.clock import is_whole
+from ..engine.description.network_error import NetworkError
+from ..engine.event_log import EventLog
+from ..engine.running_network import HEAD_OF, Kept
+from ..engine.updates.misfits import groups_misfit
+from .overview import Overview
 
 Actors = Mapping[str, Actor]
 Modules = Mapping[str, nn.Module]

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..boundaries import Boundary
+from ..engine.delays import Wiring
+from ..engine.description.agent import Agent
+from ..engine.description.link import Link
+from ..engine.description.network_error import NetworkError
+from ..engine.dry_run import DryRun, dry_run
 from ..passes.errors import nearest
-from .checks.delays import Wiring
-from .checks.dry_run import DryRun, dry_run
-from .checks.problems import problems
-from .description.agent import Agent
-from .description.link import Link
-from .description.network_error import NetworkError
-from .description.overview import Overview
-from .running.tick_inputs import TickInputs
+from .overview import Overview
+from .problems import problems
+from .tick_inputs import TickInputs
 
 
 class Topology:

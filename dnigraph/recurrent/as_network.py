@@ -8,10 +8,10 @@ from torch import nn
 
 from ..boundaries import Boundary, CrossingSpec
 from ..boundaries.choices import silent
+from ..engine.updates.optimizers import Group
 from ..heads import HeadChoice
 from ..heads.conditions import Context
 from ..network.network import Network
-from ..runners.optimizers import Group
 from .core import Initial
 from .estimator import Estimator
 from .horizon import Horizon

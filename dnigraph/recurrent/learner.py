@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..runners.makers import Detached, Unheld
-from ..runners.optimizers import Group
+from ..engine.updates.makers import Detached, Unheld
+from ..engine.updates.optimizers import Group
 from .auxiliary import Auxiliary
 from .backward import backward
 from .carried_state import Place

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..boundaries import Boundary
+from ..engine.updates.makers import BARE
+from ..engine.updates.optimizers import MakeOptimizer, MakeScheduler
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice
 from ..network import Network
@@ -20,8 +22,6 @@ from ..passes.graph.pytrees import map_tensors
 from ..passes.sandbox.journal import all_or_nothing
 from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint, taken_up
 from ..runners.local import StepResult
-from ..runners.makers import BARE
-from ..runners.optimizers import MakeOptimizer, MakeScheduler
 from .as_network import network_of
 from .carried_state import Place, begin, behind, mended
 from .core import Core, Initial, failed, make_core

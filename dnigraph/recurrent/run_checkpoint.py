@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from ..runners.misfits import groups_misfit, state_misfits
+from ..engine.updates.misfits import groups_misfit, state_misfits
 from .carried_state import Place
 from .learner import Learner
 from .options import Options, weight_of

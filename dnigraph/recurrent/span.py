@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..network.description.agent import WindowModule
+from ..engine.description.agent import WindowModule
 from .core import Core, Initial
 from .layout import Layout
 from .learner_factory import first_leaves

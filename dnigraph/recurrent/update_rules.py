@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..engine.updates.makers import Named, make_optimizer, run_misfits
+from ..engine.updates.optimizers import Group
 from ..passes.errors import nearest
-from ..runners.makers import Named, make_optimizer, run_misfits
-from ..runners.optimizers import Group
 from .recurrent_error import RecurrentError
 
 NAMES = ("core", "heads")

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
+from ..engine.updates.optimizers import Updates
 from ..heads.conditions import ConditionError
 from ..passes.errors import CheckpointError
-from .optimizers import Updates
 
 
 class LateSteps:

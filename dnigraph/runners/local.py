@@ -17,14 +17,14 @@ from ..boundaries.watch import TrainingWarning
 from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
+from ..engine.updates.makers import BARE, Detached, run_misfits
+from ..engine.updates.misfits import settings_misfits, state_misfits
+from ..engine.updates.optimizers import MakeOptimizer, MakeScheduler, Updates
 from ..passes.errors import CheckpointError, DniGraphError, bullets
 from ..passes.graph.pytrees import field_of, map_tensors
 from ..passes.sandbox.journal import all_or_nothing
 from .checkpoint import load_checkpoint, restore_random, save_checkpoint
 from .late import LateSteps
-from .makers import BARE, Detached, run_misfits
-from .misfits import settings_misfits, state_misfits
-from .optimizers import MakeOptimizer, MakeScheduler, Updates
 from .step import Step
 
 Loss = Callable[[Any, Any], Tensor] | str

@@ -8,20 +8,19 @@ Each consumer of a crossing reads a detached copy of its own, so that a part's b
 the consumer's share of the crossing's target. Once all consumers have sent theirs, the boundary settles.
 """
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..boundaries import Boundary, Visit, sum_in_order
 from ..decoupled.specialization import Specialization
+from ..engine.updates.gradients import backward, no_autocast, pairs
+from ..engine.updates.optimizers import Updates
 from ..passes.errors import DniGraphError
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Crossing, Part
-from .optimizers import Updates
 
 
 @dataclass
@@ -71,7 +70,7 @@ class Step:
         Raises:
             DniGraphError: the loss reads an output that it did not read before, and whose part has learned already.
         """
-        with _no_autocast():
+        with no_autocast():
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
         self._note_silence()
@@ -165,25 +164,3 @@ class Step:
         for i, seen in enumerate(self.outputs):
             if isinstance(seen, Tensor) and seen.requires_grad and seen.is_leaf and seen.grad is None:
                 self.specialization.silent.add(i)
-
-
-def pairs(roots: tuple[Tensor, ...], gradients: Any) -> list[tuple[Tensor, Tensor]]:
-    """Each root that has a gradient, with it."""
-    return [(r, g) for r, g in zip(roots, gradients, strict=True) if g is not None and r.requires_grad]
-
-
-def backward(roots: list[tuple[Tensor, Tensor]]) -> None:
-    """One backward pass from all roots, outside autocast."""
-    if roots:
-        with _no_autocast():
-            torch.autograd.backward([r for r, _ in roots], [g for _, g in roots])
-
-
-@contextlib.contextmanager
-def _no_autocast() -> Iterator[None]:
-    """A backward pass runs outside autocast, as it would after the user's own `with` block."""
-    with contextlib.ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield

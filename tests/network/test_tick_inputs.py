@@ -7,7 +7,7 @@ from kit.networks import Cell, batches, chain, everything, fork, same, sgd, squa
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.network.running.tick_inputs import TickInputs
+from dnigraph.network.tick_inputs import TickInputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
 

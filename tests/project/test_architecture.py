@@ -20,6 +20,7 @@ FLOORS = (
     ("dnigraph.heads",),
     ("dnigraph.boundaries",),
     ("dnigraph.decoupled",),
+    ("dnigraph.engine",),
     ("dnigraph.proof", "dnigraph.runners", "dnigraph.dynamo"),
     ("dnigraph.network",),
     ("dnigraph.recurrent",),

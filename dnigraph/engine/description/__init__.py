@@ -1,0 +1,1 @@
+"""What parts and links are, as plain values."""

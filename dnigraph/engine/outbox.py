@@ -1,0 +1,254 @@
+"""The sender's end of a link: its boundary, and the messages that have not been answered yet."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..boundaries import Boundary, Visit, sum_in_order
+from .arrivals import moved
+from .channel import Answer, Channel, Line, Message
+from .description.agent import Agent
+from .description.link import Link
+from .tick import Tick
+from .updates.gradients import backward, pairs
+from .updates.optimizers import Group, finite
+
+Answered: TypeAlias = "Callable[[Outbox, Any], None]"  # takes the gradients that a firing waits for
+
+
+@dataclass
+class Sent:
+    """A message whose answers have not all come."""
+
+    value: Tensor  # detached
+    label: Any
+    visit: Visit | None  # None: the boundary visits the value again when the answer comes
+    waiting: "Answered | None"  # of the firing, which takes the answer; None: it has learned
+    answers: dict[int, Answer] = field(default_factory=dict)  # by the receiver's number
+
+    def target(self) -> Tensor | None:
+        """The gradient of the message: the sum over its receivers."""
+        return sum_in_order([self.answers[i].gradient for i in sorted(self.answers)])
+
+
+class Outbox:
+    """Sends an output's values, gives the sender a gradient at once, and lets the head learn when answers come.
+
+        value ─► boundary ─► estimate (at once)        answers of all receivers ─► target ─► the head learns
+          └────► message to each receiver
+
+    An answer belongs to the message of one tick, however late it comes: the head is then given that message's value
+    and label again.
+
+    Args:
+        boundary: None where no gradient can come back.
+        delay: ticks from sending to arriving.
+        readers: the agents that receive the messages.
+        group: the head's parameters and optimiser; None: it does not learn.
+    """
+
+    def __init__(
+        self, link: Link, boundary: Boundary | None, delay: int, readers: Sequence[Agent], group: Group | None
+    ):
+        self.link, self.boundary, self.delay, self.readers, self.group = link, boundary, delay, readers, group
+        self.under_way: list[deque[list[Answer]]] = [deque() for _ in readers]  # taken from the channels, not yet heard
+        self._unheard = [0] * len(readers)  # of how many ticks the answers are on their way, here or in the channels
+        self.ordered = False  # whether messages are read, and answered, within the tick in which they are sent
+        self.messages: Sequence[Channel[Message | None]] = [Line() for _ in readers]
+        self.answers: Sequence[Channel[list[Answer]]] = [Line() for _ in readers]
+        self.sent: dict[int, Sent] = {}
+        self.settled: list[tuple[int, bool]] = []  # messages answered in this tick; True: by a gradient
+        self._now: Message | None = None
+
+    @property
+    def port(self) -> str:
+        """The name of the output."""
+        return self.link.source.name
+
+    def in_vain(self, tick: Tick) -> bool:
+        """Whether no receiver will read what is sent in this tick, so that no gradient comes back for it."""
+        if not tick.ends or (self.boundary is not None and not self.boundary.heeds):
+            return False
+        return self.delay > 0 or not any(reader.reads(tick.number) for reader in self.readers)
+
+    def needs_label(self, tick: Tick) -> bool:
+        """Whether the boundary will look at the label of what is sent in this tick."""
+        boundary = self.boundary
+        if boundary is None or not (boundary.training and boundary.needs_label):
+            return False
+        return boundary.may_wait or not self.in_vain(tick)
+
+    def harmed_by(self, value: Any) -> bool:
+        """Whether a value is not finite, and would make what the boundary has learned, or averages, so."""
+        if self.boundary is None or not isinstance(value, Tensor) or not value.is_floating_point() or finite([value]):
+            return False
+        if next(self.boundary.parameters(), None) is None:
+            return False
+        return bool(value.isnan().any()) or not self.boundary.takes_infinite()
+
+    def pass_on(self, tick: int, value: Any) -> None:
+        """Prepare a message from which nothing learns."""
+        self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
+
+    def send(self, tick: int, value: Any, label: Any, waiting: Answered, in_vain: bool = False) -> Visit | None:
+        """Prepare the message for `push`. Returns the visit of the boundary, if something learns from it."""
+        boundary = self.boundary
+        self.pass_on(tick, value)
+        if boundary is None or not isinstance(value, Tensor) or not boundary.learns(value):
+            return None
+        if in_vain and not boundary.may_wait:
+            boundary.pass_last()
+            return None
+        with boundary.context.conditioned(label):
+            visit = boundary.meet(value)
+        if in_vain and visit.now is not None:
+            return None  # an oracle's firing stays queued and is settled at the end of the episode
+        self.sent[tick] = Sent(value.detach(), label, visit, waiting)
+        self._now = Message(tick, value.detach(), True)
+        return visit
+
+    def push(self) -> None:
+        """Send this tick's message, or None if there is none."""
+        message, self._now = self._now, None
+        for channel in self.messages:
+            channel.put(message)
+
+    def hear(self, within_tick: bool) -> None:
+        """Take the receivers' answers: within the tick if the link is read within it, else when the tick closes."""
+        if self.ordered != within_tick:
+            return
+        for number, channel in enumerate(self.answers):
+            if self._unheard[number] == self.link.back:
+                packets = self.under_way[number]
+                self._note_all(number, packets.popleft() if packets else channel.get())
+            else:
+                self._unheard[number] += 1
+
+    def pull(self) -> None:
+        """Between two ticks: take all answers from the channels. They are heard when it is time."""
+        for packets, channel in zip(self.under_way, self.answers, strict=True):
+            packets.extend(channel.rest())
+        self._unheard = [len(packets) for packets in self.under_way]
+
+    def flush(self) -> None:
+        """Hear at once what would come later."""
+        self.pull()
+        for number, packets in enumerate(self.under_way):
+            while packets:
+                self._note_all(number, packets.popleft())
+        self._unheard = [0] * len(self.readers)
+
+    def clear(self) -> None:
+        """Forget all messages and answers."""
+        self.lie_aside()
+
+    def lie_aside(self) -> "tuple[dict[int, Sent], list[deque[list[Answer]]]]":
+        """Remove and return all messages and answers."""
+        self.pull()
+        kept = self.sent, self.under_way
+        self.take_back({}, [deque() for _ in self.readers])
+        return kept
+
+    def take_back(self, sent: dict[int, Sent], under_way: list[deque[list[Answer]]]) -> None:
+        """Have these messages and answers, and no others."""
+        self.pull()
+        self.sent, self.under_way = sent, under_way
+        self._unheard = [len(packets) for packets in under_way]
+
+    def give_up(self) -> bool:
+        """Take missing answers as no gradient. Returns whether any were missing."""
+        lost = list(self.sent)
+        for tick in lost:
+            for number in range(len(self.messages)):
+                if tick in self.sent and number not in self.sent[tick].answers:
+                    self._note(number, Answer(tick, -1, None))
+        return bool(lost)
+
+    def drop(self) -> None:
+        """After a failed tick: drop half-made gradients and graphs, and hear the answers under way."""
+        if self.group is not None:
+            self.group.forget()
+        self._now = None
+        self.pull()
+        for number, packets in enumerate(self.under_way):
+            while len(packets) > self.link.back:
+                self._note_all(number, packets.popleft())
+        self._unheard = [len(packets) for packets in self.under_way]
+        self.forget_graphs()  # the weights may have moved since
+
+    def learned(self, tick: int) -> None:
+        """Called when the firing of that tick has learned, or never will: release its graph."""
+        if (sent := self.sent.get(tick)) is not None:
+            sent.waiting = None
+            if sent.visit is not None:
+                sent.visit = Visit((sent.value, *sent.visit.roots[1:]), sent.visit.now, sent.visit.settle)
+
+    def forget_graphs(self) -> None:
+        """At the end of a tick, unanswered messages keep only value and label, and no graph of the head."""
+        for sent in self.sent.values():
+            if sent.waiting is None:
+                sent.visit = None
+
+    def step(self) -> bool:
+        """Step the boundary's optimiser, if it has new gradients. Returns False if these were not finite.
+
+        A head's come with the answers, those of a local loss when the sender learns.
+        """
+        if self.group is None or all(p.grad is None for p in self.group.parameters):
+            return True
+        return self.group.update_if_finite()
+
+    def _note_all(self, number: int, answers: list[Answer]) -> None:
+        for answer in answers:
+            self._note(number, answer)
+
+    def _note(self, number: int, answer: Answer) -> None:
+        sent = self.sent.get(answer.sent)
+        if sent is None:
+            return
+        sent.answers[number] = answer
+        if len(sent.answers) == len(self.messages):
+            del self.sent[answer.sent]
+            target = sent.target()
+            self.settled.append((answer.sent, target is not None))
+            self._settle(sent, target)
+
+    def _settle(self, sent: Sent, target: Tensor | None) -> None:
+        if sent.waiting is not None and sent.visit is not None and sent.visit.now is None:
+            sent.waiting(self, sent.visit.gradients(target))
+        elif target is not None and self.boundary is not None:
+            visit = sent.visit or self._again(self.boundary, sent)
+            backward(pairs(visit.roots[1:], visit.settle(target)[1:]))
+
+    def _again(self, boundary: Boundary, sent: Sent) -> Visit:
+        with torch.enable_grad(), boundary.context.conditioned(sent.label):
+            return boundary.meet(sent.value.detach().requires_grad_(), again=True)
+
+    # ---- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """The unanswered messages between two ticks, and the answers under way, as plain data."""
+        self.pull()
+        sent = {
+            tick: {
+                "value": sent.value,
+                "label": sent.label,
+                "answers": {i: (a.sent, a.heard, a.gradient) for i, a in sent.answers.items()},
+            }
+            for tick, sent in self.sent.items()
+        }
+        under_way = [[[(a.sent, a.heard, a.gradient) for a in p] for p in packets] for packets in self.under_way]
+        return {"sent": sent, "under way": under_way}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned."""
+        state = state if self.boundary is None else moved(state, self.boundary.spec.device)
+        sent = {
+            tick: Sent(s["value"], s["label"], None, None, {i: Answer(*a) for i, a in s["answers"].items()})
+            for tick, s in state["sent"].items()
+        }
+        self.take_back(sent, [deque([Answer(*a) for a in p] for p in packets) for packets in state["under way"]])

@@ -1,0 +1,1 @@
+"""Which parameters learn together: their gradients, their optimisers, and when these step."""

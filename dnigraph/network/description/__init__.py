@@ -1,1 +1,0 @@
-"""What the user says of agents and links, as plain values."""

@@ -1,1 +1,0 @@
-"""Agents at work: messages, answers, and when each agent learns."""

@@ -1,1 +1,0 @@
-"""A network and its runs, to look at."""

@@ -1,0 +1,43 @@
+"""The runner with one thread: agents in order, phase after phase."""
+
+from collections.abc import Sequence
+
+from ..engine.running_network import RunningNetwork
+from ..engine.tick import Tick
+from ..passes.sandbox.journal import all_or_nothing
+
+
+@all_or_nothing
+def run_tick(network: RunningNetwork, order: Sequence[str], tick: Tick) -> None:
+    """Run one tick.
+
+    Args:
+        order: the agents; over a link that is read within the tick, the receiver comes after the sender.
+    """
+    tick.begun = True
+    network.deliver(tick)
+    actors = [network.actors[name] for name in order]
+    for actor in actors:
+        actor.begin(tick)
+    for actor in reversed(actors):
+        actor.end(tick)
+    for actor in actors:
+        actor.close(tick)
+
+
+def settle(network: RunningNetwork, order: Sequence[str], tick: int) -> None:
+    """Let everything that waits learn from what is known. Messages can still be read, but return no gradient."""
+    actors = list(network.actors.values())
+    last_first = [network.actors[name] for name in reversed(order)]
+    for actor in actors:
+        for inbox in actor.inboxes:
+            inbox.close()
+    busy = True
+    while busy:  # an agent that learns answers those before it, which may let them learn
+        for actor in actors:
+            for inbox in actor.inboxes:
+                inbox.push()
+        changed = [actor for actor in actors if actor.settle(tick)]
+        busy = bool(changed) or any(actor.give_up(tick) for actor in last_first)
+    for actor in actors:
+        actor.step(tick)
