@@ -1,10 +1,8 @@
 """The decoupled neural interface: a head predicts the gradient, and learns from the one that comes later."""
 
-import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from ..heads.conditions import Context
 from ..heads.head import Foreign
 from ..heads.layers import GAIN
 from .boundary import Boundary, CrossingSpec, Visit
+from .regression import Comparison, compare
 from .replay import Replay
 from .scale import RunningScale
 from .schedule import is_number, whole
@@ -143,33 +142,27 @@ class Dni(Boundary):
 
     def _estimate(self, value: Tensor, label: Tensor | None) -> Tensor:
         """The head's prediction, in the head's own precision also where the model runs under autocast."""
-        value = self._unmasked(value.to(self._sample[0].dtype) if self._sample else value)
+        value = value.to(self._sample[0].dtype) if self._sample else value
+        if self._masks or (self._count or 0) % MEASURED == 1:
+            value = self._unmasked(value)
         if not torch.is_autocast_enabled(value.device.type):
             return self.head(value, label)  # type: ignore[no-any-return]
         with torch.autocast(value.device.type, enabled=False):
             return self.head(value, label)  # type: ignore[no-any-return]
 
     def _unmasked(self, value: Tensor) -> Tensor:
-        """The value with 0 in place of masked scores, which are looked for in every `MEASURED`-th visit."""
-        if not self._masks and (self._count or 0) % MEASURED == 1 and value.numel():
+        """The value with 0 in place of masked scores."""
+        if not self._masks and value.numel():
             self._masks = bool(value.abs().amax() > NOTHING)
         return value.masked_fill(value.abs() > NOTHING, 0) if self._masks else value
 
     def _compare(self, estimate: Tensor, target: Tensor, batch: int) -> Tensor:
-        """Estimate minus target, in units of the running scale; 0 where the target is not finite."""
-        target = target.to(estimate.dtype)
-        size = torch.linalg.vector_norm(target)
-        inverse = self.scale.update((size * (batch / target.numel() ** 0.5)).square())
-        if isinstance(inverse, Tensor):
-            error = torch.addcmul(estimate, target, inverse, value=-batch / GAIN).nan_to_num_(0.0, 0.0, 0.0)
-        elif math.isfinite(float(size)) and math.isfinite(inverse):
-            error = torch.add(estimate, target, alpha=-batch * inverse / GAIN)
-        else:
-            error = torch.zeros_like(estimate)
+        """The error of `regression.compare`. What is seen of it is measured, and judged, every `MEASURED` visits."""
+        error, size, inverse = compare(self.scale, estimate, target, batch, GAIN)
         judged = (self._count or 0) % MEASURED == 0 and (self._count or 0) > self._warm_up
         if self._asked or judged or self._seen is None:
             norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
-            self._seen, self._asked = Comparison(size, *norms, inverse, batch, target.numel()), False
+            self._seen, self._asked = Comparison(size, *norms, inverse, batch, target.numel(), GAIN), False
         if judged and (wrong := self._history.error(self._seen.relative_error())) is not None:
             self._tell_of_error(wrong)
         if self.settled and self.context.loss_scale is None:  # in drop-in training, where losses may be scaled
@@ -201,35 +194,3 @@ class Dni(Boundary):
                 TrainingWarning,
                 stacklevel=2,
             )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The sizes (2-norms) of one estimate, its target and their difference, on their device until they are read."""
-
-    target: Tensor
-    estimate: Tensor  # in units of GAIN times the scale, as the error
-    error: Tensor
-    inverse: Tensor | float  # one over the scale
-    batch: int
-    numel: int
-
-    def relative_error(self) -> Tensor | float:
-        """The squared error relative to the target's square; nan for a target of zeros. A number on the CPU."""
-        ratio = (self.error * (GAIN / self.batch) / (self.target * self.inverse)).square()
-        return ratio if isinstance(self.inverse, Tensor) else float(ratio)
-
-    @cached_property
-    def metrics(self) -> dict[str, float]:
-        """As numbers; empty where the target was zero or not finite."""
-        target, estimate, error = float(self.target), float(self.estimate), float(self.error)
-        unit = GAIN / (float(self.inverse) * self.batch)
-        if not 0 < target < float("inf"):
-            return {}
-        estimate, error = estimate * unit, error * unit
-        dot = (estimate**2 + target**2 - error**2) / 2
-        return {
-            "cosine": dot / (estimate * target) if estimate > 0 else 0.0,
-            "error": (error / target) ** 2,
-            "target_rms": target * self.batch / self.numel**0.5,
-        }

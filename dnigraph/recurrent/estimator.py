@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..boundaries.regression import Comparison, compare
 from ..boundaries.scale import RunningScale
 from ..heads import CrossingSpec, HeadChoice, make_head
 from ..heads.conditions import ConditionChoice, ConditionError
@@ -88,8 +89,9 @@ class Estimator(nn.Module):
         target: Tensor,
         counted: Tensor | None,
         learn_from: Callable[[Tensor], None] | None = None,
-    ) -> dict[str, Tensor]:
-        """Add the gradients of the regression to `target` to the head. Returns what `measure` takes.
+        look: bool = False,
+    ) -> dict[str, float]:
+        """Add the gradients of the regression to `target` to the head. Returns metrics where `look` asks for them.
 
         Args:
             target: the gradient that came back, of a loss that is a mean over the batch.
@@ -100,39 +102,28 @@ class Estimator(nn.Module):
             return {}
         with torch.enable_grad():
             estimate = self.head(view, label)
-        gradient, seen = self.regress(estimate.detach(), target, counted)
+        gradient, compared = self.regress(estimate.detach(), target, counted)
         if learn_from is not None:
             learn_from(gradient)
         elif estimate.requires_grad:
             estimate.backward(gradient)
-        return seen
+        return compared().metrics if look else {}
 
     def regress(
         self, estimate: Tensor, target: Tensor, counted: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The gradient of the regression with respect to the head's estimate. Updates the running scale."""
-        target = target.to(self.spec.dtype)
-        rows = target if counted is None else target[counted]
-        inverse = self.scale.update(rows.square().mean() * len(target) ** 2)
-        wanted = target * (inverse * len(target) / self.options.gain)
-        error = (estimate - wanted).nan_to_num_(0.0, 0.0, 0.0)
+    ) -> tuple[Tensor, Callable[[], Comparison]]:
+        """The gradient of the regression with respect to the head's estimate, and what its metrics are made of.
+
+        Updates the running scale.
+        """
+        rows = (estimate, target) if counted is None else (estimate[counted], target[counted])
+        error, size, inverse = compare(self.scale, *rows, batch=len(target), gain=self.options.gain)
+
+        def compared() -> Comparison:
+            norms = torch.linalg.vector_norm(rows[0]), torch.linalg.vector_norm(error)
+            return Comparison(size, *norms, inverse, len(target), error.numel(), self.options.gain)
+
+        gradient = error * (2 / error.numel())
         if counted is not None:
-            error = torch.where(counted[:, None], error, 0.0)
-        gradient = error * (2 / (len(rows) * error.shape[1]))
-        return gradient, {"target": rows, "error": error, "wanted": wanted}
-
-
-def measure(seen: dict[str, Tensor], batch: int) -> dict[str, float]:
-    """Cosine of estimate and target, squared error relative to the target's square, the target's size per sample."""
-    if not seen:
-        return {}
-    estimate, wanted = seen["error"] + seen["wanted"], seen["wanted"]
-    size = float(wanted.norm())
-    if not 0 < size < float("inf"):
-        return {}
-    norm = float(estimate.norm())
-    return {
-        "cosine": float((estimate * wanted).sum()) / (size * norm) if norm > 0 else 0.0,
-        "error": float(seen["error"].norm()) ** 2 / size**2,
-        "target_rms": float(seen["target"].square().mean().sqrt()) * batch,
-    }
+            gradient = torch.zeros_like(estimate).masked_scatter_(counted[:, None], gradient)
+        return gradient, compared

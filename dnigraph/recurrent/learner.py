@@ -15,7 +15,7 @@ from .carried_state import Place
 from .core import Core
 from .credit import NONE, Credit, alive, guessed, mixed
 from .eligibility_traces import Traces
-from .estimator import Estimator, measure
+from .estimator import Estimator
 from .input_condition import Seen
 from .layout import Layout
 from .options import Options, Strengths
@@ -217,10 +217,8 @@ class Learner:
         view = self.estimator.view(leaves) if seen_then is None else seen_then
         counted = crossing if crossing is not None else None if place.fresh is None else ~place.fresh
         label = self.estimator.label(place.seen, len(view))
-        seen = self.estimator.learn(
-            view, label, learned.target, counted, None if self.traces is None else self.traces.learn
-        )
-        learned.metrics = measure(seen, len(view)) if look else {}
+        learn_from = None if self.traces is None else self.traces.learn
+        learned.metrics = self.estimator.learn(view, label, learned.target, counted, learn_from, look)
 
 
 def _learns(leaf: Any) -> bool:

@@ -99,9 +99,9 @@ def test_with_a_blend_the_head_learns_each_target_once(which, blend):
     counted = []
     learn = None
 
-    def spy(view, label, target, rows, learn_from=None):
+    def spy(view, label, target, rows, *more):
         counted.append(BATCH if rows is None else int(rows.sum()))
-        return learn(view, label, target, rows, learn_from)
+        return learn(view, label, target, rows, *more)
 
     crossings, fresh = 0, flags(0, 1, 2, 3)
     for x, y, mask, options in windows(rnn, which):
