@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -130,7 +131,8 @@ def dni(
     options, schedule = Options(replay, decay), Schedule(warm_up, refresh, blend)
     if misfits := schedule.misfits() + options.misfits():
         raise BoundaryError(f"dni: these options do not fit: {', '.join(misfits)}")
-    return _scheduled(lambda spec, context, head: Dni(spec, context, head, options), schedule)
+    made = Made("dni", lambda spec, context, head: Dni(spec, context, head, options), options)
+    return Scheduled(made, schedule)
 
 
 def warm_up(boundary: BoundaryChoice, steps: int) -> BoundaryFactory:
@@ -184,28 +186,45 @@ def silent(*, warm_up: int = 0, refresh: int = 0) -> BoundaryFactory:
     Raises:
         BoundaryError: an option is out of its range.
     """
-    return _checked(lambda spec, context, head: Silent(spec, context), Schedule(warm_up, refresh), "silent")
+    made = Made("silent", lambda spec, context, head: Silent(spec, context))
+    return _checked(made, Schedule(warm_up, refresh), "silent")
 
 
 def _checked(boundary: BoundaryChoice, schedule: Schedule, name: str) -> BoundaryFactory:
     if misfits := schedule.misfits():
         raise BoundaryError(f"{name}: these options do not fit: {', '.join(misfits)}")
-    return _scheduled(boundary, schedule)
+    return Scheduled(boundary, schedule)
 
 
-def _scheduled(boundary: BoundaryChoice, schedule: Schedule) -> BoundaryFactory:
-    def make(spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
-        made = make_boundary(boundary, spec, context, head)
-        if schedule != Schedule():
-            made.follow(schedule)
+@dataclass(frozen=True)
+class Made:
+    """A factory that says what it makes: `Recurrent` reads it, and makes its own of that kind."""
+
+    name: str  # as in `NAMED`
+    make: BoundaryFactory
+    options: Options | None = None
+
+    def __call__(self, spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
+        return self.make(spec, context, head)
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """The factory of a boundary that follows a schedule, whatever boundary that is. It can be read, too."""
+
+    boundary: BoundaryChoice
+    schedule: Schedule
+
+    def __call__(self, spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
+        made = make_boundary(self.boundary, spec, context, head)
+        if self.schedule != Schedule():
+            made.follow(self.schedule)
         return made
-
-    return make
 
 
 def oracle() -> BoundaryFactory:
     """The true gradient: backprop through the same machinery."""
-    return lambda spec, context, head: Oracle(spec, context)
+    return Made("oracle", lambda spec, context, head: Oracle(spec, context))
 
 
 def local_loss(classes: int | None = None, loss: Loss = F.cross_entropy, hidden: int | None = None) -> BoundaryFactory:

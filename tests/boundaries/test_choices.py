@@ -10,7 +10,12 @@ from torch import nn
 from dnigraph.boundaries import (
     BoundaryError,
     CrossingSpec,
+    blend,
+    dni,
     make_boundary,
+    oracle,
+    silent,
+    warm_up,
 )
 from dnigraph.boundaries.choices import Choices, UnconditionedWarning, warn_unconditioned
 from dnigraph.heads import mlp
@@ -101,3 +106,12 @@ def test_a_name_wins_over_a_pattern_and_what_neither_names_has_the_default():
 
     assert [made(name).head_name for name in ("b1", "b2", "a")] == ["linear", "low-rank 64", "mlp 8"]
     assert made("c").kind == "oracle"
+
+
+def test_a_scheduled_boundary_can_be_read():
+    found = warm_up(blend(dni(replay=2, refresh=8), 0.25), 100)
+
+    assert (found.schedule.warm_up, found.boundary.schedule.blend) == (100, 0.25)
+    inner = found.boundary.boundary
+    assert (inner.schedule.refresh, inner.boundary.name, inner.boundary.options.replay) == (8, "dni", 2)
+    assert [choice.name for choice in (silent(warm_up=3).boundary, oracle())] == ["silent", "oracle"]
