@@ -30,7 +30,7 @@ Form = tuple[Any, ...]
 class Actor:
     """Runs one agent. A tick has three phases; each depends on earlier phases only.
 
-        begin   read, fire, learn from what is known at once, send
+        begin   read, fire, send, learn from what is known at once
         end     take messages over links with a delay, hear answers over links without one; answer what was read
         close   hear all other answers; they take effect in the next tick
 
@@ -66,28 +66,31 @@ class Actor:
     # ---- the phases
 
     def begin(self, tick: Tick) -> None:
-        """Read, fire, learn, send."""
+        """Read, fire, send, learn."""
         for inbox in self.inboxes:
             inbox.begin(tick)
         firing = self._fire(tick) if self.agent.reads(tick.number) else None
+        for box in self.outboxes:  # before it learns: the readers begin meanwhile
+            box.push()
         if firing is not None:
             self.waiting.append(firing)
             self._learn()
         elif tick.learning:
             self._through(tick.number)
         self.step(tick.number, tick.losses.get(self.agent.name))
-        for box in self.outboxes:
-            box.push()
 
     def end(self, tick: Tick) -> None:
         """Hear the answers of receivers that read within the tick, and answer what this agent read."""
         for inbox in self.inboxes:
             inbox.end(tick)
+        through = not self.waiting  # nothing that comes can add to its answers
+        if through:
+            self._answer()
         for box in self.outboxes:
             box.hear(True)
         self._learn()
-        for inbox in self.inboxes:
-            inbox.push()
+        if not through:
+            self._answer()
 
     def close(self, tick: Tick) -> None:
         """Hear all other answers. Messages that still wait for one release their graphs."""
@@ -98,6 +101,10 @@ class Actor:
         for box in self.outboxes:
             box.forget_graphs()
             self._note_answers(box, tick.number)
+
+    def _answer(self) -> None:
+        for inbox in self.inboxes:
+            inbox.push()
 
     # ---- firing
 

@@ -57,7 +57,7 @@ class Inbox:
         self.coming: deque[Message] = deque()
         self.entries: list[Entry] = []
         self.ready: list[Answer] = []
-        self._example = example
+        self.example = example
         self._most = max(MOST, -(-reader.every // sender.every) + 1)  # messages that wait to be averaged
 
     # ---- what comes in
@@ -65,14 +65,14 @@ class Inbox:
     def begin(self, tick: Tick) -> None:
         """Take in the messages that can be read in this tick."""
         if self.ordered:
-            self._pull()
+            self.pull()
         if self.prediction is None or not tick.learning:
             self._arrive(tick.number)
 
     def end(self, tick: Tick) -> None:
         """Take in the messages that can be read in later ticks. A predictor learns from the one that it predicted."""
         if not self.ordered:
-            self._pull()
+            self.pull()
         if self.prediction is not None and tick.learning:
             self._compare(self.prediction, tick.number)
 
@@ -80,7 +80,7 @@ class Inbox:
         """Add a message that is under way."""
         self.coming.append(message)
 
-    def _pull(self) -> None:
+    def pull(self) -> None:
         """Take this tick's packet from the sender."""
         message = self.messages.get()
         if message is not None:
@@ -166,7 +166,7 @@ class Inbox:
     def _first(self, batch: int | None) -> Any:
         if self.initial is None:
             return ABSENT
-        return self.policy.joined([first_value(self.initial, batch, self._example)])
+        return self.policy.joined([first_value(self.initial, batch, self.example)])
 
     def _joined(self, messages: list[Message]) -> Any:
         values = [message.value for message in messages]
@@ -261,7 +261,7 @@ class Inbox:
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
-        state = moved(state, None if self._example is None else self._example.device)
+        state = moved(state, None if self.example is None else self.example.device)
         self.coming = deque(Message(**m) for m in state["coming"])
         self.entries = []
         for e in state["entries"]:

@@ -31,7 +31,7 @@ from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice, Context
 from ..passes.plan.plan import Plan
 from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint, taken_up
-from ..runners.scheduler import run_tick, settle
+from ..runners.scheduler import INLINE
 from ..runners.threads import refuse_shared, run_threads
 from .arguments import check_network, make_agent, make_link
 from .network_checkpoint import load_state, refuse_waiting, state_of_network, structure
@@ -83,6 +83,7 @@ class Network:
         self.context = Context()
         self._optimizer: MakeOptimizer = optimizer or _adam
         self._condition, self._seed = condition, seed
+        self.runner = INLINE
 
     # ---- wiring
 
@@ -170,7 +171,7 @@ class Network:
         links = [replace(link, boundary=running.boundaries.get(link.name)) for link in self.links]
         if wrong := list(problems(self.agents, links, wiring)):
             raise NetworkError(wrong)
-        self.running, self._kept = running, running.kept
+        self.running, self._kept = self.runner.take(running), running.kept
         running.follow(self.topology.wiring(self.training))
         self._warn_of_doubts(trial)
         self._warn_unconditioned()
@@ -213,7 +214,7 @@ class Network:
         if self.training:
             running.unheld.look()
         with self._counting([tick]):
-            run_tick(running, self._order, tick)
+            self.runner.tick(running, self._order, tick)
         return tick.result(self._order)
 
     def run(self, given: Iterable[tuple[Any, ...]], *, threads: bool = False, capacity: int = 2) -> list[TickResult]:
@@ -262,7 +263,7 @@ class Network:
         this ends the window of truncated backprop through time.
         """
         if self.running is not None:
-            settle(self.running, self.order, max(self.ticks - 1, 0))
+            self.runner.settle(self.running, self.order, max(self.ticks - 1, 0))
 
     def finish(self) -> None:
         """End the episode: settle everything, drop all messages, and restart the clock at 0."""

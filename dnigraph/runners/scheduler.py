@@ -1,6 +1,7 @@
 """The runner with one thread: agents in order, phase after phase."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ..engine.running_network import RunningNetwork
 from ..engine.tick import Tick
@@ -41,3 +42,15 @@ def settle(network: RunningNetwork, order: Sequence[str], tick: int) -> None:
         busy = bool(changed) or any(actor.give_up(tick) for actor in last_first)
     for actor in actors:
         actor.step(tick)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Who calls the actors of a network, and which of them."""
+
+    take: Callable[[RunningNetwork], RunningNetwork]  # what it runs of a network that was built
+    tick: Callable[[RunningNetwork, Sequence[str], Tick], None]
+    settle: Callable[[RunningNetwork, Sequence[str], int], None]
+
+
+INLINE = Runner(lambda network: network, run_tick, settle)

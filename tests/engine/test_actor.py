@@ -7,6 +7,7 @@ from kit.networks import Late, batches, chain, fork, same, sgd, weights
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.engine.channel import Line
 from dnigraph.heads.conditions import ConditionError
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
@@ -35,6 +36,41 @@ def test_an_agent_drops_out_and_returns():
 
     assert not same(before, weights(layers[1]))
     assert [event.tick for event in net.log.of("fire", "f1")] == [0, 1, 5, 6]
+
+
+class Told(Line):
+    """A line that tells when packets go in and out."""
+
+    def __init__(self, told, name):
+        super().__init__()
+        self.told, self.name = told, name
+
+    def put(self, packet):
+        self.told.append(f"{self.name} sent")
+        super().put(packet)
+
+    def get(self):
+        self.told.append(f"{self.name} heard")
+        return super().get()
+
+
+def test_messages_leave_before_their_sender_learns_and_answers_before_it_waits_for_others():
+    net, layers = chain()
+    (x, y), *_ = batches(1)
+    net.validate(x)
+    told = []
+    for inbox in net.running.inboxes.values():
+        inbox.answers = Told(told, f"answer of {inbox.sink.agent}")
+        inbox.messages = Told(told, f"message to {inbox.sink.agent}")
+    for number, outbox in net.running.outboxes.items():
+        outbox.answers = [net.running.inboxes[number, 0].answers]
+        outbox.messages = [net.running.inboxes[number, 0].messages]
+    layers[1][0].weight.register_hook(lambda _: told.append("f1 learns"))
+
+    net.tick(x, y)
+
+    assert told.index("message to f2 sent") < told.index("f1 learns")
+    assert told.index("answer of f1 sent") < told.index("answer of f2 heard")
 
 
 def test_a_message_that_lies_in_the_senders_memory_is_sent_as_it_was():
