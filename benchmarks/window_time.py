@@ -70,8 +70,8 @@ def main(rounds: int) -> None:
         "truncated, by hand": by_hand(x, y),
         "truncated": ours(x, y, boundary="silent"),
         "DNI": ours(x, y),
-        "DNI + auxiliary": ours(x, y, auxiliary=True),
-        "DNI, two passes": ours(x, y, scale=0.3, discount=1.0),
+        "DNI + auxiliary": ours(x, y, boundary=dg.dni_in_time(auxiliary=True)),
+        "DNI, two passes": ours(x, y, boundary=dg.dni_in_time(scale=0.3, discount=1.0)),
     }
     rows = [as_row(timing) for timing in alternate(arms, rounds)]
     title = "a window of 8 steps, LSTM 256, batch 32, one thread; ratios to the loop by hand"

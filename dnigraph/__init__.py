@@ -33,7 +33,7 @@ from .passes.plan.plan import Plan
 from .proof.check import CheckError, Report, check
 from .proof.memory import saved_bytes
 from .proof.probe import Probe, probe
-from .recurrent import Recurrent, RecurrentError
+from .recurrent import Recurrent, RecurrentError, dni_in_time
 from .runners.local import Local, StepResult
 
 __version__ = "0.1.0"
@@ -82,6 +82,7 @@ __all__ = [
     "cut",
     "decouple",
     "dni",
+    "dni_in_time",
     "draw",
     "embedded",
     "linear",

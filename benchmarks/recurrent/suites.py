@@ -32,7 +32,7 @@ def _settings(suite: str, text: str) -> list[list[Settings]]:
     if suite == "characters":
         return _characters(text)
     if suite == "rows":
-        arms = ("truncated", "DNI", "DNI, shuffled", "DNI + BP(0.9)", "full BPTT")
+        arms = ("truncated", "DNI", "DNI, shuffled", "DNI + BP(0.9)", "BP(0.9), no head", "full BPTT")
         return [[(_key("rows", arm, seed, 4), 4000, 500) for arm in arms] for seed in (0, 1)]
     return _copy({"copy": "copy", "repeat": "repeat copy"}[suite])
 
@@ -44,6 +44,7 @@ def _recall() -> list[list[Settings]]:
     turns += [(20, arm, seed) for arm in ("DNI", "truncated", "DNI, shuffled") for seed in FRESH[:3]]
     turns += [(12, arm, seed) for arm in ("full BPTT", "DNI + auxiliary") for seed in FRESH]
     turns += [(12, "DNI + auxiliary, weight 0.1", seed) for seed in FRESH[:3]]
+    turns += [(12, "BP(0.9), no head", seed) for seed in FRESH]
     return [[({**_key("recall", arm, seed, 3), "blanks": blanks}, 5000, 5000)] for blanks, arm, seed in turns]
 
 

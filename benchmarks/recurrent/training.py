@@ -16,10 +16,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "truncated": {"boundary": "silent"},
     "DNI": {},
     "DNI, shuffled": {"boundary": "shuffled"},
-    "DNI + auxiliary": {"auxiliary": True},
-    "DNI + auxiliary, weight 0.1": {"auxiliary": 0.1},
-    "DNI + BP(0.9)": {"blend": 0.9},
-    "full BPTT": {"boundary": "oracle"},
+    "DNI + auxiliary": {"boundary": dg.dni_in_time(auxiliary=True)},
+    "DNI + auxiliary, weight 0.1": {"boundary": dg.dni_in_time(auxiliary=0.1)},
+    "DNI + BP(0.9)": {"boundary": dg.blend("dni", 0.9)},
+    "BP(0.9), no head": {"boundary": dg.blend("silent", 0.9)},
+    "full BPTT": {"boundary": "bptt"},
 }
 LAST = 5  # evaluations, one every 1000 updates: a single one swings by more than arms differ
 MEAN_BITS = f"bits per character, mean of the last {LAST} evaluations"

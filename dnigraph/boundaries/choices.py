@@ -202,7 +202,7 @@ class Made:
 
     name: str  # as in `NAMED`
     make: BoundaryFactory
-    options: Options | None = None
+    options: Any = None
 
     def __call__(self, spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
         return self.make(spec, context, head)

@@ -1,6 +1,7 @@
 """Credit through time: recurrent networks whose windows learn from synthetic gradients."""
 
+from .dni_in_time import dni_in_time
 from .recurrent import Recurrent
 from .recurrent_error import RecurrentError
 
-__all__ = ["Recurrent", "RecurrentError"]
+__all__ = ["Recurrent", "RecurrentError", "dni_in_time"]

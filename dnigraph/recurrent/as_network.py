@@ -1,6 +1,7 @@
 """A recurrent network as a network of models: one agent that sends itself its state, from window to window."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .horizon import Horizon
 from .input_condition import Seen
 from .layout import Layout
 from .learner import Learner
-from .options import Ending, Options
+from .options import ORACLE, Ending, Options
 from .recurrent_error import RecurrentError
 from .span import STATE, Span, WindowLoss
 from .update_rules import Rules
@@ -44,7 +45,7 @@ def network_of(
         CORE, span, loss="loss" if loss.field_of_output else _Loss(span), optimizer=_Optimizers(learner.groups, rules),
         clip=clip.get("core", clip.get("*")),
     )  # fmt: skip
-    boundary: Any = {"silent": silent(), "oracle": "oracle"}.get(options.boundary)
+    boundary: Any = {"silent": silent(), "bptt": ORACLE}.get(options.boundary)
     if learner.estimator is not None:
         boundary = _Horizons(learner.estimator, options, ending)
     net.connect(f"{CORE}.{STATE}", f"{CORE}.{STATE}", delay=1, boundary=boundary)
@@ -58,16 +59,17 @@ def _refuse(learner: Learner, rules: Rules, ending: Ending) -> None:
     """Refuse options that have no counterpart in a network."""
     options = learner.options
     scale, discount, _ = options.strengths(ending.known)
-    given = {"auxiliary": options.auxiliary or None, "blend": options.blend, "traces": options.traces}
+    given = {"auxiliary": options.head.auxiliary or None, "traces": options.head.traces}
+    given |= {name: value or None for name, value in asdict(options.schedule).items()}
     wrong = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     wrong += ["boundary='shuffled'"] if options.boundary == "shuffled" else []
-    wrong += ["update='sequence'"] if options.update == "sequence" and options.boundary != "oracle" else []
+    wrong += ["update='sequence'"] if options.update == "sequence" and options.boundary != "bptt" else []
     wrong += ["scheduler=..."] if rules.scheduler is not None else []
     wrong += ["a clip for the heads"] if rules.of("heads")[2] is not None else []
     if options.has_head:
         wrong += [f"scale={scale} and discount={discount}: they must be equal"] if scale != discount else []
-        left = options.warm_up - learner.windows
-        wrong += [f"the {left} windows that are left of the warm-up"] if left > 0 else []
+        left = options.head.listen_after - learner.windows
+        wrong += [f"the {left} windows that are left of listen_after"] if left > 0 else []
         head = None if learner.estimator is None else learner.estimator.head
         wrong += ['condition="input"'] if head is not None and isinstance(head.condition, Seen) else []
     if wrong:

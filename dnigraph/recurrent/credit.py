@@ -40,12 +40,12 @@ def guessed(options: Options, estimate: Tensor, ends: Tensor | None, strengths: 
         strengths: scale and discount.
     """
     scale, discount = strengths
-    consumed = alive(estimate, ends, options.centre)
-    if scale == discount and options.boundary == "dni" and options.traces is None:
+    consumed = alive(estimate, ends, options.head.centre)
+    if scale == discount and options.boundary == "dni" and options.head.traces is None:
         both = consumed if scale == 1 else consumed * scale
         return Credit(both, both)
     # Traces use the raw estimate, without the centring and the cap of what the core consumes.
-    chain = alive(estimate, ends, centre=False) if options.traces is not None else consumed
+    chain = alive(estimate, ends, centre=False) if options.head.traces is not None else consumed
     if options.boundary == "shuffled":
         going = torch.arange(len(consumed), device=consumed.device) if ends is None else (~ends).nonzero()[:, 0]
         others = going[torch.randperm(len(going), device=consumed.device)]
@@ -53,14 +53,22 @@ def guessed(options: Options, estimate: Tensor, ends: Tensor | None, strengths: 
     return Credit(consumed * scale if scale else None, chain * discount)
 
 
-def mixed(options: Options, estimate: Tensor | None, later: Tensor | None, ends: Tensor | None, scale: float) -> Credit:
-    """lambda times the true gradient `later`, the rest from the head. For the oracle, the true gradient alone."""
-    share = 1.0 if options.blend is None else options.blend
+@dataclass(frozen=True)
+class Truth:
+    """The true gradient at the end of a stored window, in rows; None: no loss follows that counts. And its share."""
+
+    later: Tensor | None
+    share: float
+
+
+def mixed(options: Options, estimate: Tensor | None, truth: Truth, ends: Tensor | None, scale: float) -> Credit:
+    """A share of the true gradient (lambda), the rest from the head."""
+    share = truth.share
     parts = []
-    if later is not None:
-        parts.append(alive(later, ends, centre=False) * share)
+    if truth.later is not None and share:
+        parts.append(alive(truth.later, ends, centre=False) * share)
     if estimate is not None and share < 1:
-        parts.append(alive(estimate, ends, options.centre) * (scale * (1 - share)))
+        parts.append(alive(estimate, ends, options.head.centre) * (scale * (1 - share)))
     both = sum(parts[1:], start=parts[0]) if parts else None
     return Credit(both, both)
 

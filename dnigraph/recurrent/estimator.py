@@ -10,8 +10,8 @@ from ..boundaries.regression import Comparison, compare
 from ..boundaries.scale import RunningScale
 from ..heads import CrossingSpec, HeadChoice, make_head
 from ..heads.conditions import ConditionChoice, ConditionError
+from .dni_in_time import InTime
 from .layout import Layout
-from .options import Options
 
 
 class Estimator(nn.Module):
@@ -31,7 +31,7 @@ class Estimator(nn.Module):
     def __init__(
         self,
         layout: Layout,
-        options: Options,
+        options: InTime,
         like: Tensor,
         head: HeadChoice,
         condition: ConditionChoice,

@@ -74,9 +74,9 @@ class Horizon(Boundary):
         return self.estimator.head.condition is not None
 
     def settings(self) -> dict[str, Any]:
-        """The options of the run, but for the warm-up, which is over."""
+        """The options of the run, but for `listen_after`, which is over."""
         condition = None if self.estimator.head.condition is None else str(self.estimator.head.condition)
-        options = {name: value for name, value in vars(self.options).items() if name != "warm_up"}
+        options = {name: value for name, value in self.options.plain().items() if name != "listen_after"}
         return {"head": self.head_name, "condition": condition, **options}
 
     def get_extra_state(self) -> bool:

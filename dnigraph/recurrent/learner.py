@@ -13,7 +13,7 @@ from .auxiliary import Auxiliary
 from .backward import backward
 from .carried_state import Place
 from .core import Core
-from .credit import NONE, Credit, alive, guessed, mixed
+from .credit import NONE, Credit, Truth, alive, guessed, mixed
 from .eligibility_traces import Traces
 from .estimator import Estimator
 from .input_condition import Seen
@@ -86,7 +86,7 @@ class Learner:
 
     def window(
         self, window: Window, place: Place, first: Sequence[Any], seen: Any, strengths: Strengths,
-        later: Tensor | None = None, look: bool = False, settling: Settling | None = None,
+        truth: Truth | None = None, look: bool = False, settling: Settling | None = None,
     ) -> Learned:  # fmt: skip
         """Forward and backward through one window.
 
@@ -94,7 +94,7 @@ class Learner:
             first: leaves of the state in which sequences begin.
             seen: the head's condition after this window.
             strengths: the weights of the estimate.
-            later: the true gradient at the window's end, where it is known.
+            truth: the true gradient at the window's end, of a window that was stored.
             look: compute metrics.
             settling: the sequences that learn now; None: all.
         """
@@ -110,7 +110,7 @@ class Learner:
                 self._detached.look(loss, passed.output)
             total = loss if loss is None or share == 1 else loss * share
             view, estimate = self._looks_ahead(passed.last, seen, window, strengths.cap)
-            credit = self._credit(estimate, window.ends, strengths, later)
+            credit = self._credit(estimate, window.ends, strengths, truth)
             credit = credit if settling is None else credit.only(settling.follows)
             total = self._with_auxiliary(total, passed, estimate, window.ends)
         start, last = layout.live_leaves(leaves), layout.live_leaves(passed.last)
@@ -175,14 +175,14 @@ class Learner:
         return view, self.estimator.predict(view, self.estimator.label(seen, len(view)), cap)
 
     def _credit(
-        self, estimate: Tensor | None, ends: Tensor | None, strengths: Strengths, later: Tensor | None
+        self, estimate: Tensor | None, ends: Tensor | None, strengths: Strengths, truth: Truth | None
     ) -> Credit:
         """The credit for all losses after the window."""
-        if self.options.stores:
-            return mixed(self.options, estimate, later, ends, strengths.scale)
+        if truth is not None:
+            return mixed(self.options, estimate, truth, ends, strengths.scale)
         if estimate is None:
             return NONE
-        scale = 0.0 if self.windows < self.options.warm_up else strengths.scale
+        scale = 0.0 if self.windows < self.options.head.listen_after else strengths.scale
         return guessed(self.options, estimate, ends, (scale, strengths.discount))
 
     def _with_auxiliary(
@@ -191,8 +191,8 @@ class Learner:
         if self.auxiliary is None or self.estimator is None or estimate is None or passed.early is None:
             return total
         size = float(self.estimator.scale()) / len(estimate)
-        wanted = alive(estimate, ends, self.options.centre) / size
-        found = self.auxiliary.loss(self.estimator.attached_view(passed.early), wanted) * self.options.auxiliary_weight
+        wanted = alive(estimate, ends, self.options.head.centre) / size
+        found = self.auxiliary.loss(self.estimator.attached_view(passed.early), wanted) * self.options.head.auxiliary
         return found if total is None else total + found
 
     def _first_learns(

@@ -39,14 +39,14 @@ def make_learner(
         if options.has_head:
             seen = make_condition(condition, options.horizon, window)
             chosen = in_time() if head == "auto" else head
-            estimator = Estimator(layout, options, like, chosen, seen, core.bounded)
+            estimator = Estimator(layout, options.head, like, chosen, seen, core.bounded)
         learner = Learner(core, layout, options, loss, estimator)
-        if options.auxiliary:
+        if options.head.auxiliary:
             learner.auxiliary = Auxiliary(layout.width, like)
     finally:
         set_random_state(kept)
-    if estimator is not None and options.traces is not None:
-        learner.traces = Traces(estimator, options.traces)
+    if estimator is not None and options.head.traces is not None:
+        learner.traces = Traces(estimator, options.head.traces)
     owned = {"core": core, "auxiliary": learner.auxiliary, "initial": initial, "head": estimator}
     modules = {name: module for name, module in owned.items() if isinstance(module, nn.Module)}
     parameters = [p for name, module in modules.items() if name != "head" for p in module.parameters()]

@@ -1,18 +1,24 @@
-"""The options of the credit at a window's end, checked in one place."""
+"""What a run does with a window's end: the user's boundary, read and checked in one place."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
+from ..boundaries.choices import Made, Scheduled
+from ..boundaries.dni import Options as DniOptions
+from ..boundaries.schedule import Schedule
 from ..passes.errors import nearest
+from .dni_in_time import InTime
 from .recurrent_error import RecurrentError
 
 BOUNDARIES = {
     "dni": "a head predicts the gradient of all that comes later",
     "silent": "nothing crosses the window's end: truncated backprop, the baseline",
-    "oracle": "the true gradient, once the sequence has ended: full backprop through time",
+    "bptt": "the true gradient, once the sequence has ended: exact backprop through time in a window's memory",
     "shuffled": "another sequence's estimate: the control beside dni",
 }
+ORACLE = "oracle"  # what "bptt" is called where it stands on a crossing
+OWN = "a boundary of your own stands on a crossing, dg.decouple(..., boundary=...)"
 
 
 @dataclass
@@ -32,88 +38,27 @@ class Strengths(NamedTuple):
 
 @dataclass(frozen=True)
 class Options:
-    """See `Recurrent` for what each of them means."""
+    """A window's length, what stands at its end, and when the optimisers step."""
 
     horizon: int
-    boundary: str = "dni"
-    scale: float | None = None
-    discount: float | None = None
-    centre: bool = True
-    cap: float | str | None = "auto"
-    gain: float = 5.0
-    warm_up: int = 0
-    auxiliary: bool | float = 0.0
-    blend: float | None = None
-    traces: float | None = None
-    decay: float = 0.99
+    boundary: str = "dni"  # one of `BOUNDARIES`
+    head: InTime = field(default_factory=InTime)
+    schedule: Schedule = field(default_factory=Schedule)
     update: str = "window"
-
-    def __post_init__(self) -> None:
-        misfits = [*self._single(), *self._together()]
-        if misfits:
-            raise RecurrentError(misfits, "see help(dg.Recurrent) for what each option means")
-
-    def _single(self) -> Iterator[str]:
-        """Misfits of single options."""
-        if not _whole(self.horizon, 1):
-            yield f"horizon={self.horizon!r} (steps of time in a window: a whole number from 1 on)"
-        if not _whole(self.warm_up, 0):
-            yield f"warm_up={self.warm_up!r} (windows: a whole number from 0 on)"
-        if not isinstance(self.boundary, str):
-            names = " or ".join(map(repr, BOUNDARIES))
-            what = "a function, as decouple takes it" if callable(self.boundary) else repr(self.boundary)
-            yield f"boundary is {what}: here it is a name, {names}; scale=, warm_up=, blend=, ... are options beside it"
-        elif self.boundary not in BOUNDARIES:
-            near = nearest(self.boundary, BOUNDARIES)
-            yield f"boundary={self.boundary!r}: there are {', '.join(BOUNDARIES)}{near}"
-        if self.update not in ("window", "sequence"):
-            yield f"update={self.update!r}: there are window, sequence"
-        limits = {"scale": 100, "discount": 1, "auxiliary": 100, "blend": 1, "traces": 1, "decay": 1}
-        for name, most in limits.items():
-            value = getattr(self, name)
-            if not _within(value, most) and (value is not None or name in ("auxiliary", "decay")):
-                yield f"{name}={value!r} (a number from 0 to {most})"
-        if not isinstance(self.centre, bool):
-            yield f"centre={self.centre!r} (True or False)"
-        for name in ("cap", "gain"):
-            value = getattr(self, name)
-            if not (_within(value, 1e9) and value > 0) and not (name == "cap" and value in (None, "auto")):
-                yield f"{name}={value!r} (a number above 0{'; None: no cap' if name == 'cap' else ''})"
-
-    def _together(self) -> Iterator[str]:
-        """Misfits between options. What is no number counts as given."""
-        options = vars(self).items()
-        given = {name: bool(v) if isinstance(v, int | float) else v is not None for name, v in options}
-        if self.blend is not None and self.traces is not None:
-            yield "blend and traces are two ways to BP(lambda): choose one"
-        for name in ("blend", "traces", "auxiliary"):
-            known = isinstance(self.boundary, str) and self.boundary in BOUNDARIES
-            if given[name] and known and self.boundary != "dni":
-                yield f"{name} goes with boundary='dni', not with {self.boundary!r}"
-        for name in ("warm_up", "discount") if self.blend is not None else ():
-            if given[name]:
-                yield f"blend and {name} do not go together: a share of the true gradient comes from the start"
-        if given["auxiliary"] and self.blend is not None:
-            yield "auxiliary and blend do not go together: stored windows have no auxiliary task"
 
     @property
     def stores(self) -> bool:
-        """Whether windows are stored until their sequences end, and then run again backwards."""
-        return self.boundary == "oracle" or self.blend is not None
+        """Whether some windows are stored until their sequences end, and then run again backwards."""
+        return self.boundary == "bptt" or self.schedule != Schedule()
 
     @property
     def has_head(self) -> bool:
         """Whether a head predicts anything."""
         return self.boundary in ("dni", "shuffled")
 
-    @property
-    def auxiliary_weight(self) -> float:
-        """The weight of the auxiliary task in the core's loss.
-
-        Its error is counted in units of the targets' size, where the paper's, with weight 1, is in those of the
-        gradients themselves, some thousand times smaller. With 0.1, delayed recall was solved on none of 3 seeds.
-        """
-        return weight_of(self.auxiliary)
+    def share(self, window: int) -> float:
+        """The share of the true gradient at a window's end; the first window is 1."""
+        return 1.0 if self.boundary == "bptt" else self.schedule.share(window)
 
     def strengths(self, ending: bool) -> Strengths:
         """How strongly an estimate counts, in streams whose sequences end and in streams without end.
@@ -124,23 +69,73 @@ class Options:
         stream without end the chain feeds on itself: at full strength and without a cap a character model was lost
         after 304 windows. A tenth of it with a cap of 0.3 stayed finite in all runs. (Tried by hand while the defaults
         were chosen, without kept rows; those of the defaults are in benchmarks/results.)
+
+        Behind a schedule the head's target contains what the core consumes: a stored window is run back once.
         """
         scale, discount, cap = (1.0, 1.0, 0.03) if ending else (0.1, 0.1, 0.3)
-        return Strengths(
-            scale if self.scale is None else self.scale,
-            discount if self.discount is None else self.discount,
-            cap if isinstance(self.cap, str) else self.cap,
-        )
+        own = self.head
+        scale = scale if own.scale is None else own.scale
+        discount = discount if own.discount is None else own.discount
+        cap_known = cap if isinstance(own.cap, str) else own.cap
+        return Strengths(scale, scale if self.schedule != Schedule() else discount, cap_known)
+
+    def plain(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        rest = {"horizon": self.horizon, "boundary": self.boundary, "update": self.update}
+        return {**rest, **asdict(self.head), **asdict(self.schedule)}
 
 
-def weight_of(auxiliary: bool | float) -> float:
-    """The weight of the auxiliary task: True stands for the default."""
-    return 0.003 if auxiliary is True else float(auxiliary)
+def make_options(horizon: Any, boundary: Any, update: Any) -> Options:
+    """The options of a run, from what the user gave.
+
+    Raises:
+        RecurrentError: they do not fit; all of them are listed.
+    """
+    misfits = [] if _is_length(horizon) else [f"horizon={horizon!r} (steps of time in a window: a whole number from 1)"]
+    if update not in ("window", "sequence"):
+        misfits.append(f"update={update!r}: there are window, sequence")
+    name, head, schedule, strange = _read(boundary)
+    misfits += strange or _together(name, head, schedule)
+    if misfits:
+        raise RecurrentError(misfits, "see help(dg.Recurrent) and help(dg.dni_in_time) for what each option means")
+    return Options(horizon, name, head, schedule, update)
 
 
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _read(choice: Any) -> tuple[str, InTime, Schedule, list[str]]:
+    """Name, options and schedule of a boundary, through all that goes around it; and what does not fit in it."""
+    schedule = Schedule()
+    while isinstance(choice, Scheduled):
+        schedule, choice = schedule.over(choice.schedule), choice.boundary
+    name, own = (choice.name, choice.options) if isinstance(choice, Made) else (choice, None)
+    name = "bptt" if name == ORACLE else name
+    names = ", ".join(BOUNDARIES)
+    if not isinstance(name, str):
+        what = "a factory" if callable(name) else repr(name)
+        return "", InTime(), schedule, [f"boundary is {what}: at a window's end there are {names}; {OWN}"]
+    if name not in BOUNDARIES:
+        return "", InTime(), schedule, [f"boundary={name!r}: there are {names}{nearest(name, BOUNDARIES)}"]
+    if isinstance(own, DniOptions):
+        strange = [f"replay={own.replay}: a head at a window's end replays no earlier windows"] if own.replay else []
+        return name, InTime(decay=own.decay), schedule, strange
+    return name, own or InTime(), schedule, []
 
 
-def _within(value: object, most: float) -> bool:
-    return isinstance(value, int | float) and 0 <= value <= most
+def _together(name: str, head: InTime, schedule: Schedule) -> Iterator[str]:
+    """Misfits between a boundary and its schedule."""
+    once = "a stored window is run back once, so that the head's target contains what the core consumes"
+    alone = {
+        "listen_after": (head.listen_after, "true gradients come from the start, or the core does not listen at first"),
+        "discount": (head.discount is not None and head.discount != head.scale, once),
+        "auxiliary": (head.auxiliary, "stored windows have no auxiliary task"),
+        "traces": (head.traces, "both are ways to BP(lambda); choose one"),
+    }
+    for option, value in asdict(schedule).items():
+        if value and name == "shuffled":
+            yield f"{option} goes around every boundary but 'shuffled': a control hears no true gradient"
+        for own, (given, why) in alone.items():
+            if value and given:
+                yield f"{option} and {own} do not go together: {why}"
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

@@ -5,14 +5,14 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..boundaries import Boundary
+from ..boundaries import Boundary, BoundaryChoice
 from ..engine.updates.makers import BARE
 from ..engine.updates.optimizers import MakeOptimizer, MakeScheduler
 from ..heads import HeadChoice
@@ -28,7 +28,7 @@ from .core import Core, Initial, failed, make_core
 from .feedback import Feedback
 from .learner import Learned, Learner, Tally
 from .learner_factory import first_leaves, make_learner
-from .options import Ending, Options, Strengths
+from .options import Ending, Options, Strengths, make_options
 from .recurrent_error import RecurrentError, all_at_once
 from .run_checkpoint import fitting, state_of, take_up
 from .stored_windows import Stored, count_finished, sweep
@@ -45,9 +45,9 @@ class Recurrent:
         window 0 ──state──► window 1 ──state──► window 2 ─ ...        no graph goes over a │
                  ◄─estimate         ◄─estimate         ◄─ estimate    the head learns from the next window's start
 
-    One optimiser step per window (with "oracle" and `blend` one when as many sequences have ended as there are side by
-    side, or all end together); no graph is kept longer than a window. The estimate that a window consumes is centred
-    over the batch and capped. A window whose gradient is not finite is skipped and counted in the metrics.
+    One optimiser step per window (where windows are stored for the true gradient, one when as many sequences have ended
+    as there are side by side, or all end together); no graph is kept longer than a window. The estimate that a window
+    consumes is centred over the batch and capped. A window whose gradient is not finite is skipped and counted.
 
     Args:
         step: `nn.LSTM`, `nn.GRU` or `nn.RNN`, run on whole windows; a cell of these, or any module
@@ -65,18 +65,11 @@ class Recurrent:
         initial: makes the first state of so many sequences; it may be a module, and learns then. None: zeros.
         head, condition: as in `decouple`; "auto" is linear, with a bottleneck where the state is wider than 256.
             `condition="input"`: the head also sees the inputs of the window before it.
-        boundary: what stands at a window's end: "dni", "silent" (truncated backprop), "oracle" (full backprop through
-            time: windows are stored until their sequence ends), "shuffled" (the control).
-        auxiliary: the core also predicts the estimate at the next window's end, with this weight in its loss; True:
-            0.003, see `Options.auxiliary_weight`.
-        blend: BP(lambda) in time, forward view: lambda of the true later gradient, the rest from the head; windows are
-            stored until their sequence ends, and run a second time.
-        traces: BP(lambda) online: the head learns by eligibility traces. Costs the Jacobian of every window.
-        scale, discount: how much of an estimate the core consumes, and how much the head's own target contains of it.
-            None, and "auto" for the cap: see `Options.strengths`. Where both are equal, one backward pass serves both.
-        centre, cap, gain, decay: the consumed estimate without its mean over the batch; its largest size, in units of
-            the targets'; how much faster than the core the head learns; how slowly the targets' running size forgets.
-        warm_up: number of windows at first in which the head learns and the core ignores it.
+        boundary: what stands at a window's end: "dni", "silent" (truncated backprop), "bptt" (exact backprop through
+            time in a window's memory: windows are stored, without graphs, until their sequence ends, and run a second
+            time; "oracle", its name on a cut, holds here, too), "shuffled" (the control); `dg.dni_in_time(...)`.
+            `dg.blend(boundary, share)`, `dg.warm_up(boundary, windows)` and `dg.refresh(boundary, every)` go around
+            "dni" and "silent" as they do on a cut, and store windows for the true gradient: a blend is BP(lambda).
         update: "window", or "sequence": gradients add up until a sequence ends.
         clip: the largest norm of the core's gradient, or a dict of numbers.
         scheduler: as in `Local`; stepped with its optimiser.
@@ -103,17 +96,7 @@ class Recurrent:
         initial: Initial | None = None,
         head: HeadChoice = "auto",
         condition: "ConditionChoice | str" = None,
-        boundary: str = "dni",
-        auxiliary: bool | float = False,
-        blend: float | None = None,
-        traces: float | None = None,
-        scale: float | None = None,
-        discount: float | None = None,
-        centre: bool = True,
-        cap: float | str | None = "auto",
-        gain: float = 5.0,
-        decay: float = 0.99,
-        warm_up: int = 0,
+        boundary: BoundaryChoice = "dni",
         update: str = "window",
         clip: float | Mapping[str, float] | None = 1.0,
         scheduler: MakeScheduler | Mapping[str, MakeScheduler] | None = None,
@@ -122,9 +105,7 @@ class Recurrent:
         self.options: Options
         self.core: Core
         self.options, self.core, _ = all_at_once(
-            lambda: Options(
-                horizon, boundary, scale, discount, centre, cap, gain, warm_up, auxiliary, blend, traces, decay, update
-            ),
+            lambda: make_options(horizon, boundary, update),
             lambda: make_core(_fed_back(step, feedback), readout, windowed is True, batch_first),
             lambda: check_rules(loss, optimizer, scheduler, clip, monitor, initial, windowed, batch_first, readout),
         )
@@ -234,9 +215,8 @@ class Recurrent:
         if self._stored and not self._dropped:
             self._dropped = True
             warnings.warn(
-                f"reset() drops {len(self._stored)} windows from which nothing has been learned: with "
-                f"boundary={self.options.boundary!r}{'' if self.options.blend is None else ' and blend'} a sequence "
-                "learns when it ends, so end it before: step(..., ends=True)",
+                f"reset() drops {len(self._stored)} windows from which nothing has been learned: they wait for true "
+                "gradients, which come when their sequences end, so end them before: step(..., ends=True)",
                 stacklevel=2,
             )
         self._stored, self._place, self._given = [], None, state
@@ -262,9 +242,9 @@ class Recurrent:
             seed, log: as in `Network`.
 
         Raises:
-            RecurrentError: an option has no counterpart in a network (`auxiliary`, `blend`, `traces`, `scheduler`,
-                `boundary="shuffled"`, `condition="input"`, a clip for the heads, updates per sequence, a warm-up that
-                is not over, `scale` that is not `discount`); all of them are listed.
+            RecurrentError: an option has no counterpart in a network (`auxiliary`, `traces`, what goes around a
+                boundary, `scheduler`, `boundary="shuffled"`, `condition="input"`, a clip for the heads, updates per
+                sequence, `listen_after` that is not over, `scale` that is not `discount`); all of them are listed.
         """
         window = None if x is None else make_window(self.core, self.options.horizon, x, None, None, None, None, label)
         return network_of(self.prepared(window), self.initial, self.rules, self._ending, batch_first, seed, log)
@@ -343,8 +323,10 @@ class Recurrent:
             place = begin(layout, self._place, given, first, window)
             seen = learner.seen(window)
             look = self.monitor > 0 and (self.steps + 1) % self.monitor == 0
-            if self.options.stores:
-                learned = self._store(learner, Stored.of(window, place, seen), first, whole, look)
+            share = self.options.share(self.steps + 1)
+            stores = share > 0 or bool(self._stored)  # what follows a stored window must wait with it
+            if stores:
+                learned = self._store(learner, Stored.of(window, place, seen, share), first, whole, look)
             else:
                 learned = learner.window(window, place, first, seen, self.strengths, None, look)
             self._refuse_frozen(learner)
@@ -352,7 +334,8 @@ class Recurrent:
             self.steps += 1
             self._given = None
             self._place = behind(window, learned.forward.last, seen, learned.view)
-            self._update(learner, window, learned, look)
+            if learned.swept if stores else self.options.update == "window" or window.ends is not None:
+                self._update(learner, learned, look)
         return learned
 
     @contextmanager
@@ -428,14 +411,8 @@ class Recurrent:
             )
         return learned
 
-    def _update(self, learner: Learner, window: Window, learned: Learned, look: bool) -> None:
-        """Step the optimisers at the end of a window or sequence, as `update` says."""
-        if self.options.stores:
-            now = learned.swept
-        else:
-            now = self.options.update == "window" or window.ends is not None
-        if not now:
-            return
+    def _update(self, learner: Learner, learned: Learned, look: bool) -> None:
+        """Step the optimisers."""
         core = learner.update()
         if core["skipped"]:
             self.skipped += 1
@@ -466,11 +443,11 @@ class Recurrent:
             return
         (scale, discount, _), o = self.options.strengths(ending=True), self.options
         given = {
-            f"boundary={o.boundary!r}": o.boundary in ("oracle", "shuffled"),
-            f"blend={o.blend}": o.blend is not None,
-            f"traces={o.traces}": o.traces is not None,
-            f"warm_up={o.warm_up}": bool(o.warm_up),
+            f"boundary={o.boundary!r}": o.boundary in ("bptt", "shuffled"),
+            f"traces={o.head.traces}": o.head.traces is not None,
+            f"listen_after={o.head.listen_after}": bool(o.head.listen_after),
             f"scale={scale} that is not discount={discount}": scale != discount,
+            **{f"{name}={value}": bool(value) for name, value in asdict(o.schedule).items()},
         }
         wrong = [name for name, two_passes in given.items() if two_passes]
         if wrong:
@@ -480,7 +457,7 @@ class Recurrent:
                     "decoupled step module would learn again"
                     for name in wrong
                 ],
-                "leave that out, so that boundary is 'dni' or 'silent'; or give the plain module, dm.recouple()",
+                "take boundary='dni' or 'silent' without these options; or give the plain module, dm.recouple()",
             )
 
     def _tell_of_nothing(self, what: str, count: int) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from ..engine.updates.misfits import groups_misfit, state_misfits
 from .carried_state import Place
 from .learner import Learner
-from .options import Options, weight_of
+from .options import Options
 from .recurrent_error import RecurrentError
 from .stored_windows import Stored, packed, unpacked
 
@@ -37,7 +37,7 @@ def state_of(
         "stored": packed(stored),
         "traces": None if traces is None else {"held": traces.held, "jacobian": traces.jacobian},
         "windows": 0 if learner is None else learner.windows,
-        "options": vars(options),
+        "options": options.plain(),
     }
 
 
@@ -47,17 +47,15 @@ def fitting(modules: Modules, learner: Learner | None, options: Options, state: 
     Raises:
         RecurrentError: it is not; all differences are listed.
     """
-    misfits, there = [], state.get("options", {})
-    for name in ("boundary", "blend", "traces", "auxiliary"):  # options that decide which state exists
-        own = getattr(options, name)
-        alike = weight_of if name == "auxiliary" else lambda value: value
-        if name in there and alike(own) != alike(there[name]):
-            misfits.append(f"{name}={own!r} here and {there[name]!r} in the file")
+    misfits, own, there = list[str](), options.plain(), state.get("options", {})
+    for name in ("boundary", "warm_up", "refresh", "blend", "traces", "auxiliary"):  # they decide which state exists
+        if name in there and own[name] != there[name]:
+            misfits.append(f"{name}={own[name]!r} here and {there[name]!r} in the file")
     both = learner is not None and state["groups"]  # else one of them has not seen a window yet
     for name in ("core", "initial", "head", "auxiliary") if both else ("core", "initial"):
         module = modules.get(name)
-        own = {} if module is None else module.state_dict()
-        misfits += [f"{name}: {line}" for line in state_misfits(own, state["modules"].get(name, {}))]
+        weights = {} if module is None else module.state_dict()
+        misfits += [f"{name}: {line}" for line in state_misfits(weights, state["modules"].get(name, {}))]
     for name, group in ({} if learner is None else learner.groups).items():
         saved, kind = state["groups"].get(name), type(group.optimizer).__name__
         if saved is not None and saved.get("kind", kind) != kind:

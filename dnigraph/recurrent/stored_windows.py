@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..passes.sandbox.rng import random_state, set_random_state
 from .carried_state import Place
+from .credit import Truth
 from .layout import Layout
 from .learner import Learned, Learner, Settling
 from .options import Strengths
@@ -31,16 +32,17 @@ class Stored:
     place: Place
     seen: Any  # the head's condition after the window
     random: dict[str, Any]
+    share: float  # of the true gradient at its end
     learned: bool = False  # whether its first states are learned
     finished: int = 0  # sequences that ended with this window, or in it, and wait for a sweep
     settled: Tensor | None = None  # bool [time, batch]: entries that a sweep has learned from; None: none
 
     @classmethod
-    def of(cls, window: Window, place: Place, seen: Any) -> "Stored":
+    def of(cls, window: Window, place: Place, seen: Any, share: float) -> "Stored":
         """What is stored of a window before it is run."""
         learned = any(isinstance(v, Tensor) and v.requires_grad for v in place.leaves)
         leaves = [v.detach() if isinstance(v, Tensor) else v for v in place.leaves]
-        return cls(window, replace(place, leaves=leaves), seen, random_state(), learned)
+        return cls(window, replace(place, leaves=leaves), seen, random_state(), share, learned)
 
     def begin(self, layout: Layout, first: Sequence[Any]) -> Place:
         """The place where it begins; learned first states keep their graph, whose parameters have not changed since."""
@@ -95,10 +97,11 @@ def sweep(
 ) -> tuple[Learned, list[Stored]]:
     """Run the windows again, the last one first, each with its graph alone; gradients add up.
 
-        window 0 ◄─G1─ window 1 ◄─G2─ window 2          G = lambda * what came back + (1 - lambda) * estimate
+        window 0 ◄─G1─ window 1 ◄─G2─ window 2          G = share * what came back + (1 - share) * estimate
 
-    With lambda = 1 this is backprop through time over whole sequences, from the states that were stored. Each run draws
-    the random numbers that the first one drew. Sequences that have not ended are left for a later sweep.
+    The share is lambda, each window's own. Where it is 1 everywhere, this is backprop through time over whole
+    sequences, from the states that were stored. Each run draws the random numbers that the first one drew. Sequences
+    that have not ended are left for a later sweep.
 
     Returns: the results of the first window, with the metrics of the last one that has some (the first has no target
     for the head), and the windows that are still needed.
@@ -115,7 +118,9 @@ def sweep(
             place = stored.begin(learner.layout, first)
             window = stored.window if whole else _masked(stored.window, share.entries, learner.core.batch_first)
             settling = None if whole else share
-            learned = learner.window(window, place, first, stored.seen, strengths, later, look, settling)
+            learned = learner.window(
+                window, place, first, stored.seen, strengths, Truth(later, stored.share), look, settling
+            )
             later, metrics = learned.target, metrics or learned.metrics
     finally:
         set_random_state(now)
@@ -150,7 +155,7 @@ def _device(window: Window) -> torch.device:
 def packed(windows: Sequence[Stored]) -> list[dict[str, Any]]:
     """The windows as plain containers of tensors, for a checkpoint."""
     return [
-        {"window": vars(s.window), "place": vars(s.place), "seen": s.seen, "torch": s.random["torch"],
+        {"window": vars(s.window), "place": vars(s.place), "seen": s.seen, "torch": s.random["torch"], "share": s.share,
          "learned": s.learned, "finished": s.finished, "settled": s.settled}
         for s in windows
     ]  # fmt: skip
@@ -165,6 +170,7 @@ def unpacked(states: Sequence[dict[str, Any]]) -> list[Stored]:
             Place(**s["place"]),
             s["seen"],
             {**now, "torch": s["torch"]},
+            s["share"],
             s.get("learned", False),
             s.get("finished", 0),
             s.get("settled"),

@@ -95,12 +95,14 @@ def test_the_network_of_a_decoupled_model(model, boundary, before, tmp_path):
 
 STREAMS = {
     "dni": {},
-    "warm-up": {"warm_up": 3},
+    "warm-up": {"boundary": dg.warm_up("dni", 3)},
+    "refresh": {"boundary": dg.refresh("silent", 4)},
+    "late listening": {"listen_after": 3},
     "auxiliary": {"auxiliary": True},
     "blend": {"blend": 0.5},
     "traces": {"traces": 0.5},
     "updates per sequence": {"update": "sequence"},
-    "oracle": {"boundary": "oracle"},
+    "exact backprop": {"boundary": "bptt"},
     "silence": {"boundary": "silent"},
     "shuffled": {"boundary": "shuffled"},
 }

@@ -1,5 +1,7 @@
 """Step modules, streams and optimisers for the tests of recurrent networks."""
 
+import inspect
+
 import torch
 from torch import nn
 
@@ -63,11 +65,27 @@ STEPS = {
 }
 
 
+IN_TIME = frozenset(inspect.signature(dg.dni_in_time).parameters)
+
+
+def bounded(options):
+    """Arguments of a run, from some among which options of `dg.dni_in_time`, and a `blend` around it, may stand."""
+    rest = dict(options)
+    own = {name: rest.pop(name) for name in IN_TIME & set(rest)}
+    share = rest.pop("blend", None)
+    if not own and share is None:
+        return rest
+    assert "boundary" not in rest, "it is made of these options"
+    boundary = dg.dni_in_time(**own)
+    return {**rest, "boundary": boundary if share is None else dg.blend(boundary, share)}
+
+
 def made(name="lstm", dtype=torch.double, seed=0, **options):
+    """A run; see `bounded`."""
     if seed is not None:
         torch.manual_seed(seed)
     step, more = STEPS[name]()
-    settings = {"horizon": 3, "loss": mse, "optimizer": sgd, "clip": None, **more, **options}
+    settings = {"horizon": 3, "loss": mse, "optimizer": sgd, "clip": None, **more, **bounded(options)}
     settings["readout"] = settings["readout"].to(dtype) if settings.get("readout") is not None else None
     return dg.Recurrent(step.to(dtype), **settings)
 

@@ -85,7 +85,8 @@ def predicting():
 def recurrent():
     torch.manual_seed(0)
     core = nn.LSTM(6, 5)
-    rnn = dg.Recurrent(core, horizon=8, readout=nn.Linear(5, 3), loss=F.cross_entropy, optimizer=adam, cap=0.1)
+    rnn = dg.Recurrent(core, horizon=8, readout=nn.Linear(5, 3), loss=F.cross_entropy, optimizer=adam,
+                       boundary=dg.dni_in_time(cap=0.1))  # fmt: skip
     return rnn.network(torch.randn(8, 2, 6), log=True)
 
 

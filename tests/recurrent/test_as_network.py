@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from kit.streams import BATCH, IN, OUT, STEPS, WIDE, adam, mse
+from kit.streams import BATCH, IN, OUT, STEPS, WIDE, adam, bounded, mse
 from torch import nn
 
 import dnigraph as dg
@@ -21,7 +21,7 @@ def pair(name, **options):
     for _ in range(2):
         torch.manual_seed(0)
         step, more = STEPS[name]()
-        made.append(dg.Recurrent(step, horizon=WINDOW, loss=mse, optimizer=adam, **more, **options))
+        made.append(dg.Recurrent(step, horizon=WINDOW, loss=mse, optimizer=adam, **more, **bounded(options)))
     return made[0], made[1]
 
 
@@ -238,9 +238,10 @@ def test_a_target_of_another_shape_is_told():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"warm_up": 3}, "the 3 windows that are left of the warm-up"),
+        ({"listen_after": 3}, "the 3 windows that are left of listen_after"),
         ({"clip": {"*": 1.0}}, "a clip for the heads"),
-        ({"blend": 0.0}, "blend=0.0"),
+        ({"blend": 0.5}, "blend=0.5"),
+        ({"boundary": dg.dni(warm_up=3)}, "warm_up=3"),
         ({"traces": 0.0}, "traces=0.0"),
         ({"update": "sequence"}, "update='sequence'"),
         ({"boundary": "shuffled"}, "boundary='shuffled'"),
@@ -262,7 +263,11 @@ def test_an_oracle_that_learns_sequence_by_sequence_has_its_counterpart():
 def test_what_has_no_counterpart_is_refused_at_once():
     torch.manual_seed(0)
     rnn = dg.Recurrent(
-        nn.GRU(IN, OUT), horizon=WINDOW, loss=mse, optimizer=adam, auxiliary=True, scale=0.3, discount=1.0
+        nn.GRU(IN, OUT),
+        horizon=WINDOW,
+        loss=mse,
+        optimizer=adam,
+        boundary=dg.dni_in_time(auxiliary=True, scale=0.3, discount=1.0),
     )
 
     with pytest.raises(dg.RecurrentError, match=r"show a window: rnn\.network\(x\)"):
@@ -270,7 +275,7 @@ def test_what_has_no_counterpart_is_refused_at_once():
     with pytest.raises(dg.RecurrentError) as caught:
         rnn.network(torch.randn(WINDOW, BATCH, IN))
 
-    assert "auxiliary=True" in str(caught.value) and "scale=0.3 and discount=1.0" in str(caught.value)
+    assert "auxiliary=0.003" in str(caught.value) and "scale=0.3 and discount=1.0" in str(caught.value)
 
 
 def test_before_a_batch_is_known_a_first_state_is_that_of_one_sequence():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dnigraph.recurrent.credit import Credit, alive, guessed, mixed
+from dnigraph.recurrent.credit import Credit, Truth, alive, guessed, mixed
+from dnigraph.recurrent.dni_in_time import InTime
 from dnigraph.recurrent.options import Options
 
 ROWS = torch.tensor([[1.0, 10.0], [3.0, 20.0], [8.0, 0.0]])
@@ -27,7 +28,7 @@ def test_rows_of_sequences_that_end_are_zero_and_the_mean_is_that_of_the_others(
 
 
 def options(**more):
-    return Options(horizon=3, centre=False, **more)
+    return Options(3, head=InTime(centre=False, **more))
 
 
 @pytest.mark.parametrize(
@@ -49,15 +50,16 @@ def test_an_estimate_counts_as_strongly_as_is_said(more, strengths, core, chain)
 
 
 def test_traces_use_the_estimate_that_is_not_centred():
-    credit = guessed(Options(horizon=3, traces=0.5), ROWS, ONE_ENDS, (1.0, 1.0))
+    credit = guessed(Options(3, head=InTime(traces=0.5)), ROWS, ONE_ENDS, (1.0, 1.0))
 
     assert credit.core.equal(alive(ROWS, ONE_ENDS, True)) and credit.chain.equal(alive(ROWS, ONE_ENDS, False))
 
 
 @pytest.mark.parametrize(
-    ("blend", "estimate", "later", "scale", "expected"),
+    ("share", "estimate", "later", "scale", "expected"),
     [
-        (None, None, ROWS, 1.0, ROWS),  # the oracle
+        (1.0, None, ROWS, 1.0, ROWS),  # exact backprop
+        (0.25, None, ROWS, 1.0, 0.25 * ROWS),  # the same, weakened
         (1.0, ROWS, 2 * ROWS, 1.0, 2 * ROWS),
         (0.25, ROWS, 2 * ROWS, 1.0, 0.5 * ROWS + 0.75 * ROWS),
         (0.25, ROWS, 2 * ROWS, 0.5, 0.5 * ROWS + 0.375 * ROWS),
@@ -67,8 +69,8 @@ def test_traces_use_the_estimate_that_is_not_centred():
         (1.0, ROWS, None, 1.0, None),
     ],
 )
-def test_a_blend_is_a_share_of_the_true_gradient_and_the_rest_of_the_estimate(blend, estimate, later, scale, expected):
-    credit = mixed(options(blend=blend), estimate, later, None, scale)
+def test_a_blend_is_a_share_of_the_true_gradient_and_the_rest_of_the_estimate(share, estimate, later, scale, expected):
+    credit = mixed(options(), estimate, Truth(later, share), None, scale)
 
     assert credit.core is credit.chain
     assert credit.core is None if expected is None else torch.allclose(credit.core, expected)

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import dnigraph as dg
+from dnigraph.recurrent.dni_in_time import InTime
 from dnigraph.recurrent.eligibility_traces import Traces, jacobian
 from dnigraph.recurrent.estimator import Estimator
 from dnigraph.recurrent.layout import find_layout
-from dnigraph.recurrent.options import Options
 
 LAYOUT = find_layout(torch.zeros(2, 3), torch.zeros(3, 3))
 
@@ -16,7 +16,7 @@ LAYOUT = find_layout(torch.zeros(2, 3), torch.zeros(3, 3))
 @pytest.mark.parametrize("condition", [None, dg.one_hot(2)], ids=str)
 def test_the_sensitivities_are_those_of_each_sequence_by_itself(condition):
     torch.manual_seed(0)
-    estimator = Estimator(LAYOUT, Options(3, traces=0.5), torch.zeros(1), "mlp", condition, None)
+    estimator = Estimator(LAYOUT, InTime(traces=0.5), torch.zeros(1), "mlp", condition, None)
     nn.init.normal_(estimator.head.output.weight)
     view, label = torch.randn(4, 3), None if condition is None else torch.tensor([0, 1, 1, 0])
 

@@ -213,7 +213,7 @@ def test_the_control_hears_the_same_estimates_of_other_sequences():
     say = {"head": lambda spec: Known(lambda value: raw)}
     ours = consumed(made(**say), x, y)
 
-    rnn = made(**say, boundary="shuffled")
+    rnn = made(**say, shuffled=True)
     torch.manual_seed(3)  # an order in which not everybody stays
 
     control = consumed(rnn, x, y)
@@ -222,10 +222,10 @@ def test_the_control_hears_the_same_estimates_of_other_sequences():
     assert torch.equal(control.sort(0).values, ours.sort(0).values)
 
 
-def test_in_the_warm_up_the_core_does_not_listen_and_the_head_learns():
+def test_at_first_the_core_does_not_listen_and_the_head_learns():
     kept, heads = Kept(), Kept()
     rnn = made(
-        warm_up=2, centre=False, head=lambda spec: Known(torch.ones_like), optimizer={"core": kept, "heads": heads}
+        listen_after=2, centre=False, head=lambda spec: Known(torch.ones_like), optimizer={"core": kept, "heads": heads}
     )
     silent = Kept()
     baseline = made(boundary="silent", optimizer=silent)
@@ -280,7 +280,8 @@ def test_a_head_learns_the_future_it_can_see():
     nn.init.constant_(keep.weight_hh_l0, 2.0)
     nn.init.constant_(keep.weight_ih_l0, 2.0)
     rnn = dg.Recurrent(
-        keep, horizon=2, loss=lambda out, target: (out * target).mean(), centre=False, cap=None,
+        keep, horizon=2, loss=lambda out, target: (out * target).mean(),
+        boundary=dg.dni_in_time(centre=False, cap=None),
         optimizer={"core": sgd, "heads": lambda p: torch.optim.Adam(p, 0.05)}, monitor=1,
     )  # fmt: skip
     for _ in range(60):

@@ -23,4 +23,4 @@ def test_without_an_answer_nothing_is_learned(boundary):
 def test_it_never_waits_and_says_what_it_was_made_with(boundary):
     assert boundary.waits is False and boundary.needs_label is False
     settings = boundary.settings()
-    assert settings["head"] == boundary.head_name and settings["horizon"] == 3 and "warm_up" not in settings
+    assert settings["head"] == boundary.head_name and settings["horizon"] == 3 and "listen_after" not in settings

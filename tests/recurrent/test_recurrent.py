@@ -435,7 +435,7 @@ def test_every_so_many_windows_the_metrics_are_told_and_they_are_those_of_the_wi
 
 @pytest.mark.parametrize(("monitor", "told"), [(1, True), (2, True), (3, False), (4, True), (0, False)])
 def test_stored_windows_tell_their_metrics_where_they_learn_in_a_window_that_is_asked_for(monitor, told):
-    rnn = made(blend=0.5, optimizer=adam, monitor=monitor)
+    rnn = made(boundary=dg.blend("dni", 0.5), optimizer=adam, monitor=monitor)
 
     metrics = rnn.run(*data(long=12)).metrics  # they learn in the fourth window
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from kit.streams import BATCH, IN, OUT, WIDE, Custom, Kept, adam, data, gradients, made, mse, near, sgd
+from kit.streams import BATCH, IN, OUT, WIDE, Custom, Kept, adam, bounded, data, gradients, made, mse, near, sgd
 from torch import nn
 
 import dnigraph as dg
@@ -102,7 +102,8 @@ def test_a_decoupled_model_learns_inside_and_over_time():
     assert losses[-1] < losses[0]
     assert not all(torch.equal(a, b) for a, b in zip(before, dm.boundaries["inner"].parameters(), strict=True))
     with pytest.raises(dg.RecurrentError, match=r"needs two passes through each window.*\n.*recouple"):
-        dg.Recurrent(dm, horizon=3, loss=answer, optimizer=adam, feedback={"memory": "new_memory"}, scale=0.3)
+        dg.Recurrent(dm, horizon=3, loss=answer, optimizer=adam, feedback={"memory": "new_memory"},
+                     boundary=dg.dni_in_time(scale=0.3))  # fmt: skip
 
 
 def test_wrong_feedback_edges_are_all_named_with_what_there_is():
@@ -120,11 +121,11 @@ def test_wrong_feedback_edges_are_all_named_with_what_there_is():
 
 def test_all_wrong_options_are_named_at_once():
     with pytest.raises(dg.RecurrentError) as caught:
-        made(horizon=0, boundary="orakel", blend=0.5, traces=2, cap=-1, update="never")
+        made(horizon=0, boundary="silet", update="never")
 
     said = str(caught.value)
-    assert len(caught.value.misfits) == 6
-    for words in ("horizon=0", "nearest: oracle", "traces=2", "cap=-1", "there are window, sequence", "choose one"):
+    assert len(caught.value.misfits) == 3
+    for words in ("horizon=0", "there are dni, silent, bptt, shuffled; nearest: silent", "there are window, sequence"):
         assert words in said, words
 
 
@@ -135,10 +136,10 @@ def test_wrong_options_and_a_wrong_module_are_named_together():
         dg.Recurrent(both, horizon=0, loss=F.mse_loss, optimizer=torch.optim.SGD)
 
 
-@pytest.mark.parametrize("option", ["blend", "traces", "auxiliary"])
-def test_what_needs_a_head_says_so(option):
-    with pytest.raises(dg.RecurrentError, match=f"{option} goes with boundary='dni', not with 'silent'"):
-        made(boundary="silent", **{option: 0.5})
+@pytest.mark.parametrize("option", ["traces", "auxiliary"])
+def test_the_control_takes_no_option_that_would_change_it(option):
+    with pytest.raises(dg.RecurrentError, match="shuffled goes with neither auxiliary nor traces"):
+        made(shuffled=True, **{option: 0.5})
 
 
 def test_all_misfits_of_a_window_are_named_at_once():
@@ -413,7 +414,14 @@ MISUSES = {
         (torch.zeros(2, 4, 3), torch.full((2, 4), 7)),
         r"the loss was called with an output \[8, 2\] of float32 and a target \[8\] of int64",
     ),
-    "a boundary of decouple": (gru, {"boundary": dg.dni(warm_up=3)}, GIVEN, "here it is a name"),
+    "a boundary of one's own": (
+        gru,
+        {"boundary": lambda *a: None},
+        GIVEN,
+        "a factory: at a window's end there are dni",
+    ),
+    "a local loss": (gru, {"boundary": "local-loss"}, GIVEN, "boundary='local-loss': there are dni, silent, bptt"),
+    "a replay": (gru, {"boundary": dg.dni(replay=2)}, GIVEN, "replay=2: a head at a window's end replays no earlier"),
     "a field that is not": (Named, {"loss": "los"}, GIVEN, r"no such field; nearest: loss; there are loss, scores"),
     "a field of a tensor": (gru, {"loss": "loss"}, GIVEN, r"no such field: it is a Tensor"),
     "all frozen": (lambda: gru().requires_grad_(False), {}, GIVEN, "nothing learns: all parameters"),
@@ -449,12 +457,14 @@ def test_an_error_in_the_middle_of_a_stream_comes_through_with_a_note():
     ]
 
 
-@pytest.mark.parametrize("options", [{"boundary": "oracle"}, {"blend": 0.5}, {"warm_up": 2}, {"traces": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"boundary": "bptt"}, {"blend": 0.5}, {"listen_after": 2}, {"traces": 0.5}], ids=str
+)
 def test_a_decoupled_step_names_the_option_that_does_not_go_with_it(options):
     dm = dg.decouple(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "0", (torch.ones(2, 3),), boundary="oracle")
 
     with pytest.raises(dg.RecurrentError) as caught:
-        dg.Recurrent(dm, horizon=2, loss=F.mse_loss, optimizer=torch.optim.Adam, **options)
+        dg.Recurrent(dm, horizon=2, loss=F.mse_loss, optimizer=torch.optim.Adam, **bounded(options))
 
     ((name, value),) = options.items()
     assert f"{name}={value!r} needs two passes" in str(caught.value)

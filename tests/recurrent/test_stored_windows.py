@@ -95,7 +95,10 @@ def test_the_gradients_of_sequences_that_end_here_and_there_are_those_of_backpro
 @pytest.mark.parametrize("which", ENDS)
 def test_with_a_blend_the_head_learns_each_target_once(which, blend):
     """With lambda = 1 the targets are those of the oracle, so the head's are those of a stream that ends as a whole."""
-    rnn, oracle = made("gru", blend=blend, optimizer=adam, centre=False), made("gru", boundary="oracle", optimizer=adam)
+    rnn, oracle = (
+        made("gru", blend=blend, optimizer=adam, centre=False),
+        made("gru", boundary="oracle", optimizer=adam),
+    )
     counted = []
     learn = None
 
@@ -191,7 +194,7 @@ def test_a_reset_that_drops_stored_windows_is_told_once():
     x, y = data(long=3)
     rnn.step(x, y)
 
-    with pytest.warns(UserWarning, match=r"reset\(\) drops 1 windows.*end it before: step\(..., ends=True\)"):
+    with pytest.warns(UserWarning, match=r"reset\(\) drops 1 windows.*end them before: step\(..., ends=True\)"):
         rnn.reset()
     rnn.step(x, y)
     with warnings.catch_warnings():
@@ -205,7 +208,7 @@ def stored(length=2, reset=None, ends=None, fresh=None, settled=None):
     flagged = [None if f is None else torch.tensor(f) for f in (reset, ends, fresh, settled)]
     x = torch.zeros(length, 3, 1)
     window = Window(x, None, None, flagged[0], flagged[1], None, length, 3)
-    return Stored(window, Place([], flagged[2], None), None, {}, settled=flagged[3])
+    return Stored(window, Place([], flagged[2], None), None, {}, 1.0, settled=flagged[3])
 
 
 YES, NO = True, False

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from kit.streams import BATCH, IN, OUT, WIDE, adam, data, made, mse
+from kit.streams import BATCH, IN, OUT, WIDE, adam, bounded, data, made, mse
 from torch import nn
 
 import dnigraph as dg
 from dnigraph.recurrent.credit import guessed
+from dnigraph.recurrent.dni_in_time import InTime
 from dnigraph.recurrent.options import Options
 
 
@@ -40,7 +41,7 @@ def beginning(**options):
     torch.manual_seed(0)
     cell, out = nn.GRUCell(IN, WIDE).double(), nn.Linear(WIDE, OUT).double()
     settings = {"horizon": 3, "loss": mse, "optimizer": adam, "readout": out, "initial": Begin(), **options}
-    return dg.Recurrent(cell, **settings)
+    return dg.Recurrent(cell, **bounded(settings))
 
 
 @pytest.mark.parametrize("options", [{}, {"boundary": "shuffled"}, {"auxiliary": True}], ids=str)
@@ -61,8 +62,8 @@ def test_a_window_that_is_not_finite_costs_one_update_also_where_heads_see_input
     [
         ({"boundary": "silent"}, "boundary='silent' here and 'dni' in the file"),
         ({"boundary": "shuffled"}, "boundary='shuffled' here"),
-        ({"auxiliary": True}, "auxiliary=True here"),
-        ({"blend": 0.5}, "blend=0.5 here and None in the file"),
+        ({"auxiliary": True}, "auxiliary=0.003 here and 0.0 in the file"),
+        ({"blend": 0.5}, "blend=0.5 here and 0.0 in the file"),
         ({"head": "mlp"}, "head: head"),
         ({"optimizer": lambda p: torch.optim.SGD(p, 0.1)}, "core: optimised by SGD here and Adam in the file"),
     ],
@@ -299,7 +300,7 @@ def test_a_step_that_failed_can_be_done_again_as_if_it_had_not_been(options, whe
 
 
 def test_a_missing_label_is_told_before_anything_is_stored():
-    rnn = made(blend=0.5, optimizer=adam, condition=dg.one_hot(3))
+    rnn = made(boundary=dg.blend("dni", 0.5), optimizer=adam, condition=dg.one_hot(3))
     x, y = data()
 
     with pytest.raises(dg.ConditionError, match="label="):
@@ -308,7 +309,7 @@ def test_a_missing_label_is_told_before_anything_is_stored():
     assert rnn.state is None and rnn.steps == 0
 
 
-@pytest.mark.parametrize("option", [{"warm_up": 3}, {"discount": 0.5}])
+@pytest.mark.parametrize("option", [{"listen_after": 3}, {"discount": 0.5}])
 def test_blend_does_not_take_what_it_would_not_heed(option):
     with pytest.raises(dg.RecurrentError, match="do not go together"):
         made(blend=0.5, **option)
@@ -320,7 +321,7 @@ def test_the_control_shuffles_among_those_that_go_on():
     rows = torch.randn(5, 2)
 
     for _ in range(5):
-        found = guessed(Options(3, boundary="shuffled", centre=False), rows, ends, (1.0, 1.0)).core
+        found = guessed(Options(3, "shuffled", InTime(centre=False)), rows, ends, (1.0, 1.0)).core
 
         assert found[:2].eq(0).all()
         assert torch.equal(found[2:].sort(0).values, rows[2:].sort(0).values)
@@ -330,7 +331,7 @@ def test_the_control_shuffles_among_those_that_go_on():
 def test_statistics_of_layers_see_each_window_once(options):
     torch.manual_seed(0)
     norm = nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(WIDE), nn.Linear(WIDE, OUT), nn.Unflatten(0, (3, BATCH)))
-    rnn = dg.Recurrent(nn.GRU(IN, WIDE), horizon=3, loss=mse, optimizer=adam, readout=norm, **options)
+    rnn = dg.Recurrent(nn.GRU(IN, WIDE), horizon=3, loss=mse, optimizer=adam, readout=norm, **bounded(options))
     x, y = data(dtype=torch.float)
     before = int(norm[1].num_batches_tracked)
 
