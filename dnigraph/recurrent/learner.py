@@ -49,23 +49,6 @@ class Learned:
     swept: bool = False  # stored windows have learned
 
 
-class Tally:
-    """The mean loss over all entries of several windows."""
-
-    def __init__(self) -> None:
-        self.total, self.count = torch.zeros(()), 0
-
-    def add(self, learned: Learned) -> None:
-        """Add a window."""
-        if learned.loss is not None:
-            self.total = self.total + learned.loss.detach() * learned.count
-            self.count += learned.count
-
-    def mean(self) -> Tensor:
-        """The mean; nan if no entry counted."""
-        return self.total / self.count if self.count else torch.tensor(float("nan"))
-
-
 class Learner:
     """The core with its head, auxiliary task, traces and optimisers. Gradients add up until `update`."""
 

@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -25,14 +25,16 @@ from ..runners.local import StepResult
 from .as_network import network_of
 from .carried_state import Place, begin, behind, mended
 from .core import Core, Initial, failed, make_core
+from .evaluation import Evaluation, Evaluator, batches_of
 from .feedback import Feedback
-from .learner import Learned, Learner, Tally
+from .learner import Learned, Learner
 from .learner_factory import first_leaves, make_learner
 from .options import Ending, Options, Strengths, make_options
 from .recurrent_error import RecurrentError, all_at_once
 from .run_checkpoint import fitting, state_of, take_up
 from .stored_windows import Stored, count_finished, sweep
 from .stream import make_stream
+from .tally import Tally
 from .update_rules import Rules, check_rules
 from .window import Loss, Window, make_window
 
@@ -147,7 +149,7 @@ class Recurrent:
         window = make_window(self.core, self.options.horizon, x, target, mask, reset, ends, label)
         learned = self._step(window)
         tally = Tally()
-        tally.add(learned)
+        tally.add(learned.loss, learned.count)
         if window.mask is not None:
             self._tell_of_nothing("this window", tally.count)
         return StepResult(tally.mean(), _detached(learned.forward.output), learned.reports)
@@ -179,7 +181,7 @@ class Recurrent:
         reports: dict[str, dict[str, float]] = {}
         for window in stream.windows(self.core, self.options.horizon):
             learned = self._step(window, whole=ends)
-            tally.add(learned)
+            tally.add(learned.loss, learned.count)
             reports = learned.reports or reports
             if outputs or window.last:
                 kept.append(_detached(learned.forward.output))
@@ -187,6 +189,41 @@ class Recurrent:
             self._tell_of_nothing("these sequences", tally.count)
         output = kept[0] if len(kept) == 1 else pytree.tree_map(lambda *t: torch.cat(t, self.core.time), *kept)
         return StepResult(tally.mean(), output, reports)
+
+    def evaluate(
+        self, x: Any, target: Any = None, *, mask: Tensor | None = None, reset: Tensor | None = None,
+        lengths: Any = None, label: Any = None, state: Any = None, ends: bool = True, outputs: bool = False,
+        metrics: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    ) -> Evaluation:  # fmt: skip
+        """Loss and outputs on sequences that are not learned from, in eval mode, window by window.
+
+        Nothing of the run is touched: its place in the stream, weights, modes, buffers, the random state.
+
+        Args:
+            x: sequences, as in `run`; or a loader, anything to loop over that is no tensor, tuple or dict: its batches
+                are x, (x, target), (x, target, mask) or dicts with the names of these arguments.
+            state: in which the first sequences begin; None: as `initial` says.
+            ends: each batch's sequences end with it; False: the next batch goes on with them, as a stream's windows do.
+            outputs: also return the outputs of all steps; of a loader, those of each batch in a list.
+            metrics: more functions like the loss; a function of (output, target), each [entries, ...].
+
+        Raises:
+            RecurrentError: sequences, loader or metrics do not fit.
+
+        Example:
+            >>> accuracy = lambda scores, y: (scores.argmax(-1) == y).float().mean()
+            >>> found = rnn.evaluate(loader, metrics={"accuracy": accuracy})
+            >>> print(float(found.loss), found.metrics["accuracy"], found.entries)
+        """
+        for name, value in (("ends", ends), ("outputs", outputs)):
+            if not isinstance(value, bool):
+                raise RecurrentError([f"{name}={value!r} is no bool"], "say True or False")
+        rest = {"target": target, "mask": mask, "reset": reset, "lengths": lengths, "label": label}
+        batches, many = batches_of(x, rest)
+        layout = None if self._learner is None else self._learner.layout
+        evaluator = Evaluator(self.core, self.initial, layout, self.options.horizon, self.loss, metrics)
+        found = evaluator.run(batches, ends, state, outputs)
+        return found if many or not outputs else replace(found, output=found.output[0])
 
     @property
     def state(self) -> Any:
@@ -433,7 +470,9 @@ class Recurrent:
     def _refuse_idle(self) -> None:
         """Refuse steps in which nothing could learn."""
         if not self.core.training:
-            raise RecurrentError(["the module is in eval mode"], "call rnn.core.train(), or run the module itself")
+            raise RecurrentError(
+                ["the module is in eval mode"], "call rnn.core.train(); or rnn.evaluate(...), which learns nothing"
+            )
         if torch.is_inference_mode_enabled():
             raise RecurrentError(["nothing can learn under torch.inference_mode()"], "step outside of it")
 
