@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -130,7 +131,7 @@ class Tree:
                 fresh.append(i)
                 what = f"a {type(mine).__name__} among the results"
                 if isinstance(mine, Iterator):
-                    misfits.append(f"{what} computes only when it is asked, and once")
+                    misfits.append(f"{what} computes only when it is asked, and once: return a list or a tuple")
                     continue
                 try:
                     _copied(mine, {})
@@ -142,8 +143,8 @@ class Tree:
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy that has the same modules and tensors."""
-    for _, _, held in walk(value, contents, _DEPTH):
+    """A deep copy that has the same modules and tensors, also where it is a method or a partial of one."""
+    for _, _, held in walk(value, _bound, _DEPTH):
         if isinstance(held, torch.nn.Module | torch.Tensor):
             memo[id(held)] = held
     return copy.deepcopy(value, memo)
@@ -292,6 +293,15 @@ def _fill_defaults(made: Any, kind: Any, context: Any, children: list[Any]) -> A
     return _fill_dict(made, kind, context[1], children)
 
 
+def _view(of: str) -> _Way:
+    """The way of a dict's keys, values or items: those of a new dict."""
+
+    def fill(_: Any, __: Any, keys: Any, children: list[Any]) -> Any:
+        return getattr(dict(zip(keys, children, strict=True)), of)()
+
+    return _Way(lambda v: (list(v.mapping.values()), tuple(v.mapping)), None, fill, noted=False)
+
+
 _IN_ORDER = _Way(lambda v: (list(v), None), None, lambda _, kind, __, children: kind(children), noted=False)
 _BY_KEY = _Way(lambda v: (list(v.values()), tuple(v)), lambda kind, _: kind(), _fill_dict)
 _BUILTIN: dict[Any, _Way] = {
@@ -301,6 +311,7 @@ _BUILTIN: dict[Any, _Way] = {
     dict: _BY_KEY,
     collections.OrderedDict: _BY_KEY,
     collections.defaultdict: _Way(_open_defaults, lambda kind, context: kind(context[0]), _fill_defaults),
+    **{type(getattr({}, of)()): _view(of) for of in ("keys", "values", "items")},
     collections.deque: _Way(lambda v: (list(v), v.maxlen), lambda kind, size: kind(maxlen=size), _fill_list),
 }
 
@@ -346,6 +357,13 @@ def contents(value: Any) -> Any:
     if isinstance(value, dict | list | tuple | set | frozenset):
         return value if type(value).__module__ == "builtins" else [*_items(value), *fields_of(value).values()]
     return fields_of(value)
+
+
+def _bound(value: Any) -> Any:
+    """What an object holds; of a method its owner, and of a partial what it will pass on."""
+    if isinstance(value, types.MethodType):
+        return (value.__self__,)
+    return (value.func, value.args, value.keywords) if isinstance(value, functools.partial) else contents(value)
 
 
 def fields_of(value: Any) -> dict[str, Any]:

@@ -253,6 +253,7 @@ def test_a_users_head_that_takes_one_gets_the_value():
 
     assert head.condition is None
     assert head(value, None).equal(head.module(value))
+    assert head(value, torch.zeros(8, dtype=torch.long)).equal(head.module(value))  # a label that it does not ask for
 
 
 def test_a_second_argument_with_a_default_is_only_given_with_a_condition():

@@ -116,6 +116,7 @@ class Tracer:
             (nn.Module, "__call__", self._call),
             (Function, "apply", self._apply),
             (torch.jit.ScriptFunction, "__call__", self._script),
+            (nn.Parameter, "__new__", self._parameter),
             (builtins, "len", self._len),
         )
         with _patching, stance:
@@ -147,6 +148,20 @@ class Tracer:
             return self._module_calls.function(original.__get__(script), type(script), args, kwargs)
 
         return call
+
+    def _parameter(self, original: Any) -> Any:
+        """A parameter that the run makes of another tensor, as a deep copy of a layer does: torch reports no call."""
+
+        def new(cls: type, data: Any = None, *args: Any, **kwargs: Any) -> Any:
+            writer = self.writer
+            made_of_known = writer.listening and isinstance(data, torch.Tensor) and writer.known(data) is not None
+            with writer.aside():
+                parameter = original.__get__(None, cls)(cls, data, *args, **kwargs)
+            if made_of_known:
+                writer.bind(parameter, writer.write(cls, (data, *args), kwargs))
+            return parameter
+
+        return staticmethod(new)
 
     def _len(self, original: Any) -> Any:
         def length(value: Any) -> Any:

@@ -265,6 +265,33 @@ def test_all_misfits_come_at_once_in_the_order_of_the_cuts():
     )
 
 
+def test_a_layer_that_only_numbers_without_a_gradient_flow_into_begins_what_learns():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.of(x + 1))
+
+    graph = captured(Words(), torch.zeros(2, dtype=torch.long)).graph
+
+    with pytest.raises(CutError, match="nothing that learns flows into 'of'; it begins the model"):
+        resolve(graph, before("of"), ["of", "head"])
+
+
+@pytest.mark.parametrize("place", [before, after])
+@pytest.mark.parametrize(
+    "whole",
+    [Plan("M", "record", (("stem", "add"),), (), ()), 2, balanced(2), ("stem", "head"), before("stem"), after("stem")],
+    ids="plan number balanced edge before after".split(),
+)
+def test_before_and_after_take_places_and_no_whole_cuts(place, whole):
+    (said,) = misfits(place(whole))
+
+    assert "names no place" in said
+
+
 def test_one_misfit_is_told_in_the_singular():
     with pytest.raises(CutError, match=r"^1 cut does not fit the model:\n  \* cut 'zzz'"):
         resolve(GRAPH, "zzz", PATHS)

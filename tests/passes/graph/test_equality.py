@@ -86,6 +86,7 @@ def test_not_a_number_equals_itself():
     assert equal(float("nan"), float("nan"))
     assert equal(complex("nan"), complex("nan"))
     assert not equal(float("nan"), 1.0)
+    assert not equal(1.0, float("nan"))
 
 
 def test_two_functions_of_other_code_are_not_equal():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from kit.replay import Doing
 from torch import fx, nn
+from torch._ops import OpOverloadPacket
 
 from dnigraph.passes.capture.annotate import annotate
 from dnigraph.passes.capture.ladder import capture
@@ -220,3 +221,47 @@ def test_a_module_of_torch_makes_sizes_of_sizes_and_a_module_of_others_may_not(k
     written.graph.output((made,))
 
     assert trust(written.graph) is expected
+
+
+def _tagged(tag):
+    """The operators of torch that carry a tag, by name, but for indexing: that depends on its indices."""
+    names = [name for name in dir(torch.ops.aten) if isinstance(getattr(torch.ops.aten, name), OpOverloadPacket)]
+    packets = {name: getattr(torch.ops.aten, name) for name in names if name != "index"}
+    return {n for n, packet in packets.items() if any(tag in getattr(packet, o).tags for o in packet.overloads())}
+
+
+# What torch has no tag for: layouts, packed sequences, and what calls one of the others.
+SIZED_BY_DATA = """
+    unique argwhere combinations histogramdd segment_reduce pack_padded_sequence _pack_padded_sequence
+    pad_packed_sequence _pad_packed_sequence to_sparse to_sparse_coo to_sparse_csr to_sparse_csc to_sparse_bsr
+    to_sparse_bsc coalesce indices _indices values _values crow_indices col_indices ccol_indices row_indices
+""".split()
+READ_FROM_DATA = "item tolist stride storage_offset".split()
+
+
+@pytest.mark.parametrize("name", sorted({*_tagged(torch.Tag.dynamic_output_shape), *SIZED_BY_DATA, *READ_FROM_DATA}))
+def test_data_decides_how_large_the_result_of_some_operators_is(name):
+    written = Written()
+    written.graph.call_function(guard, (written.size(written.method(name, written.x)), 3, ""))
+    written.graph.output((written.x,))
+
+    assert trust(written.graph) is Trust.NEVER
+
+
+SIZES_TAKEN = """
+    arange range linspace logspace zeros ones full empty rand randn randint randperm eye tril_indices triu_indices
+    new_zeros new_ones new_full new_empty tensor_split hsplit vsplit dsplit split chunk narrow narrow_copy expand
+    broadcast_to view reshape repeat tile unflatten unfold resize_ as_strided pad interpolate getitem select
+    sparse_coo_tensor hamming_window hann_window blackman_window bartlett_window kaiser_window affine_grid topk
+""".split()
+
+
+@pytest.mark.parametrize("name", SIZES_TAKEN)
+def test_a_tensor_that_is_taken_as_a_size_decides_how_large_a_result_is_and_a_number_does_not(name):
+    for size, expected in (("number", Trust.NEVER), (3, Trust.SAME_SIZES)):
+        written = Written()
+        taken = written.number if size == "number" else size
+        written.graph.call_function(guard, (written.size(written.method(name, written.x, taken)), 3, ""))
+        written.graph.output((written.x,))
+
+        assert trust(written.graph) is expected

@@ -3,6 +3,8 @@
 import collections
 import copy
 import dataclasses
+import functools
+import threading
 import time
 import types
 import weakref
@@ -15,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 import dnigraph as dg
 from dnigraph.passes.errors import CaptureError
+from dnigraph.passes.graph.equality import equal
 from dnigraph.passes.graph.pytrees import HOLE, flatten, take_apart, unflatten
 
 T = torch.arange(3.0)
@@ -124,6 +127,9 @@ class Rows(list):
         collections.defaultdict(list, b=[T]),
         collections.deque([T, 1], maxlen=3),
         {T},
+        {"b": T, "a": [T]}.values(),
+        {"b": T, "a": [T]}.items(),
+        {"b": T, "a": [T]}.keys(),
         (),
         None,
     ],
@@ -328,9 +334,20 @@ def test_constants_that_each_run_makes_anew_are_copied_and_others_are_not():
 
 
 @pytest.mark.parametrize("make", [lambda: (i for i in [1]), lambda: iter([1]), lambda: zip([1], [2], strict=True)])
-def test_constants_that_end_are_refused(make):
-    with pytest.raises(CaptureError, match="computes only when it is asked, and once"):
-        take_apart([make()])[1].renewing([make()])
+def test_constants_that_end_are_refused_with_the_way_out(make):
+    with pytest.raises(CaptureError) as refused:
+        take_apart([make(), T, make()])[1].renewing([make(), T, make()])
+
+    what = f"a {type(make()).__name__} among the results computes only when it is asked, and once"
+    assert list(refused.value.reasons) == [f"{what}: return a list or a tuple"] * 2
+
+
+def test_constants_that_nobody_can_copy_are_refused_and_others_of_their_kind_are_not():
+    lock = threading.Lock()
+
+    assert take_apart([lock])[1].renewing([lock]).fresh == ()
+    with pytest.raises(CaptureError, match="a lock among the results cannot be made anew in every call: cannot pickle"):
+        take_apart([lock])[1].renewing([threading.Lock()])
 
 
 def test_a_fresh_constant_stays_on_its_module():
@@ -340,6 +357,42 @@ def test_a_fresh_constant_stays_on_its_module():
     (built,) = tree.renewing([types.SimpleNamespace(layer=layer)]).build([])
 
     assert built.layer is layer and built is not tree.constants[0]
+
+
+class Coder(torch.nn.Linear):
+    def decode(self, h):
+        return self(h)
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        lambda layer: layer.decode,
+        lambda layer: functools.partial(layer.decode, 2),
+        lambda layer: functools.partial(torch.add, layer.weight),
+        lambda layer: functools.partial(torch.add, other=layer.weight),
+        lambda layer: [functools.partial(max, [layer.decode])],
+    ],
+    ids=["method", "partial of a method", "partial of a weight", "by name", "a method in it"],
+)
+def test_methods_and_partials_stay_those_of_the_module_and_its_weights(bind):
+    layer = Coder(2, 2)
+
+    tree = take_apart([bind(layer)])[1]
+    (built,) = tree.renewing([bind(layer)]).build([])
+
+    assert equal(built, bind(layer))
+    assert _modules_and_tensors(built) == _modules_and_tensors(bind(layer)) != set()
+
+
+def _modules_and_tensors(value):
+    if isinstance(value, types.MethodType):
+        value = [value.__self__]
+    if isinstance(value, functools.partial):
+        value = [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, list):
+        return set().union(*map(_modules_and_tensors, value))
+    return {id(value)} if isinstance(value, torch.nn.Module | torch.Tensor) else set()
 
 
 def test_sizes_among_the_results_come_back_as_sizes():

@@ -357,6 +357,22 @@ def test_a_crossing_is_named_after_the_outermost_module_that_it_comes_out_of():
     assert [c.name for c in plan.crossings] == ["0.0", "0", "1.0.conv", "1"]
 
 
+def test_of_two_values_that_leave_a_module_only_the_last_has_its_name():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = linear(), linear()
+
+        def forward(self, x):
+            return self.one(x).sigmoid(), self.two(x).tanh()
+
+    model = model_of(lambda m, x: m.b(torch.add(*m.a(x))), a=Both(), b=linear())
+
+    _, plan = parted(model, ["a"], X)
+
+    assert [c.name for c in plan.crossings] == ["sigmoid", "a"]
+
+
 def test_a_crossing_that_no_module_makes_has_the_name_of_its_node():
     model = model_of(lambda m, x: m.b(m.a(x).sigmoid()), a=linear(), b=linear())
 

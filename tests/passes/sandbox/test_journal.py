@@ -281,6 +281,22 @@ def test_torch_stands_as_before_where_a_function_breaks_off():
     assert process() == before
 
 
+def test_what_breaks_off_with_nothing_noted_leaves_torch_as_before_and_what_ends_well_may_change_it():
+    @all_or_nothing
+    def turns_gradients_off(error):
+        torch.set_grad_enabled(False)
+        if error:
+            raise error
+
+    with torch.enable_grad():
+        with pytest.raises(ValueError, match="no"):
+            turns_gradients_off(ValueError("no"))
+        assert torch.is_grad_enabled()
+
+        turns_gradients_off(None)
+        assert not torch.is_grad_enabled()
+
+
 def test_a_block_that_ends_long_after_takes_nothing_back_again():
     undos = []
 

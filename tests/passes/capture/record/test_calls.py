@@ -141,10 +141,6 @@ def goes_past_torch(model, x):
     return model.inner(x) + torch.from_dlpack(x.detach().mean(0))
 
 
-def makes_a_parameter(model, x):
-    return model.outer(nn.Parameter(model.inner(x).detach()))
-
-
 def runs_in_another_thread(model, x):
     found = []
     thread = threading.Thread(target=lambda: found.append(model.inner(x)))
@@ -165,7 +161,6 @@ def draws_from_a_generator_of_its_own(model, x):
         (writes_through_numpy, "writes into a tensor through numpy"),
         (hooks_with_a_tensor_of_the_run, "a function that holds tensors or sizes of this call"),
         (goes_past_torch, "no function of the inputs"),
-        (makes_a_parameter, "no function of the inputs"),
         (runs_in_another_thread, "made by a call that torch does not report"),
         (draws_from_a_generator_of_its_own, "torch.Generator of its own"),
     ],

@@ -1,6 +1,7 @@
 """A recording of one run: what goes in and comes out, and nothing that stays behind."""
 
 import array
+import copy
 import dataclasses
 import random
 import threading
@@ -8,7 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from kit.replay import Doing, judge
+import torch.nn.functional as F
+from kit.replay import Doing, compare, judge
 from torch import nn
 
 from dnigraph.passes.capture.ladder import capture
@@ -100,13 +102,45 @@ def test_one_tensor_given_twice_must_be_given_twice_again():
         graph(X, other)
 
 
+def loaded(model, h):
+    layer = nn.Linear(4, 4)
+    layer.load_state_dict(model.inner.state_dict())
+    return layer(h)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda model, x: copy.deepcopy(model.inner)(model.outer(x)) + model.inner(x),
+        lambda model, x: nn.Parameter(model.inner(x).detach() * 2) + model.outer(x),
+        lambda model, x: F.linear(x, nn.Parameter(model.inner.weight)) + model.outer(x),
+        lambda model, x: F.linear(x, nn.Parameter(model.inner.weight * 2, requires_grad=False)) + model.outer(x),
+        lambda model, x: nn.ParameterList([model.inner(x).detach()])[0] + model.outer(x),
+        loaded,
+    ],
+    ids=["deep copy", "of a value", "of a weight", "without a gradient", "in a list", "loaded"],
+)
+def test_parameters_that_the_model_makes_follow_the_weights_and_inputs_that_they_are_made_of(function):
+    model = Doing(function)
+    verdict = judge(model, X)
+    assert (verdict.same, verdict.more) == ("right", "right"), verdict.why
+
+    with torch.no_grad():
+        model.inner.weight.mul_(2)
+    assert compare(model, verdict.captured, *flatten(((X + 1,), {}))) == "right"
+
+
 def test_patches_are_gone_after_a_capture():
-    held = nn.Module.__call__, nn.Module.__setattr__, vars(torch.autograd.Function)["apply"], len
+    def standing():
+        own = vars(torch.autograd.Function)["apply"], vars(nn.Parameter)["__new__"]
+        return nn.Module.__call__, nn.Module.__setattr__, *own, len
+
+    held = standing()
 
     with pytest.raises(CaptureError):
         capture(Doing(lambda model, x: model.inner(x) * random.random()), (X,), {}, "record")
 
-    assert (nn.Module.__call__, nn.Module.__setattr__, vars(torch.autograd.Function)["apply"], len) == held
+    assert standing() == held
 
 
 def test_other_threads_notice_nothing_of_a_recording():
