@@ -17,7 +17,7 @@ from .description.samples import entered, shapes
 from .event_log import EventLog
 from .failure_notes import failure_notes
 from .firing import Firing, stashed
-from .inbox import Inbox
+from .inbox import Inbox, Reading
 from .outbox import Outbox
 from .skips import Skips
 from .tick import Tick
@@ -49,7 +49,7 @@ class Actor:
     ):  # fmt: skip
         self.agent, self.inboxes, self.outboxes, self.group, self.log = agent, inboxes, outboxes, group, log
         self.skips, self.tied = skips or Skips(), tied
-        self.waiting: list[Firing] = []
+        self.waiting: list[Firing[Reading]] = []
         self.chance = chance or torch.Generator()
         self._learned = False
         self._detached = Detached()
@@ -125,15 +125,15 @@ class Actor:
             return lines
         return lines + [self._no_label(box, tick) for box in self.outboxes if box.needs_label(tick)]
 
-    def _fire(self, tick: Tick) -> Firing | None:
+    def _fire(self, tick: Tick) -> Firing[Reading] | None:
         """Run the forward pass. Returns the firing, if it learns."""
         learns = tick.learning and self._draw()
-        firing = Firing(tick.number, boxes=self.outboxes)
+        firing = Firing[Reading](tick.number)
         try:
             self._run(firing, tick, learns)
         except BaseException as error:
             inputs = {port: tick.inputs[port] for port in self._free if port in tick.inputs}
-            notes = failure_notes(firing, self.agent.name, inputs, self.agent.takes_windows)
+            notes = failure_notes(tick.number, firing.readings, self.agent.name, inputs, self.agent.takes_windows)
             firing.done()
             other = [port for port, value in inputs.items() if self._forms.get(port, _form(value)) != _form(value)]
             if other and type(error) in BARE:
@@ -154,7 +154,7 @@ class Actor:
         p = self.agent.p_update
         return p >= 1 or float(torch.rand((), generator=self.chance)) < p
 
-    def _run(self, firing: Firing, tick: Tick, learns: bool) -> None:
+    def _run(self, firing: Firing[Reading], tick: Tick, learns: bool) -> None:
         arguments = self._read(firing, tick, learns)
         if self.log is not None:
             self.log.fired(tick.number, self.agent.name, firing.readings, learns)
@@ -168,10 +168,11 @@ class Actor:
         if not tick.learning:
             self._pass_on(firing, tick, outputs)
         loss = self._loss(returned, outputs, tick, learns)
-        firing.loss = loss if learns else None
+        if learns and loss is not None and loss.requires_grad:
+            firing.ends.append((loss, torch.ones_like(loss)))
         tick.outputs[self.agent.name] = {k: v.detach() if isinstance(v, Tensor) else v for k, v in outputs.items()}
 
-    def _read(self, firing: Firing, tick: Tick, learns: bool) -> dict[str, Any]:
+    def _read(self, firing: Firing[Reading], tick: Tick, learns: bool) -> dict[str, Any]:
         arguments = {}
         for inbox in self.inboxes:
             reading = inbox.read(tick)
@@ -181,7 +182,8 @@ class Actor:
                 raise NetworkError([f"{inbox.sink} is read in tick {tick.number}, and nothing has come there yet"])
             leaf = entered(reading.value, learns and not inbox.link.outside)
             arguments[inbox.sink.name] = leaf.clone() if inbox.copies and isinstance(leaf, Tensor) else leaf
-            firing.readings.append((inbox, reading, leaf))
+            reading.leaf = leaf
+            firing.readings.append(reading)
         inputs = {name: tick.inputs[port] for port, name in self._free.items() if port in tick.inputs}
         return arguments | inputs | tick.others.get(self.agent.name, {})
 
@@ -196,7 +198,7 @@ class Actor:
                 statistic.data.copy_(kept)  # .data: the graph that has just been made may hold them
         return returned
 
-    def _send(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any], label: Any, learns: bool) -> None:
+    def _send(self, firing: Firing[Reading], tick: Tick, outputs: Mapping[str, Any], label: Any, learns: bool) -> None:
         for number, box in enumerate(self.outboxes):
             if box.port not in outputs:
                 continue  # the module did not return this output
@@ -209,13 +211,13 @@ class Actor:
                 value = value.detach().requires_grad_()  # the head still learns when the answer comes
             try:
                 with torch.enable_grad():
-                    visit = box.send(tick.number, value, label, firing.answered, box.in_vain(tick))
+                    sent = box.send(tick.number, value, label, box.in_vain(tick))
             except ConditionError as error:
                 if label is not None:
                     raise
                 raise NetworkError([self._no_label(box, tick)], "the tick does not fit") from error
-            if visit is not None:
-                firing.visited(number, visit)
+            if sent is not None and sent.visit is not None:
+                firing.send(number, sent, sent.visit)
             if self.log is not None:
                 self.log.sent(tick.number, box.link)
 
@@ -225,7 +227,7 @@ class Actor:
         words = f"{box.link.name} looks at the label, and in tick {tick.number} there is none for {name}"
         return f"{words}: give tick(...){target} label={{{name!r}: ...}}"
 
-    def _pass_on(self, firing: Firing, tick: Tick, outputs: Mapping[str, Any]) -> None:
+    def _pass_on(self, firing: Firing[Reading], tick: Tick, outputs: Mapping[str, Any]) -> None:
         """Send in eval mode: nothing comes back."""
         with torch.no_grad():
             for box in self.outboxes:
@@ -276,7 +278,10 @@ class Actor:
         self.waiting = [firing for firing in self.waiting if not firing.knows]
         self._learned = True
         for firing in ready:
-            firing.learn()
+            try:
+                firing.learn()
+            finally:
+                firing.done()
             self._through(firing.tick)
 
     def _through(self, tick: int) -> None:

@@ -1,6 +1,6 @@
-"""Messages that have arrived, and which of them a firing read."""
+"""Messages that have arrived."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 from .channel import Message
 
 ABSENT = object()  # no message has arrived yet, and there is no initial value
-KEPT = ("total", "last", "closed", "answered", "read")  # of an entry, in a checkpoint
+KEPT = ("total", "closed", "answered", "read")  # of an entry, in a checkpoint
 
 
 @dataclass
@@ -19,20 +19,10 @@ class Entry:
 
     message: Message
     total: Tensor | None = None  # sum of the gradients of firings that read it and have learned
-    last: int = -1  # the tick in which the last of them learned
     open: int = 0  # readings that have not learned yet
     closed: bool = False  # no firing will read it any more
     answered: bool = False
     read: bool = False  # by a firing
-
-
-@dataclass
-class Reading:
-    """What a firing read from an inbox."""
-
-    value: Any
-    entries: list[Entry] = field(default_factory=list)  # oldest first; empty: the initial value was read
-    stale: int | None = None  # ticks since the oldest of them was sent
 
 
 def plain(message: Message) -> dict[str, Any]:

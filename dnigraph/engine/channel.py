@@ -35,7 +35,6 @@ class Answer:
     """One receiver's answer to a message, given once: the gradient of everything that it computed from it."""
 
     sent: int  # the tick in which the message was sent
-    heard: int  # the tick in which the receiver last learned from it
     gradient: Tensor | None  # None: the receiver did not use the message, or did not learn
 
 

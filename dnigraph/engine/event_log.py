@@ -2,16 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..passes.errors import nearest
-from .arrivals import Reading
 from .description.link import Link
 from .description.network_error import NetworkError
-from .inbox import Inbox
+from .inbox import Reading
 
 KINDS = ("fire", "read", "send", "target", "unused")
 TICK = 1000  # microseconds that a tick takes in a trace
@@ -68,11 +67,12 @@ class EventLog:
             raise NetworkError([f"there is no kind {kind!r}{near}; there are {known}"], "there are no such events")
         return [e for e in self.events if e.kind == kind and agent in (None, e.agent)]
 
-    def fired(self, tick: int, agent: str, readings: list[tuple[Inbox, Reading, Any]], learns: bool) -> None:
+    def fired(self, tick: int, agent: str, readings: Sequence[Reading], learns: bool) -> None:
         """Note a firing and what it read."""
         tick += self.past
         self.events.append(Event(tick, "fire", agent, learns=learns))
-        for inbox, reading, _ in readings:
+        for reading in readings:
+            inbox = reading.inbox
             if inbox.link.outside:
                 continue
             sent = None if reading.stale is None else tick - reading.stale

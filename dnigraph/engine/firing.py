@@ -1,68 +1,100 @@
-"""One firing of one agent, from what it read until it has learned."""
+"""One run of a part: what it read, what it sent, and when it learns."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..boundaries import Visit
-from .arrivals import Reading
-from .inbox import Inbox
-from .outbox import Outbox
+from ..boundaries import Visit, sum_in_order
 from .updates.gradients import backward, pairs
 
 
+class Answerable(Protocol):
+    """A value that a firing has read, and whose gradient goes back."""
+
+    leaf: Any  # what the module saw; a tensor that gets a gradient is the start of the firing's graph
+
+    def learned(self, tick: int, gradient: Tensor | None) -> None:
+        """Hear the gradient that the firing of that tick has for the value; None: it has none."""
+
+
+R = TypeVar("R", bound=Answerable)
+
+
 @dataclass
-class Firing:
-    """What one firing holds until it has learned.
+class Firing(Generic[R]):
+    """What one run of a part holds until it has learned.
 
     It learns in one backward pass, from its own loss and from a gradient for each output: the estimates, which are
-    there at once, or for a boundary that waits (an oracle, a warm-up) the answers.
+    there at once, or for a boundary that waits (an oracle, a warm-up) those that the answers give.
     """
 
     tick: int
-    loss: Tensor | None = None
-    readings: list[tuple[Inbox, Reading, Any]] = field(default_factory=list)  # and the leaf that the module saw
-    visits: dict[int, Visit] = field(default_factory=dict)  # by the outbox's number
-    gradients: dict[int, Any] = field(default_factory=dict)
-    boxes: list[Outbox] = field(default_factory=list)
+    ends: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # its loss, or outputs that a loss reads; gradients
+    readings: list[R] = field(default_factory=list)
+    sent: dict[Hashable, "Sent"] = field(default_factory=dict)  # by the name or number of the output
+    gradients: dict[Hashable, Any] = field(default_factory=dict)  # of the roots of their visits
 
-    def visited(self, number: int, visit: Visit) -> None:
-        """An output was sent."""
-        self.visits[number] = visit
+    def send(self, output: Hashable, sent: "Sent", visit: Visit) -> None:
+        """An output has been visited, and goes to its readers."""
+        self.sent[output], sent.firing, sent.output = sent, self, output
         if visit.now is not None:
-            self.gradients[number] = visit.now
-
-    def answered(self, box: Outbox, gradients: Any) -> None:
-        """The gradients that it waited for have come."""
-        self.gradients[self.boxes.index(box)] = gradients
+            self.gradients[output] = visit.now
 
     @property
     def knows(self) -> bool:
         """Whether all gradients are there."""
-        return len(self.gradients) == len(self.visits)
+        return len(self.gradients) == len(self.sent)
 
     def learn(self) -> None:
-        """Run the backward pass, and give each message that was read its share of the gradient."""
-        roots = [pair for i, visit in self.visits.items() for pair in pairs(visit.roots, self.gradients[i])]
-        if self.loss is not None and self.loss.requires_grad:
-            roots.append((self.loss, torch.ones_like(self.loss)))
-        try:
-            backward(roots)
-        finally:
-            self.done()
+        """Run the backward pass."""
+        backward([*self._roots(), *self.ends])
+
+    def _roots(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for output, sent in self.sent.items():
+            if sent.visit is not None:
+                yield from pairs(sent.visit.roots, self.gradients[output])
 
     def done(self) -> None:
-        """Answer the messages that were read, and release the graphs."""
-        for inbox, reading, leaf in self.readings:
-            gradient = leaf.grad if isinstance(leaf, Tensor) else None
-            inbox.learned(self.tick, reading, gradient)
-        for number in self.visits:
-            self.boxes[number].learned(self.tick)
-        self.visits, self.loss, self.readings = {}, None, []
+        """It has learned, or never will: release the graphs, and hand on the gradients of what was read."""
+        for sent in self.sent.values():
+            sent.release()
+        readings, self.readings, self.sent, self.ends = self.readings, [], {}, []
+        for reading in readings:
+            reading.learned(self.tick, reading.leaf.grad if isinstance(reading.leaf, Tensor) else None)
+
+
+@dataclass
+class Sent:
+    """A value that its readers have, and that not all of them have answered."""
+
+    visit: Visit | None  # None: the boundary visits the value again when the answers are there
+    value: Any = None  # detached, where there may be such a visit
+    label: Any = None
+    firing: Firing[Any] | None = None  # None: it has learned, or never will
+    output: Hashable = None  # as the firing knows it
+    answers: dict[int, Tensor | None] = field(default_factory=dict)  # by the reader's number: a gradient or none
+
+    def target(self) -> Tensor | None:
+        """The gradient of the value: the sum over its readers."""
+        return sum_in_order([self.answers[number] for number in sorted(self.answers)])
+
+    def settle(self, visit: Visit, target: Tensor | None) -> None:
+        """All readers have answered: the firing that waits gets its gradients, or else the boundary learns."""
+        if self.firing is not None and visit.now is None:
+            self.firing.gradients[self.output] = visit.gradients(target)
+        else:
+            backward(pairs(visit.roots[1:], visit.settle(target)[1:]))
+
+    def release(self) -> None:
+        """Its firing has learned, or never will: keep none of its graph."""
+        self.firing = None
+        if self.visit is not None:
+            roots = self.visit.roots
+            self.visit = Visit((roots[0].detach(), *roots[1:]), self.visit.now, self.visit.settle)
 
 
 @contextmanager

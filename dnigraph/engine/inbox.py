@@ -3,11 +3,12 @@
 import warnings
 from collections import deque
 from collections.abc import Container
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from .arrivals import ABSENT, KEPT, Entry, Reading, moved, plain
+from .arrivals import ABSENT, KEPT, Entry, moved, plain
 from .channel import Answer, Channel, Line, Message
 from .description.agent import Agent
 from .description.clock import Clock
@@ -99,7 +100,7 @@ class Inbox:
             # The newest stays in the inbox, in case the network goes on in eval mode.
             self.entries = [Entry(message, closed=True, answered=True)]
             if not prediction.learn(message) and message.wants:
-                self.ready.append(Answer(message.sent, -1, None))
+                self.ready.append(Answer(message.sent, None))
         prediction.forget()
 
     def _make_room(self) -> None:
@@ -126,14 +127,14 @@ class Inbox:
         name = self.link.source.name
         return [name] if needed and not holds and name not in known else []
 
-    def read(self, tick: Tick) -> Reading:
+    def read(self, tick: Tick) -> "Reading":
         """What a firing in this tick reads."""
         if self.prediction is not None and tick.learning:
             sent = tick.number - self.delay
             value = self.prediction.predict(sent, tick.inputs)
-            return Reading(value, [Entry(Message(sent, None, True), open=1, closed=True)])
+            return Reading(self, value, [Entry(Message(sent, None, True), open=1, closed=True)])
         if not self.entries:
-            return Reading(self._first(tick.batch))
+            return Reading(self, self._first(tick.batch))
         entries = list(self.entries)
         for entry in entries:
             if entry.message.spoilt:
@@ -144,7 +145,7 @@ class Inbox:
             entry.open += 1
             entry.read = True
         value = self._joined([entry.message for entry in entries])
-        return Reading(value, entries, tick.number - entries[0].message.sent)
+        return Reading(self, value, entries, tick.number - entries[0].message.sent)
 
     def _tell_of_lost_gradient(self, message: Message, tick: int) -> None:
         """Warn once that a reading returns no gradient, where the sender waits for the true one."""
@@ -186,7 +187,7 @@ class Inbox:
 
     # ---- answering
 
-    def learned(self, tick: int, reading: Reading, gradient: Tensor | None) -> None:
+    def learned(self, tick: int, reading: "Reading", gradient: Tensor | None) -> None:
         """Called when a firing has learned, or never will: its messages get their shares of the gradient.
 
         A gradient that is not finite is none.
@@ -200,7 +201,6 @@ class Inbox:
             entry.open -= 1
             if share is not None:
                 entry.total = share if entry.total is None else entry.total + share
-                entry.last = max(entry.last, tick)
             until = entry if self.policy.keeps is not None else reading.entries[-1]
             entry.closed = entry.closed or self._was_last(until.message, tick)
             self._answer(entry)
@@ -225,7 +225,7 @@ class Inbox:
         if entry.closed and not entry.open and not entry.answered:
             entry.answered = True
             if entry.message.wants:
-                self.ready.append(Answer(entry.message.sent, entry.last, entry.total))
+                self.ready.append(Answer(entry.message.sent, entry.total))
 
     def push(self) -> None:
         """Send this tick's answers back to the sender; inputs of the network have none."""
@@ -237,7 +237,7 @@ class Inbox:
         """Answer every message in the inbox and under way; a later reading of them returns no gradient."""
         for message in self.coming:
             if message.wants:
-                self.ready.append(Answer(message.sent, -1, None))
+                self.ready.append(Answer(message.sent, None))
         self.coming = deque(Message(m.sent, m.value, False) for m in self.coming)
         for entry in self.entries:
             self._close(entry)
@@ -256,7 +256,7 @@ class Inbox:
         return {
             "coming": [plain(m) for m in self.coming],
             "entries": [{**plain(e.message), **{name: getattr(e, name) for name in KEPT}} for e in self.entries],
-            "ready": [(a.sent, a.heard, a.gradient) for a in self.ready],
+            "ready": [(a.sent, a.gradient) for a in self.ready],
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -267,4 +267,19 @@ class Inbox:
         for e in state["entries"]:
             message = Message(e["sent"], e["value"], e["wants"])
             self.entries.append(Entry(message, **{name: e[name] for name in KEPT}))
-        self.ready = [Answer(*a) for a in state.get("ready", ())]  # files of before 0.2 have none
+        self.ready = [Answer(*a) for a in state["ready"]]
+
+
+@dataclass
+class Reading:
+    """What a firing read from an inbox."""
+
+    inbox: Inbox
+    value: Any
+    entries: list[Entry] = field(default_factory=list)  # oldest first; empty: the initial value was read
+    stale: int | None = None  # ticks since the oldest of them was sent
+    leaf: Any = None  # the value as the module saw it
+
+    def learned(self, tick: int, gradient: Tensor | None) -> None:
+        """The firing of that tick has learned: its messages get their shares of the gradient."""
+        self.inbox.learned(tick, self, gradient)

@@ -1,38 +1,20 @@
 """The sender's end of a link: its boundary, and the messages that have not been answered yet."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..boundaries import Boundary, Visit, sum_in_order
+from ..boundaries import Boundary, Visit
 from .arrivals import moved
 from .channel import Answer, Channel, Line, Message
 from .description.agent import Agent
 from .description.link import Link
+from .firing import Sent
 from .tick import Tick
-from .updates.gradients import backward, pairs
 from .updates.optimizers import Group, finite
-
-Answered: TypeAlias = "Callable[[Outbox, Any], None]"  # takes the gradients that a firing waits for
-
-
-@dataclass
-class Sent:
-    """A message whose answers have not all come."""
-
-    value: Tensor  # detached
-    label: Any
-    visit: Visit | None  # None: the boundary visits the value again when the answer comes
-    waiting: "Answered | None"  # of the firing, which takes the answer; None: it has learned
-    answers: dict[int, Answer] = field(default_factory=dict)  # by the receiver's number
-
-    def target(self) -> Tensor | None:
-        """The gradient of the message: the sum over its receivers."""
-        return sum_in_order([self.answers[i].gradient for i in sorted(self.answers)])
 
 
 class Outbox:
@@ -94,8 +76,8 @@ class Outbox:
         """Prepare a message from which nothing learns."""
         self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
 
-    def send(self, tick: int, value: Any, label: Any, waiting: Answered, in_vain: bool = False) -> Visit | None:
-        """Prepare the message for `push`. Returns the visit of the boundary, if something learns from it."""
+    def send(self, tick: int, value: Any, label: Any, in_vain: bool = False) -> Sent | None:
+        """Prepare the message for `push`. Returns it with the visit of the boundary, if something learns from it."""
         boundary = self.boundary
         self.pass_on(tick, value)
         if boundary is None or not isinstance(value, Tensor) or not boundary.learns(value):
@@ -107,9 +89,9 @@ class Outbox:
             visit = boundary.meet(value)
         if in_vain and visit.now is not None:
             return None  # an oracle's firing stays queued and is settled at the end of the episode
-        self.sent[tick] = Sent(value.detach(), label, visit, waiting)
-        self._now = Message(tick, value.detach(), True)
-        return visit
+        self.sent[tick] = sent = Sent(visit, value.detach(), label)
+        self._now = Message(tick, sent.value, True)
+        return sent
 
     def push(self) -> None:
         """Send this tick's message, or None if there is none."""
@@ -165,7 +147,7 @@ class Outbox:
         for tick in lost:
             for number in range(len(self.messages)):
                 if tick in self.sent and number not in self.sent[tick].answers:
-                    self._note(number, Answer(tick, -1, None))
+                    self._note(number, Answer(tick, None))
         return bool(lost)
 
     def drop(self) -> None:
@@ -180,17 +162,10 @@ class Outbox:
         self._unheard = [len(packets) for packets in self.under_way]
         self.forget_graphs()  # the weights may have moved since
 
-    def learned(self, tick: int) -> None:
-        """Called when the firing of that tick has learned, or never will: release its graph."""
-        if (sent := self.sent.get(tick)) is not None:
-            sent.waiting = None
-            if sent.visit is not None:
-                sent.visit = Visit((sent.value, *sent.visit.roots[1:]), sent.visit.now, sent.visit.settle)
-
     def forget_graphs(self) -> None:
         """At the end of a tick, unanswered messages keep only value and label, and no graph of the head."""
         for sent in self.sent.values():
-            if sent.waiting is None:
+            if sent.firing is None:
                 sent.visit = None
 
     def step(self) -> bool:
@@ -210,7 +185,7 @@ class Outbox:
         sent = self.sent.get(answer.sent)
         if sent is None:
             return
-        sent.answers[number] = answer
+        sent.answers[number] = answer.gradient
         if len(sent.answers) == len(self.messages):
             del self.sent[answer.sent]
             target = sent.target()
@@ -218,11 +193,10 @@ class Outbox:
             self._settle(sent, target)
 
     def _settle(self, sent: Sent, target: Tensor | None) -> None:
-        if sent.waiting is not None and sent.visit is not None and sent.visit.now is None:
-            sent.waiting(self, sent.visit.gradients(target))
+        if sent.visit is not None:
+            sent.settle(sent.visit, target)
         elif target is not None and self.boundary is not None:
-            visit = sent.visit or self._again(self.boundary, sent)
-            backward(pairs(visit.roots[1:], visit.settle(target)[1:]))
+            sent.settle(self._again(self.boundary, sent), target)
 
     def _again(self, boundary: Boundary, sent: Sent) -> Visit:
         with torch.enable_grad(), boundary.context.conditioned(sent.label):
@@ -234,21 +208,16 @@ class Outbox:
         """The unanswered messages between two ticks, and the answers under way, as plain data."""
         self.pull()
         sent = {
-            tick: {
-                "value": sent.value,
-                "label": sent.label,
-                "answers": {i: (a.sent, a.heard, a.gradient) for i, a in sent.answers.items()},
-            }
+            tick: {"value": sent.value, "label": sent.label, "answers": sent.answers}
             for tick, sent in self.sent.items()
         }
-        under_way = [[[(a.sent, a.heard, a.gradient) for a in p] for p in packets] for packets in self.under_way]
+        under_way = [[[(a.sent, a.gradient) for a in p] for p in packets] for packets in self.under_way]
         return {"sent": sent, "under way": under_way}
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         state = state if self.boundary is None else moved(state, self.boundary.spec.device)
         sent = {
-            tick: Sent(s["value"], s["label"], None, None, {i: Answer(*a) for i, a in s["answers"].items()})
-            for tick, s in state["sent"].items()
+            tick: Sent(None, s["value"], s["label"], answers=dict(s["answers"])) for tick, s in state["sent"].items()
         }
         self.take_back(sent, [deque([Answer(*a) for a in p] for p in packets) for packets in state["under way"]])

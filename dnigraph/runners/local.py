@@ -17,6 +17,7 @@ from ..boundaries.watch import TrainingWarning
 from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
+from ..engine.lock_step import LockStep
 from ..engine.updates.makers import BARE, Detached, run_misfits
 from ..engine.updates.misfits import settings_misfits, state_misfits
 from ..engine.updates.optimizers import MakeOptimizer, MakeScheduler, Updates
@@ -25,7 +26,6 @@ from ..passes.graph.pytrees import field_of, map_tensors
 from ..passes.sandbox.journal import all_or_nothing
 from .checkpoint import load_checkpoint, restore_random, save_checkpoint
 from .late import LateSteps
-from .step import Step
 
 Loss = Callable[[Any, Any], Tensor] | str
 _LOOKS = 16  # steps between two looks at losses on an accelerator, which each wait for it
@@ -158,7 +158,7 @@ class Local:
                 loss, output = self._late.step(specialization, inputs, target, label)
                 self._look_at(loss)
             else:
-                step = Step(specialization, boundaries, self.updates)
+                step = LockStep(specialization, boundaries, self.updates)
                 output = specialization.build(step.forward(inputs))
                 loss = self._loss(output, target)
                 self._detached.look(loss, output, stacklevel=4)

@@ -1,49 +1,39 @@
-"""One training step through the parts: when each part and each head learns.
+"""One batch through the parts of a cut model, in lock step: every answer comes in the step of its value.
 
     forward   part by part; a part whose gradients are all known at once learns immediately, and frees its activations
     loss
     backward  the parts that wait for the loss, last first
 
 Each consumer of a crossing reads a detached copy of its own, so that a part's backward pass ends at its inputs, with
-the consumer's share of the crossing's target. Once all consumers have sent theirs, the boundary settles.
+the consumer's share of the crossing's target. One thread calls all parts in order, so values need no channels, and a
+part that answers does it at once.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..boundaries import Boundary, Visit, sum_in_order
+from ..boundaries import Boundary, Visit
 from ..decoupled.specialization import Specialization
-from ..engine.updates.gradients import backward, no_autocast, pairs
-from ..engine.updates.optimizers import Updates
 from ..passes.errors import DniGraphError
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Crossing, Part
+from .firing import Firing, Sent
+from .updates.gradients import no_autocast
+from .updates.optimizers import Updates
 
 
-@dataclass
-class _Run:
-    """One part in one step, until it has learned."""
-
-    part: Part
-    entered: dict[str, Tensor] = field(default_factory=dict)  # its inputs that get gradients
-    visits: dict[str, Visit] = field(default_factory=dict)  # of the crossings that it makes
-    results: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (its own tensor, the loss's copy)
-    last: bool = False  # it makes no crossing: the loss gets its own tensors, and backward goes straight into it
-
-
-class Step:
+class LockStep:
     """The forward and backward passes of one batch."""
 
     def __init__(self, specialization: Specialization, boundaries: Mapping[str, Boundary], updates: Updates):
         self.specialization, self.boundaries, self.updates = specialization, boundaries, updates
         self.crossings = {c.node: c for c in specialization.plan.crossings}
         self.values: dict[str, Any] = {}  # detached, for later parts
+        self.sent: dict[str, Sent] = {}  # by crossing, those that not all consumers have answered
         self.waiting: list[_Run] = []
-        self.settling: dict[str, Visit] = {}  # visits whose producer has learned already
-        self.sent: dict[str, dict[str, Tensor | None]] = {node: {} for node in self.crossings}
         self.outputs: list[Any] = [None] * len(specialization.split.outputs)
         self.early: dict[int, Tensor] = {}  # outputs whose part did not wait for the loss
 
@@ -52,10 +42,10 @@ class Step:
         self.values = dict(zip(self.specialization.plan.inputs, inputs, strict=True))
         for part in self.specialization.plan.parts:
             run = self._run(part)
-            if run.last or run.results or any(visit.now is None for visit in run.visits.values()):
+            if run.last or run.results or not run.firing.knows:
                 self.waiting.append(run)
             else:
-                self._learn(run, {name: visit.now for name, visit in run.visits.items()})
+                self._learn(run)
             del run  # else its graph would live through the next part's forward pass
         for i, output in enumerate(self.specialization.split.outputs):
             if not isinstance(output, Value):
@@ -75,13 +65,13 @@ class Step:
                 loss.backward()  # type: ignore[no-untyped-call]
         self._note_silence()
         for run in reversed(self.waiting):
-            known = {name: v.gradients(self._target(name)) for name, v in run.visits.items()}
-            self._learn(run, known, settled=True)
+            run.firing.ends += [(value, seen.grad) for value, seen in run.results if seen.grad is not None]
+            self._learn(run)
 
     # ---- one part
 
-    def _run(self, part: Part) -> _Run:
-        run = _Run(part, last=not any(self._crosses(name) for name in part.outputs))
+    def _run(self, part: Part) -> "_Run":
+        run = _Run(part, Firing(0), [], last=not any(self._crosses(name) for name in part.outputs))
         outputs = self.specialization.parts[part.name](*[self._enter(run, name) for name in part.inputs])
         for name, value in zip(part.outputs, outputs if len(part.outputs) != 1 else (outputs,), strict=True):
             self._hand_on(run, name, value)
@@ -90,25 +80,28 @@ class Step:
     def _crosses(self, name: str) -> bool:
         return name in self.crossings and self.crossings[name].gradient
 
-    def _enter(self, run: _Run, name: str) -> Any:
+    def _enter(self, run: "_Run", name: str) -> Any:
         value = self.values[name]
         if name not in self.crossings or not isinstance(value, Tensor) or not value.requires_grad:
             return value
-        run.entered[name] = value.detach().requires_grad_()
-        return run.entered[name]
+        leaf = value.detach().requires_grad_()
+        run.firing.readings.append(_Entered(self, self.crossings[name], run.part.name, leaf))
+        return leaf
 
-    def _hand_on(self, run: _Run, name: str, value: Any) -> None:
+    def _hand_on(self, run: "_Run", name: str, value: Any) -> None:
         if isinstance(value, Tensor) and self.updates.moves(value):  # heads and later parts read it after the update
             value = value.clone()
         learns = isinstance(value, Tensor) and value.requires_grad
         self.values[name] = value.detach().requires_grad_() if learns else value
         if learns and name in self.crossings:
-            run.visits[name] = self._visit(self.crossings[name], value)
+            visit = self._visit(self.crossings[name], value)
+            self.sent[name] = sent = Sent(visit)
+            run.firing.send(name, sent, visit)
         for i, output in enumerate(self.specialization.split.outputs):
             if isinstance(output, Value) and output.name == name:
                 self._result(run, i, value, learns)
 
-    def _result(self, run: _Run, i: int, value: Any, learns: bool) -> None:
+    def _result(self, run: "_Run", i: int, value: Any, learns: bool) -> None:
         self.outputs[i] = seen = value.detach().requires_grad_() if learns and not run.last else value
         if run.last:
             return
@@ -123,34 +116,24 @@ class Step:
             return Visit((value,), None, lambda target: (target,))
         return boundary.meet(value)
 
-    def _learn(self, run: _Run, known: Mapping[str, Any], settled: bool = False) -> None:
-        roots = [pair for name, visit in run.visits.items() for pair in pairs(visit.roots, known[name])]
-        roots += [(value, seen.grad) for value, seen in run.results if seen.grad is not None]
-        backward(roots)
+    def _learn(self, run: "_Run") -> None:
+        run.firing.learn()
         self.updates.part_done(run.part.name)
-        for name, visit in run.visits.items():
-            if settled:
-                self.updates.boundary_done(self.crossings[name].name)
-            else:
-                # The producer has learned, so the waiting visit must not keep its graph alive.
-                kept = (visit.roots[0].detach(), *visit.roots[1:])
-                self.settling[name] = Visit(kept, visit.now, visit.settle)
-        for name, entered in run.entered.items():
-            self._send(name, run.part.name, entered.grad)
+        for node in run.firing.sent.keys() - self.sent.keys():  # those that waited, and have learned with it
+            self.updates.boundary_done(self.crossings[str(node)].name)
+        run.firing.done()
 
-    # ---- what comes back
-
-    def _send(self, name: str, part: str, gradient: Tensor | None) -> None:
-        self.sent[name][part] = gradient
-        readers = self.crossings[name].consumers
-        if name in self.settling and len(self.sent[name]) == len(readers):
-            visit = self.settling.pop(name)
-            backward(pairs(visit.roots, visit.settle(self._target(name))))
-            self.updates.boundary_done(self.crossings[name].name)
-
-    def _target(self, name: str) -> Tensor | None:
-        sent = self.sent[name]
-        return sum_in_order([sent.get(part) for part in self.crossings[name].consumers])
+    def answered(self, crossing: Crossing, part: str, gradient: Tensor | None) -> None:
+        """A consumer of a crossing has learned. Once all have, the boundary settles."""
+        sent = self.sent[crossing.node]
+        sent.answers[crossing.consumers.index(part)] = gradient
+        if len(sent.answers) < len(crossing.consumers) or sent.visit is None:
+            return
+        del self.sent[crossing.node]
+        waits = sent.firing is not None
+        sent.settle(sent.visit, sent.target())
+        if not waits:
+            self.updates.boundary_done(crossing.name)
 
     def _note_silence(self) -> None:
         """Note which outputs the loss does not read: their parts need not wait for it in the next step."""
@@ -164,3 +147,26 @@ class Step:
         for i, seen in enumerate(self.outputs):
             if isinstance(seen, Tensor) and seen.requires_grad and seen.is_leaf and seen.grad is None:
                 self.specialization.silent.add(i)
+
+
+@dataclass
+class _Run:
+    """One part in one step, until it has learned."""
+
+    part: Part
+    firing: "Firing[_Entered]"
+    results: list[tuple[Tensor, Tensor]]  # (its own tensor, the loss's copy)
+    last: bool  # it makes no crossing: the loss gets its own tensors, and backward goes straight into it
+
+
+@dataclass
+class _Entered:
+    """A crossing's value as one of its consumers reads it."""
+
+    step: LockStep
+    crossing: Crossing
+    part: str
+    leaf: Any
+
+    def learned(self, tick: int, gradient: Tensor | None) -> None:
+        self.step.answered(self.crossing, self.part, gradient)
