@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from kit.models import BOUNDARIES, ZOO, cut_up, labels, loss_of
 from kit.networks import adam, same, weights
 from kit.streams import STEPS, data, made
 
@@ -10,13 +9,6 @@ import dnigraph as dg
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
 AFTER = 4  # steps after the save
-PLACES = [(m, b, (3 * i + j) % 6) for i, m in enumerate(ZOO) for j, b in enumerate(BOUNDARIES)]
-
-
-def of(runner):
-    """Every third pair of a model and a boundary, with the number of steps before the save."""
-    places = PLACES[("local", "network").index(runner) :: 3]
-    return [pytest.param(*place, id="-".join(map(str, place))) for place in places]
 
 
 def resumed(make, step, save, load, before):
@@ -36,61 +28,6 @@ def resumed(make, step, save, load, before):
     fresh = make()
     load(fresh)
     return straight, told, fresh, [step(fresh, i) for i in range(before, before + AFTER)]
-
-
-def batch(args, i):
-    """The rows in another order in each step, and one less in every other."""
-    order = torch.randperm(len(args[0]), generator=torch.Generator().manual_seed(i))[: len(args[0]) - i % 2]
-    return tuple(a[order] for a in args), labels(len(order))
-
-
-@pytest.mark.parametrize(("model", "boundary", "before"), of("local"))
-def test_local(model, boundary, before, tmp_path):
-    kept = {}
-
-    def make():
-        dm, args = cut_up(model, seed=None, boundary=BOUNDARIES[boundary], check=False)
-        kept.setdefault("args", args)
-        schedule = lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 7)  # noqa: E731
-        return dg.Local(dm, loss=loss_of, optimizer=adam, scheduler=schedule, clip=1.0)
-
-    def step(run, i):
-        args, y = batch(kept["args"], i)
-        result = run.step(*args, target=y)
-        return [float(result.loss), *(v for seen in result.metrics.values() for v in seen.values())]
-
-    file = tmp_path / "run.pt"
-    one, told, other, heard = resumed(make, step, lambda r: r.save(file), lambda r: r.load(file), before)
-
-    assert told == heard
-    assert same(state(one.dm), state(other.dm))
-
-
-@pytest.mark.parametrize(("model", "boundary", "before"), of("network"))
-def test_the_network_of_a_decoupled_model(model, boundary, before, tmp_path):
-    kept, models = {}, []
-
-    def make():
-        dm, args = cut_up(model, seed=None, boundary=BOUNDARIES[boundary], check=False)
-        kept.setdefault("given", dict(zip(dm.plan.inputs, args, strict=True)))
-        net = dm.network(loss=loss_of, optimizer=adam)
-        models.append(dm)
-        return net
-
-    def step(net, i):
-        args, y = batch(list(kept["given"].values()), 2 * i)
-        given = dict(zip(kept["given"], args, strict=True))
-        return {name: float(loss) for name, loss in net.tick(given, y).losses.items()}
-
-    def save(net):
-        net.settle()
-        net.save(file)
-
-    file = tmp_path / "net.pt"
-    _, told, _, heard = resumed(make, step, save, lambda net: net.load(file, kept["given"]), before)
-
-    assert told == heard
-    assert same(*map(state, models))
 
 
 STREAMS = {

@@ -6,36 +6,13 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from kit.models import BOUNDARIES, ZOO, cut_up, labels, loss_of
-from kit.networks import adam, batches, same, sgd, weights
+from kit.networks import adam, batches, sgd
 from torch import nn
 
 import dnigraph as dg
 from dnigraph.decoupled.cache import PATHS
 
 pytestmark = pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
-
-
-SOME = ["dni", "all", "blend", "oracle", "local loss", "silence after a warm-up", "a blended local loss"]
-
-
-@pytest.mark.parametrize("boundary", SOME)
-@pytest.mark.parametrize("name", ZOO)
-def test_a_decoupled_model_as_a_network_learns_what_local_learns(name, boundary):
-    dm, args = cut_up(name, check=False, boundary=BOUNDARIES[boundary])
-    other = copy.deepcopy(dm)
-    run, net = dg.Local(dm, loss=loss_of, optimizer=adam), other.network(loss=loss_of, optimizer=adam)
-    y, given = labels(len(args[0])), dict(zip(other.plan.inputs, args, strict=True))
-    net.validate(given)
-
-    for step in range(3):
-        torch.manual_seed(step)  # for dropout
-        run.step(*args, target=y)
-        torch.manual_seed(step)
-        net.tick(given, y)
-
-    assert same(weights(dm.original), weights(other.original))
-    assert all(same(weights(b), weights(other.boundaries[k])) for k, b in dm.boundaries.items())
 
 
 def test_dicts_of_optimisers_mean_what_they_mean_to_a_runner():
