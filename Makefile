@@ -23,8 +23,9 @@ help: ## this list
 demo: $(READY) ## watch a model being cut, checked and trained
 	$(VENV)/bin/dnigraph demo $(ARGS)
 
+# A process for each core. To look at a failure in the debugger: make test ARGS="-n 0 --pdb".
 test: lint ## lint, types and all tests; ARGS="..." goes to pytest
-	$(RUN) -m pytest -q $(ARGS)
+	$(RUN) -m pytest -q -n auto --dist worksteal $(ARGS)
 
 lint: $(READY) ## style and types only
 	$(RUN) -m ruff check .
