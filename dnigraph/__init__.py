@@ -33,7 +33,7 @@ from .passes.plan.plan import Plan
 from .proof.check import CheckError, Report, check
 from .proof.memory import saved_bytes
 from .proof.probe import Probe, probe
-from .recurrent import Recurrent, RecurrentError, dni_in_time
+from .recurrent import Recurrent, RecurrentError, dni_in_time, unroll
 from .runners.local import Local, StepResult
 
 __version__ = "0.1.0"
@@ -98,5 +98,6 @@ __all__ = [
     "silent",
     "stack",
     "tokens",
+    "unroll",
     "warm_up",
 ]

@@ -338,16 +338,7 @@ class DecoupledModule(fx.GraphModule):
 
     @loss_scale.setter
     def loss_scale(self, scale: Any) -> None:
-        fits = scale is None or (callable(getattr(scale, "get_scale", None)) and hasattr(scale, "is_enabled"))
-        if isinstance(scale, torch.Tensor):
-            fits = scale.numel() == 1
-        elif isinstance(scale, int | float):
-            fits = 0 < scale < float("inf")
-        if not fits:
-            raise DniGraphError(
-                f"dm.loss_scale is a GradScaler, a positive number, a tensor with one, or None, not {scale!r}"
-            )
-        self.context.loss_scale = scale
+        self.context.scale_by(scale)
 
     def conditioned(self, label: Any) -> Any:
         """Let the heads see the label inside the `with` block."""

@@ -35,8 +35,25 @@ class Context:
 
     def __init__(self) -> None:
         self._of_this_thread = threading.local()
-        self.loss_scale: Any = None  # a GradScaler, a number, or None: see `scale`
+        self.loss_scale: Any = None  # a GradScaler, a number, or None: see `scale` and `scale_by`
         self._told = set[str]()
+
+    def scale_by(self, scale: Any) -> None:
+        """Set what the loss is multiplied by before its backward pass: a `GradScaler`, a number, or None.
+
+        Raises:
+            DniGraphError: it is something else.
+        """
+        fits = scale is None or (callable(getattr(scale, "get_scale", None)) and hasattr(scale, "is_enabled"))
+        if isinstance(scale, Tensor):
+            fits = scale.numel() == 1
+        elif isinstance(scale, int | float):
+            fits = 0 < scale < float("inf")
+        if not fits:
+            raise DniGraphError(
+                f"loss_scale is a GradScaler, a positive number, a tensor with one, or None, not {scale!r}"
+            )
+        self.loss_scale = scale
 
     def scale(self) -> Tensor | float | None:
         """The present factor by which the loss is multiplied before its backward pass; None: it is not.

@@ -72,10 +72,17 @@ class Estimator(nn.Module):
             )
         return None if condition is None else condition.check(label, batch, "horizon")
 
+    def estimate(self, view: Tensor, label: Tensor | None) -> Tensor:
+        """What the head says, in units of the targets' size, in its own precision also under autocast."""
+        if not torch.is_autocast_enabled(view.device.type):
+            return self.head(view, label)  # type: ignore[no-any-return]  # a module call
+        with torch.autocast(view.device.type, enabled=False):
+            return self.head(view, label)  # type: ignore[no-any-return]
+
     @torch.no_grad()
     def predict(self, view: Tensor, label: Tensor | None, cap: float | None) -> Tensor:
         """The estimate as a gradient of a loss that is a mean over the batch."""
-        estimate = self.head(view, label)
+        estimate = self.estimate(view, label)
         if cap is not None:
             most = cap / self.options.gain
             estimate = estimate.clamp(-most, most)
@@ -101,12 +108,12 @@ class Estimator(nn.Module):
         if counted is not None and not bool(counted.any()):
             return {}
         with torch.enable_grad():
-            estimate = self.head(view, label)
+            estimate = self.estimate(view, label)
         gradient, compared = self.regress(estimate.detach(), target, counted)
         if learn_from is not None:
             learn_from(gradient)
         elif estimate.requires_grad:
-            estimate.backward(gradient)
+            torch.autograd.backward(estimate, gradient)
         return compared().metrics if look else {}
 
     def regress(

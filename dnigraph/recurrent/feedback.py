@@ -58,3 +58,15 @@ class Feedback(nn.Module):
                 [f"the model has no {what} {name!r}; {there}{nearest(name, known)}" for name in strange],
                 "feedback maps names of inputs to names or positions of outputs: {'memory': 'new_memory'}",
             )
+
+
+def fed_back(step: Any, feedback: Any) -> Any:
+    """The step module; with feedback edges, around the model.
+
+    Raises:
+        RecurrentError: the edges are no dict, or name what is not there.
+    """
+    if feedback is not None and not isinstance(feedback, Mapping):
+        way = "it maps names of inputs to names or positions of outputs: {'memory': 'new_memory'}"
+        raise RecurrentError([f"feedback={feedback!r} is no dict"], way)
+    return Feedback(step, feedback) if feedback and isinstance(step, nn.Module) else step

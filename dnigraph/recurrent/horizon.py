@@ -50,7 +50,7 @@ class Horizon(Boundary):
         Shapes: value [batch, width].
         """
         view, label = self._seen(value)
-        estimate = self.estimator.head(view, label)
+        estimate = self.estimator.estimate(view, label)
 
         def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
             if target is None:

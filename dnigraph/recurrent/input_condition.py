@@ -8,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 from ..heads.conditions import Condition, ConditionChoice
 from .core import Core
+from .estimator import Estimator
 from .recurrent_error import RecurrentError
 from .window import Window
 
@@ -30,6 +31,12 @@ class Seen(Condition):
         wide = torch.cat([leaf.flatten(2) if leaf.ndim > 2 else leaf[..., None] for leaf in leaves], -1)
         missing = wide.new_zeros(window.batch, self.horizon - window.length, wide.shape[-1])
         return torch.cat((missing, wide), 1).flatten(1)
+
+
+def seen_after(estimator: Estimator | None, window: Window, core: Core) -> Any:
+    """What the head looks at beside the state after a window: a label, the window's inputs, or None."""
+    condition = None if estimator is None else estimator.head.condition
+    return condition.rows(window, core) if isinstance(condition, Seen) else window.label
 
 
 def make_condition(choice: "ConditionChoice | str", horizon: int, window: Window) -> ConditionChoice:

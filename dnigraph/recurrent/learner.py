@@ -16,7 +16,7 @@ from .core import Core
 from .credit import NONE, Credit, Truth, alive, guessed, mixed
 from .eligibility_traces import Traces
 from .estimator import Estimator
-from .input_condition import Seen
+from .input_condition import seen_after
 from .layout import Layout
 from .options import Options, Strengths
 from .update_rules import step_groups
@@ -121,8 +121,7 @@ class Learner:
 
     def seen(self, window: Window) -> Any:
         """The head's condition after this window: a label, inputs, or None."""
-        condition = None if self.estimator is None else self.estimator.head.condition
-        return condition.rows(window, self.core) if isinstance(condition, Seen) else window.label
+        return seen_after(self.estimator, window, self.core)
 
     def remembered(self) -> Callable[[], None]:
         """A function that puts back what a window changes beside the gradients: counts, traces, the targets' size."""

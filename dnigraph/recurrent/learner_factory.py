@@ -33,16 +33,12 @@ def make_learner(
         RecurrentError, HeadError, ConditionError: a choice does not fit.
     """
     layout = layout_of(core, initial, window)
-    like = next((p for p in core.parameters() if p.is_floating_point()), torch.zeros(()))
-    estimator, kept = None, random_state()
+    kept = random_state()
     try:
-        if options.has_head:
-            seen = make_condition(condition, options.horizon, window)
-            chosen = in_time() if head == "auto" else head
-            estimator = Estimator(layout, options.head, like, chosen, seen, core.bounded)
+        estimator = make_estimator(core, layout, options, head, condition, window)
         learner = Learner(core, layout, options, loss, estimator)
         if options.head.auxiliary:
-            learner.auxiliary = Auxiliary(layout.width, like)
+            learner.auxiliary = Auxiliary(layout.width, _like(core))
     finally:
         set_random_state(kept)
     if estimator is not None and options.head.traces is not None:
@@ -58,6 +54,26 @@ def make_learner(
     groups = {name: make_group(name, found, rules, named) for name, found in grouped.items()}
     learner.groups = {name: group for name, group in groups.items() if group is not None}
     return learner
+
+
+def make_estimator(
+    core: Core, layout: Layout, options: Options, head: HeadChoice, condition: "ConditionChoice | str", window: Window
+) -> Estimator | None:
+    """The head at a window's end; None where the options ask for none.
+
+    Raises:
+        RecurrentError, HeadError, ConditionError: a choice does not fit.
+    """
+    if not options.has_head:
+        return None
+    seen = make_condition(condition, options.horizon, window)
+    chosen = in_time() if head == "auto" else head
+    return Estimator(layout, options.head, _like(core), chosen, seen, core.bounded)
+
+
+def _like(core: Core) -> Tensor:
+    """A tensor of the core's device and precision."""
+    return next((p for p in core.parameters() if p.is_floating_point()), torch.zeros(()))
 
 
 def layout_of(core: Core, initial: Initial | None, window: Window) -> Layout:

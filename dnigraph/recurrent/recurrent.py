@@ -26,7 +26,7 @@ from .as_network import network_of
 from .carried_state import Place, begin, behind, mended
 from .core import Core, Initial, failed, make_core
 from .evaluation import Evaluation, Evaluator, batches_of
-from .feedback import Feedback
+from .feedback import fed_back
 from .learner import Learned, Learner
 from .learner_factory import first_leaves, make_learner
 from .options import Ending, Options, Strengths, make_options
@@ -50,6 +50,11 @@ class Recurrent:
     One optimiser step per window (where windows are stored for the true gradient, one when as many sequences have ended
     as there are side by side, or all end together); no graph is kept longer than a window. The estimate that a window
     consumes is centred over the batch and capped. A window whose gradient is not finite is skipped and counted.
+
+    Every entry (a step of a sequence) weighs 1 / (horizon * batch) in what is learned from, wherever windows are cut: a
+    whole window counts as the mean over its entries, one of half as many steps, or whose mask leaves half of them, as
+    half its mean. So a loss at one step of T has 1/T of its mean's gradient; SGD and `clip` see that, Adam does not.
+    What `step` and `run` return is the mean over the entries that count.
 
     Args:
         step: `nn.LSTM`, `nn.GRU` or `nn.RNN`, run on whole windows; a cell of these, or any module
@@ -108,7 +113,7 @@ class Recurrent:
         self.core: Core
         self.options, self.core, _ = all_at_once(
             lambda: make_options(horizon, boundary, update),
-            lambda: make_core(_fed_back(step, feedback), readout, windowed is True, batch_first),
+            lambda: make_core(fed_back(step, feedback), readout, windowed is True, batch_first),
             lambda: check_rules(loss, optimizer, scheduler, clip, monitor, initial, windowed, batch_first, readout),
         )
         self.loss, self.initial, self.monitor = loss, initial, monitor
@@ -546,14 +551,6 @@ class Recurrent:
         assert self._waiting is not None, "a checkpoint waits"
         self._place, self._stored = take_up(self.modules(), self._learner, self.options, self._waiting)
         self._waiting = None
-
-
-def _fed_back(step: Any, feedback: Any) -> Any:
-    """The step module; with feedback edges, around the model."""
-    if feedback is not None and not isinstance(feedback, Mapping):
-        way = "it maps names of inputs to names or positions of outputs: {'memory': 'new_memory'}"
-        raise RecurrentError([f"feedback={feedback!r} is no dict"], way)
-    return Feedback(step, feedback) if feedback and isinstance(step, nn.Module) else step
 
 
 def _detached(output: Any) -> Any:
