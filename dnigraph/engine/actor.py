@@ -21,8 +21,8 @@ from .inbox import Inbox, Reading
 from .outbox import Outbox
 from .skips import Skips
 from .tick import Tick
+from .updates.groups import Group, Tied, finite
 from .updates.makers import BARE, Detached
-from .updates.optimizers import Group, Tied, finite
 
 Form = tuple[Any, ...]
 

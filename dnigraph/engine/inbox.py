@@ -17,7 +17,7 @@ from .description.network_error import NetworkError
 from .description.samples import first_value
 from .prediction import Prediction
 from .tick import Tick
-from .updates.optimizers import finite
+from .updates.groups import finite
 
 MOST = 64  # messages kept for a paused reader that averages; a bound on memory
 

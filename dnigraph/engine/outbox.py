@@ -14,7 +14,7 @@ from .description.agent import Agent
 from .description.link import Link
 from .firing import Sent
 from .tick import Tick
-from .updates.optimizers import Group, finite
+from .updates.groups import Group, finite
 
 
 class Outbox:

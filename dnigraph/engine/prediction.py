@@ -12,7 +12,7 @@ from ..passes.errors import nearest
 from .channel import Message
 from .description.link import SyntheticChoice
 from .description.network_error import NetworkError
-from .updates.optimizers import Group, finite
+from .updates.groups import Group, finite
 
 MIN_WIDTH, MAX_WIDTH = 64, 1024  # of the hidden layer: enough for small messages, affordable for large ones
 

@@ -29,8 +29,9 @@ from .outbox import Outbox
 from .prediction import Prediction, make_predictor
 from .skips import Skips
 from .tick import Tick
-from .updates.makers import Unheld, make_optimizer
-from .updates.optimizers import Group, MakeOptimizer, Tied, Turns
+from .updates.groups import Group, Tied, Turns
+from .updates.makers import Unheld
+from .updates.rules import MakeOptimizer, Rules
 
 HEAD_OF = "the head of"  # what names of groups of heads begin with
 OUTSIDE = Clock()  # an input of the network may come in any tick
@@ -269,13 +270,15 @@ class _Builder:
         """
         trained = [p for p in dict.fromkeys(parameters) if p.requires_grad]
         if new := [p for p in trained if p not in self._trained]:
-            optimizer = make_optimizer(make, new, name, self._named, lambda words: NetworkError([words]))
+            rules = Rules(make, None, clip, lambda words: NetworkError([words]))
+            made = rules.group(name, new, self._named)
+            assert made is not None  # some of them are trained
             while name in self.groups:
                 name += ", later"  # parameters of a part that it did not have on another way
-            self.groups[name] = group = Group(name, new, optimizer, None, clip)
+            self.groups[name] = group = replace(made, name=name)
             self._trained |= dict.fromkeys(new, group)
             if name in self.waiting:
-                optimizer.load_state_dict(self.waiting.pop(name))
+                group.optimizer.load_state_dict(self.waiting.pop(name))
         own = (self._trained[p] for p in trained)  # a head may share parameters with an agent, which trains them
         return next((group for group in own if {*group.parameters} <= {*trained}), None)
 

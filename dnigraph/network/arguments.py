@@ -13,7 +13,7 @@ from ..engine.description.link import Link, Port, SyntheticChoice
 from ..engine.description.network_error import NetworkError
 from ..engine.description.policy import LATEST, PolicyChoice, make_policy
 from ..engine.updates.makers import loss_misfits, maker_misfits
-from ..engine.updates.optimizers import MakeOptimizer
+from ..engine.updates.rules import MakeOptimizer
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice
 from ..heads.selection import NAMED as HEADS

@@ -16,8 +16,10 @@ from ..engine.description.ports import outputs_of
 from ..engine.dry_run import DryRun
 from ..engine.running_network import RunningNetwork
 from ..engine.tick import TickResult
-from ..engine.updates.makers import loss_misfits, make_optimizer, maker_misfits
-from ..engine.updates.optimizers import HEADS, REST, Group, MakeOptimizer, check_names, chosen
+from ..engine.updates.groups import Group
+from ..engine.updates.makers import loss_misfits, maker_misfits
+from ..engine.updates.optimizers import REST
+from ..engine.updates.rules import HEADS, MakeOptimizer, Rules, check_names, chosen, lacks
 from ..passes.errors import DniGraphError, nearest
 from ..passes.graph.pytrees import Tree, field_of
 from ..passes.parts.split import Value
@@ -230,10 +232,10 @@ class DecoupledNetwork(Network):
     def _build(self, trial: DryRun) -> None:
         """With an optimiser, as in `Local`, for what other ways through the model may use."""
         held = {p for part in self._way.parts.values() for p in part.parameters()}
-        rest = [p for p in self._dm.model_parameters() if p not in held and p.requires_grad]
-        if rest and REST not in self._kept.groups:
-            optimizer = make_optimizer(self._rest, rest, REST, self._dm.named_parameters, lambda w: NetworkError([w]))
-            self._kept.groups[REST] = Group(REST, rest, optimizer, None, None)
+        rest = [p for p in self._dm.model_parameters() if p not in held]
+        rules = Rules(self._rest, error=lambda words: NetworkError([words]))
+        if REST not in self._kept.groups and (group := rules.group(REST, rest, self._dm.named_parameters)):
+            self._kept.groups[REST] = group
         super()._build(trial)
 
     def _warn_unconditioned(self) -> None:
@@ -298,7 +300,7 @@ def _refuse(dm: CapturedModule, specialization: Specialization, loss: Any, optim
         except DniGraphError as error:
             wrong.append(str(error))
         lacking = [name for name in parts if chosen(optimizer, name) is None]
-        wrong += [f"no optimiser is named for {name}; add an entry '*' for the rest" for name in lacking]
+        wrong += map(lacks, lacking)
     wrong += maker_misfits(optimizer)
     if wrong:
         raise NetworkError(wrong, "the model cannot become a network")
@@ -327,7 +329,7 @@ def _maker(dm: CapturedModule, choice: Any, part: str) -> MakeOptimizer | None:
         names = heads.get(parameters[0], part), part, HEADS
         named = next(filter(None, (chosen(choice, name) for name in names)), None)
         if named is None:
-            raise NetworkError([f"no optimiser is named for what belongs to {part}; add an entry '*' for the rest"])
+            raise NetworkError([lacks(f"what belongs to {part}")])
         return named(parameters)  # type: ignore[no-any-return]  # the user's
 
     return make

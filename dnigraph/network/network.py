@@ -26,7 +26,7 @@ from ..engine.dry_run import DryRun
 from ..engine.event_log import EventLog, NoLog
 from ..engine.running_network import Kept, RunningNetwork, build
 from ..engine.tick import Tick, TickResult
-from ..engine.updates.optimizers import MakeOptimizer
+from ..engine.updates.rules import MakeOptimizer
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice, Context
 from ..passes.plan.plan import Plan

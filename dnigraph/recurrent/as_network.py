@@ -9,7 +9,8 @@ from torch import nn
 
 from ..boundaries import Boundary, CrossingSpec
 from ..boundaries.choices import silent
-from ..engine.updates.optimizers import Group
+from ..engine.updates.groups import Group
+from ..engine.updates.rules import Rules, lacks
 from ..heads import HeadChoice
 from ..heads.conditions import Context
 from ..network.network import Network
@@ -22,7 +23,6 @@ from .learner import Learner
 from .options import ORACLE, Ending, Options
 from .recurrent_error import RecurrentError
 from .span import STATE, Span, WindowLoss
-from .update_rules import Rules
 
 CORE = "core"
 
@@ -115,6 +115,6 @@ class _Optimizers:
                 return group.optimizer
         make, _, _ = self.rules.of("heads")
         if make is None:
-            raise RecurrentError(["no optimiser is named for the heads"], "add an entry '*' for the rest")
+            raise self.rules.error(lacks("the heads"))
         made: torch.optim.Optimizer = make(parameters)
         return made

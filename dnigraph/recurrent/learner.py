@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..engine.updates.groups import Group
 from ..engine.updates.makers import Detached, Unheld
-from ..engine.updates.optimizers import Group
 from .auxiliary import Auxiliary
 from .backward import backward
 from .carried_state import Place
@@ -137,9 +137,13 @@ class Learner:
 
         return put_back
 
-    def update(self) -> dict[str, float]:
-        """Step the optimisers. Returns the norm of the core's gradient, and 1 for a step that was skipped."""
-        norm = step_groups(self.groups)
+    def update(self, loss: Tensor | None) -> dict[str, float]:
+        """Step the optimisers. Returns the norm of the core's gradient, and 1 for a step that was skipped.
+
+        Args:
+            loss: the last window's, for schedules that look at it.
+        """
+        norm = step_groups(self.groups, loss)
         return {"gradient_norm": norm, "skipped": float(not norm < float("inf"))}
 
     def _asks(self, place: Place) -> bool:

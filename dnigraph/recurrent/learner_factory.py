@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..engine.updates.rules import Rules
 from ..heads import HeadChoice
 from ..heads.bottleneck import in_time
 from ..heads.conditions import ConditionChoice
@@ -19,7 +20,6 @@ from .input_condition import make_condition
 from .layout import Layout, find_layout
 from .learner import Learner
 from .options import Options
-from .update_rules import Rules, make_group
 from .window import Loss, Window, slice_time
 
 
@@ -51,7 +51,7 @@ def make_learner(
     def named() -> list[tuple[str, nn.Parameter]]:
         return [pair for name, module in modules.items() for pair in module.named_parameters(name)]
 
-    groups = {name: make_group(name, found, rules, named) for name, found in grouped.items()}
+    groups = {name: rules.group(name, found, named, f"the {name}") for name, found in grouped.items()}
     learner.groups = {name: group for name, group in groups.items() if group is not None}
     return learner
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..boundaries import Boundary, BoundaryChoice
 from ..engine.updates.makers import BARE
-from ..engine.updates.optimizers import MakeOptimizer, MakeScheduler
+from ..engine.updates.rules import MakeOptimizer, MakeScheduler
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice
 from ..network import Network
@@ -35,7 +35,7 @@ from .run_checkpoint import fitting, state_of, take_up
 from .stored_windows import Stored, count_finished, sweep
 from .stream import make_stream
 from .tally import Tally
-from .update_rules import Rules, check_rules
+from .update_rules import check_rules, rules_of
 from .window import Loss, Window, make_window
 
 MANY = 200  # stored windows at which the user is warned: longer than most sequences
@@ -118,7 +118,7 @@ class Recurrent:
         )
         self.loss, self.initial, self.monitor = loss, initial, monitor
         self._head, self._condition = head, condition
-        self.rules = Rules(optimizer, scheduler, clip if isinstance(clip, Mapping) else {"core": clip})
+        self.rules = rules_of(optimizer, scheduler, clip)
         self._refuse_nested()
         self.steps, self.skipped = 0, 0  # windows so far; updates that were skipped
         self._ending = Ending()
@@ -455,7 +455,7 @@ class Recurrent:
 
     def _update(self, learner: Learner, learned: Learned, look: bool) -> None:
         """Step the optimisers."""
-        core = learner.update()
+        core = learner.update(learned.loss)
         if core["skipped"]:
             self.skipped += 1
             self._place = mended(learner.layout, self._place)

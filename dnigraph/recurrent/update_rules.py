@@ -1,35 +1,20 @@
 """The optimisers of a recurrent run: one for the core, one for the head."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from ..engine.updates.makers import Named, make_optimizer, run_misfits
-from ..engine.updates.optimizers import Group
+from ..engine.updates.groups import Group
+from ..engine.updates.makers import run_misfits
+from ..engine.updates.rules import Rules
 from ..passes.errors import nearest
 from .recurrent_error import RecurrentError
 
 NAMES = ("core", "heads")
 ENTRIES = "there are 'core', 'heads', and '*' for the rest"
 OWN = "one optimiser is made for the core and one for the heads, each of its own parameters"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """The user's optimisers, schedulers and clips: one for all, or by name."""
-
-    optimizer: Any
-    scheduler: Any
-    clip: Mapping[str, float | None]
-
-    def of(self, name: str) -> tuple[Any, Any, Any]:
-        """The choices for "core" or "heads": a maker of an optimiser, a maker of a scheduler, the largest norm."""
-        choices = self.optimizer, self.scheduler, self.clip
-        make, schedule, clip = (c.get(name, c.get("*")) if isinstance(c, Mapping) else c for c in choices)
-        return make, schedule, clip
 
 
 def check_rules(
@@ -56,27 +41,17 @@ def check_rules(
         raise RecurrentError(misfits, "see help(dg.Recurrent) for what each argument means")
 
 
-def make_group(name: str, parameters: list[nn.Parameter], rules: Rules, named: Named) -> Group | None:
-    """Optimiser, schedule and clip for these parameters, as the user chose; None where there is nothing to train.
+def rules_of(optimizer: Any, scheduler: Any, clip: Any) -> Rules:
+    """The user's optimisers, schedules and clips for "core" and "heads". A plain number clips the core."""
+    clips = clip if isinstance(clip, Mapping) else {"core": clip}
+    return Rules(optimizer, scheduler, clips, lambda words: RecurrentError([words], OWN))
+
+
+def step_groups(groups: Mapping[str, Group], loss: Tensor | None) -> float:
+    """One update of all, unless a gradient is not finite: then nothing moves. Returns the core's norm before the clip.
 
     Args:
-        named: all parameters of the run with their names.
-
-    Raises:
-        RecurrentError: there is no optimiser for them, or it is no optimiser of these parameters.
-    """
-    trained = list(dict.fromkeys(p for p in parameters if p.requires_grad))
-    make, schedule, clip = rules.of(name)
-    if not trained:
-        return None
-    if make is None:
-        raise RecurrentError([f"no optimiser is named for the {name}"], "add an entry '*' for the rest")
-    optimizer = make_optimizer(make, trained, f"the {name}", named, lambda words: RecurrentError([words], OWN))
-    return Group(name, trained, optimizer, schedule(optimizer) if schedule else None, clip)
-
-
-def step_groups(groups: Mapping[str, Group]) -> float:
-    """One update of all, unless a gradient is not finite: then nothing moves. Returns the core's norm before the clip.
+        loss: the window's, for schedules that look at it; None: nothing of it counts.
 
     A non-finite value in a window always shows in the core's gradient, so the head's is only checked if it is
     clipped or if there is no core group.
@@ -88,8 +63,7 @@ def step_groups(groups: Mapping[str, Group]) -> float:
     for group in groups.values():
         if sound and any(p.grad is not None for p in group.parameters):
             group.optimizer.step()
-            if group.scheduler is not None:
-                group.scheduler.step()
+            group.advance(loss)
         group.forget()
     return norms.get("core", 0.0) if sound else float("nan")
 

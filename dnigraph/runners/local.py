@@ -20,7 +20,8 @@ from ..decoupled.specialization import Specialization
 from ..engine.lock_step import LockStep
 from ..engine.updates.makers import BARE, Detached, run_misfits
 from ..engine.updates.misfits import settings_misfits, state_misfits
-from ..engine.updates.optimizers import MakeOptimizer, MakeScheduler, Updates
+from ..engine.updates.optimizers import Updates
+from ..engine.updates.rules import MakeOptimizer, MakeScheduler
 from ..passes.errors import CheckpointError, DniGraphError, bullets
 from ..passes.graph.pytrees import field_of, map_tensors
 from ..passes.sandbox.journal import all_or_nothing

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kit.streams import sgd
 from torch import nn
 
 import dnigraph as dg
-from dnigraph.recurrent.update_rules import Group, Rules, make_group, step_groups
+from dnigraph.recurrent.update_rules import Group, step_groups
 
 
 @pytest.mark.parametrize(
@@ -30,21 +31,6 @@ def test_an_argument_that_does_not_fit_is_the_only_one_named(options, words):
     assert len(caught.value.misfits) == 1 and words in caught.value.misfits[0]
 
 
-def test_what_is_not_named_has_the_choice_for_the_rest():
-    rules = Rules({"core": 1, "*": 2}, None, {"heads": 3.0})
-
-    assert rules.of("core") == (1, None, None) and rules.of("heads") == (2, None, 3.0)
-
-
-def test_a_group_without_an_optimiser_is_refused_and_one_without_weights_is_none():
-    weight = nn.Parameter(torch.ones(2))
-    rules = Rules({"core": sgd}, None, None)
-
-    with pytest.raises(dg.RecurrentError, match=r"no optimiser is named for the heads.*\n.*'\*' for the rest"):
-        make_group("heads", [weight], rules, list)
-    assert make_group("heads", [weight.detach()], rules, list) is None
-
-
 def group(name, gradient, clip=None):
     weight = nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor(gradient)
@@ -55,7 +41,7 @@ def group(name, gradient, clip=None):
 def test_a_clip_holds_the_norm_and_the_norm_of_before_is_told(clip, moved):
     core = group("core", [3.0, 4.0], clip)
 
-    assert step_groups({"core": core}) == 5
+    assert step_groups({"core": core}, None) == 5
     assert core.parameters[0].tolist() == pytest.approx(moved) and core.parameters[0].grad is None
 
 
@@ -64,7 +50,7 @@ def test_a_clip_holds_the_norm_and_the_norm_of_before_is_told(clip, moved):
 def test_a_gradient_that_is_not_finite_moves_nothing(bad, groups):
     made = {name: group(name, [bad if name == groups[0] else 1.0, 1.0]) for name in groups}
 
-    norm = step_groups(made)
+    norm = step_groups(made, None)
 
     assert norm != norm
     assert all(g.parameters[0].eq(0).all() and g.parameters[0].grad is None for g in made.values())
@@ -73,5 +59,20 @@ def test_a_gradient_that_is_not_finite_moves_nothing(bad, groups):
 def test_a_head_that_is_clipped_is_looked_at_too():
     made = {"core": group("core", [1.0, 1.0]), "heads": group("heads", [float("nan"), 1.0], 1.0)}
 
-    assert step_groups(made) != step_groups({})
+    assert step_groups(made, None) != step_groups({}, None)
     assert made["core"].parameters[0].eq(0).all()
+
+
+def test_a_schedule_that_looks_at_the_loss_is_given_the_windows():
+    torch.manual_seed(0)
+    plateau = lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, factor=0.5, patience=0)  # noqa: E731
+    rnn = dg.Recurrent(
+        nn.RNN(2, 3), horizon=2, loss=F.mse_loss, optimizer=lambda p: torch.optim.SGD(p, 0.1), scheduler=plateau
+    )
+    x, y = torch.randn(2, 4, 2), torch.full((2, 4, 3), 9.0)
+
+    rnn.step(x, y)
+    rnn.step(x, 2 * y)  # worse
+    group = rnn._learner.groups["core"]
+
+    assert group.optimizer.param_groups[0]["lr"] == 0.05

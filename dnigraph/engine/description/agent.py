@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from ..updates.optimizers import MakeOptimizer
+from ..updates.rules import MakeOptimizer
 from .clock import Clock
 from .ports import Inputs, inputs_of
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from dnigraph.engine.updates.optimizers import Group, Tied
+from dnigraph.engine.updates.groups import Group, Tied
 
 
 def tied(users=("first", "second", "third")):
