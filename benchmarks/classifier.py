@@ -53,7 +53,7 @@ def marks(steps: int) -> set[int]:
 
 
 def means(curve: list[list[float]], steps: int) -> list[float] | None:
-    """The mean of each number of the curve over the marks, without updates and seconds; None before the last mark."""
+    """The mean of each number of the curve over the marks, without batches and seconds; None before the last mark."""
     points = [point[2:] for point in curve if point[0] in marks(steps)]
     if len(points) < len(marks(steps)):
         return None

@@ -1,6 +1,6 @@
 """Learning curves: kept apart from the rows, and drawn as pictures by `python -m benchmarks curves`.
 
-A curve is a list of points, each of which begins with updates and seconds. They lie in `results/curves/`, a file for
+A curve is a list of points, each of which begins with batches and seconds. They lie in `results/curves/`, a file for
 each benchmark, a line for each row: {"key": what makes it that row, "points": [...]}, compressed.
 """
 
@@ -56,7 +56,7 @@ def put(name: str, key: Row, points: list[Point]) -> None:
 
 
 def draw(name: str, file: Path) -> None:
-    """Two panels, against updates and against seconds: a line for every row, a style for every arm.
+    """Two panels, against batches and against seconds: a line for every row, a style for every arm.
 
     Guarantees:
         The same curves make the same file, byte by byte.
@@ -76,7 +76,7 @@ def draw(name: str, file: Path) -> None:
             for x, panel in enumerate(panels):
                 y = [point[column] for point in points]
                 panel.plot([point[x] for point in points], y, label=label, alpha=0.8, linewidth=1, **style)
-        for panel, unit in zip(panels, ("updates", "seconds"), strict=True):
+        for panel, unit in zip(panels, ("batches", "seconds"), strict=True):
             panel.set_xlabel(unit)
             panel.set_xlim(left=0)
             panel.set_ylim(bottom=0)

@@ -45,7 +45,8 @@ def _recall() -> list[list[Settings]]:
     turns += [(12, arm, seed) for arm in ("full BPTT", "DNI + auxiliary") for seed in FRESH]
     turns += [(12, "DNI + auxiliary, weight 0.1", seed) for seed in FRESH[:3]]
     turns += [(12, "BP(0.9), no head", seed) for seed in FRESH]
-    return [[({**_key("recall", arm, seed, 3), "blanks": blanks}, 5000, 5000)] for blanks, arm, seed in turns]
+    runs = [(blanks, arm, seed, 3) for blanks, arm, seed in turns] + [(12, "truncated", seed, 4) for seed in FRESH]
+    return [[({**_key("recall", arm, seed, T), "blanks": blanks}, 5000, 5000)] for blanks, arm, seed, T in runs]
 
 
 def _characters(text: str) -> list[list[Settings]]:
@@ -53,6 +54,7 @@ def _characters(text: str) -> list[list[Settings]]:
     runs = [(seed, horizon, first) for seed in range(5) for horizon in (4, 8, 2)]
     runs += [(seed, 4, others) for seed in range(3)]
     runs += [(0, horizon, first[:1]) for horizon in (20, 40)] + [(0, horizon, first) for horizon in (3, 6, 5, 7)]
+    runs += [(seed, longer, first[:1]) for longer in (5, 3) for seed in range(1, 5)]  # a step more than 4 and 2
     return [
         [({**_key("characters", arm, seed, horizon), "text": text}, 25_000, 1000) for arm in arms]
         for seed, horizon, arms in runs

@@ -1,5 +1,7 @@
 """The README's tables on recurrent networks, from the rows of each suite."""
 
+from typing import Any
+
 from .. import tables
 from ..rows import Row
 from .training import MEAN_BITS
@@ -7,12 +9,13 @@ from .training import MEAN_BITS
 
 def recall(rows: list[Row]) -> str:
     """How many seeds solve it, and when."""
-    heads = ("delayed recall, T=3: blanks", "arm", "seeds solved", "batches needed", "bits at 5000, unsolved")
+    heads = ("delayed recall: blanks", "T", "arm", "seeds solved", "batches needed", "bits at 5000, unsolved")
     lines = []
-    for (blanks, arm), own in _by(rows, "blanks"):
+    for (blanks, horizon, arm), own in _by(rows, "blanks", "horizon"):
         batches = [str(next(iter(row["solved at"].values()))) for row in own if row["solved at"]]
         bits = [f"{row['bits']:.2f}" for row in own if not row["solved at"]]
-        lines.append((blanks, arm, f"{len(batches)} of {len(own)}", ", ".join(batches) or "-", ", ".join(bits) or "-"))
+        solved = f"{len(batches)} of {len(own)}"
+        lines.append((blanks, horizon, arm, solved, ", ".join(batches) or "-", ", ".join(bits) or "-"))
     return tables.markdown(heads, lines)
 
 
@@ -33,7 +36,7 @@ def characters(rows: list[Row]) -> str:
 
 def mnist_rows(rows: list[Row]) -> str:
     """Test errors."""
-    return _scores(rows, "test error %", "MNIST row by row, LSTM 64, updates")
+    return _scores(rows, "test error %", "MNIST row by row, LSTM 64, batches")
 
 
 def _symbols(rows: list[Row], name: str) -> str:
@@ -49,8 +52,8 @@ def _scores(rows: list[Row], score: str, name: str) -> str:
     lines = []
     for (horizon, arm), own in tables.groups(_whole(rows), "horizon", "arm").items():
         values = ", ".join(f"{row[score]:.3f}" for row in sorted(own, key=lambda row: row["seed"]))
-        updates, skipped = min(row["iterations"] for row in own), sum(row["skipped"] for row in own)
-        lines.append((f"{updates:,}", horizon, arm, values, skipped))
+        batches, skipped = min(row["iterations"] for row in own), sum(row["skipped"] for row in own)
+        lines.append((f"{batches:,}", horizon, arm, values, skipped))
     return tables.markdown((name, "T", "arm", f"{score}, by seed", "windows skipped"), lines)
 
 
@@ -58,6 +61,6 @@ def _whole(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row["iterations"] >= row["most"]]
 
 
-def _by(rows: list[Row], setting: str) -> list[tuple[tuple[int, str], list[Row]]]:
-    """The rows by a setting, in its order, and by arm."""
-    return sorted(tables.groups(rows, setting, "arm").items(), key=lambda group: int(group[0][0]))
+def _by(rows: list[Row], *settings: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    """The rows by settings, in the order of these, and by arm."""
+    return sorted(tables.groups(rows, *settings, "arm").items(), key=lambda group: group[0][:-1])

@@ -122,6 +122,24 @@ def make_core(step: Any, readout: nn.Module | None, windowed: bool, batch_first:
     return Fused(step, readout)
 
 
+def check_beside(initial: Any, windowed: Any, batch_first: Any, readout: Any) -> None:
+    """Check what the user gives beside the step module.
+
+    Raises:
+        RecurrentError: an argument does not fit; all of them are listed.
+    """
+    misfits = []
+    if not (initial is None or callable(initial)):
+        misfits.append(f"initial={initial!r}: it is a function of the number of sequences, or a module of that kind")
+    for name, choice in (("windowed", windowed), ("batch_first", batch_first)):
+        if not (isinstance(choice, bool) or (name == "batch_first" and choice is None)):
+            misfits.append(f"{name}={choice!r} (True or False)")
+    if not (readout is None or callable(readout)):
+        misfits.append(f"readout={readout!r}: it is a module, from the step's outputs to those that the loss looks at")
+    if misfits:
+        raise RecurrentError(misfits, "see help(dg.Recurrent) for what each argument means")
+
+
 def first_state(core: Core, initial: Any, x: Any, batch: int) -> Any:
     """The first state of `batch` sequences: from `initial`, else zeros in the form that the module makes by itself.
 

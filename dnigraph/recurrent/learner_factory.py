@@ -1,11 +1,14 @@
 """The learner, made when the first window shows what the state looks like."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..engine.updates.makers import BARE
 from ..engine.updates.rules import Rules
 from ..heads import HeadChoice
 from ..heads.bottleneck import in_time
@@ -20,6 +23,7 @@ from .input_condition import make_condition
 from .layout import Layout, find_layout
 from .learner import Learner
 from .options import Options
+from .recurrent_error import RecurrentError
 from .window import Loss, Window, slice_time
 
 
@@ -54,6 +58,22 @@ def make_learner(
     groups = {name: rules.group(name, found, named, f"the {name}") for name, found in grouped.items()}
     learner.groups = {name: group for name, group in groups.items() if group is not None}
     return learner
+
+
+@contextmanager
+def choices_explained() -> Iterator[None]:
+    """An error of Python's or torch's, where the user's choices are made into modules, is one of this library.
+
+    Raises:
+        RecurrentError: one of them cannot be made.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) not in BARE:
+            raise
+        words = f"a head, a condition, a first state or a schedule cannot be made: {type(error).__name__}: {error}"
+        raise RecurrentError([words], "look at head=, condition=, initial=, scheduler=") from error
 
 
 def make_estimator(

@@ -24,11 +24,11 @@ from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoin
 from ..runners.local import StepResult
 from .as_network import network_of
 from .carried_state import Place, begin, behind, mended
-from .core import Core, Initial, failed, make_core
+from .core import Core, Initial, check_beside, failed, make_core
 from .evaluation import Evaluation, Evaluator, batches_of
 from .feedback import fed_back
 from .learner import Learned, Learner
-from .learner_factory import first_leaves, make_learner
+from .learner_factory import choices_explained, first_leaves, make_learner
 from .options import Ending, Options, Strengths, make_options
 from .recurrent_error import RecurrentError, all_at_once
 from .run_checkpoint import fitting, state_of, take_up
@@ -111,10 +111,11 @@ class Recurrent:
     ):
         self.options: Options
         self.core: Core
-        self.options, self.core, _ = all_at_once(
+        self.options, self.core, *_ = all_at_once(
             lambda: make_options(horizon, boundary, update),
             lambda: make_core(fed_back(step, feedback), readout, windowed is True, batch_first),
-            lambda: check_rules(loss, optimizer, scheduler, clip, monitor, initial, windowed, batch_first, readout),
+            lambda: check_rules(loss, optimizer, scheduler, clip, monitor),
+            lambda: check_beside(initial, windowed, batch_first, readout),
         )
         self.loss, self.initial, self.monitor = loss, initial, monitor
         self._head, self._condition = head, condition
@@ -525,17 +526,10 @@ class Recurrent:
                 ["no window has been run, so nothing is known of the state"], "show a window: rnn.network(x)"
             )
         if self._learner is None and window is not None:
-            try:
+            with choices_explained():
                 self._learner = make_learner(
                     self.core, self.options, self.loss, self.initial, self._head, self._condition, self.rules, window
                 )
-            except Exception as error:
-                if type(error) not in BARE:
-                    raise
-                words = (
-                    f"a head, a condition, a first state or a schedule cannot be made: {type(error).__name__}: {error}"
-                )
-                raise RecurrentError([words], "look at head=, condition=, initial=, scheduler=") from error
             try:
                 if self._waiting is not None:
                     with taken_up("the file that load was given"):

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -11,20 +11,24 @@ from torch import Tensor, nn
 from ..boundaries import BoundaryChoice, Visit
 from ..boundaries.exchange import exchange
 from ..boundaries.watch import TrainingWarning
+from ..engine.updates.makers import BARE
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice, Context
 from ..passes.graph.pytrees import map_tensors
+from ..passes.sandbox.snapshot import untouched
 from .carried_state import Place, begin, behind
-from .core import Core, Initial, make_core
+from .core import Core, Initial, check_beside, failed, make_core
 from .credit import guessed
 from .estimator import Estimator
 from .feedback import fed_back
 from .input_condition import Seen, seen_after
 from .layout import Layout
-from .learner_factory import first_leaves, layout_of, make_estimator
+from .learner_factory import choices_explained, first_leaves, layout_of, make_estimator
 from .options import Options, make_options
 from .recurrent_error import RecurrentError, all_at_once
 from .window import Forward, Window, make_window, run_window
+
+PLACE = {entry.name for entry in fields(Place)}
 
 
 def unroll(
@@ -54,13 +58,34 @@ def unroll(
         ...     loss.backward()
         ...     optimizer.step()
     """
-    options, core = all_at_once(
+    options, core, _ = all_at_once(
         lambda: _one_pass(make_options(1, boundary, "window")),
         lambda: make_core(fed_back(step, feedback), readout, windowed is True, batch_first),
+        lambda: check_beside(initial, windowed, batch_first, readout),
     )
     window = make_window(core, None, x, None, None, None, None, label)
-    layout, options = layout_of(core, initial, window), replace(options, horizon=window.length)
-    return Unrolled(core, layout, options, initial, make_estimator(core, layout, options, head, condition, window))
+    options = replace(options, horizon=window.length)
+    with choices_explained():
+        layout = layout_of(core, initial, window)
+        estimator = make_estimator(core, layout, options, head, condition, window)
+    made = Unrolled(core, layout, options, initial, estimator)
+    _try_out(made, window)
+    return made
+
+
+def _try_out(made: "Unrolled", window: Window) -> None:
+    """Run the example, and leave the module as it was.
+
+    Raises:
+        RecurrentError: the step or the readout cannot take it.
+    """
+    try:
+        with untouched(made), torch.no_grad():
+            made(window.x, label=window.label)
+    except Exception as error:
+        if type(error) not in BARE:
+            raise
+        raise failed(made.core, window.x, made.layout.first(window.batch), error) from error
 
 
 def _one_pass(options: Options) -> Options:
@@ -168,6 +193,9 @@ class Unrolled(nn.Module):
 
     @place.setter
     def place(self, place: Mapping[str, Any] | None) -> None:
+        if not (place is None or (isinstance(place, Mapping) and set(place) == PLACE)):
+            way = f"it has {', '.join(sorted(PLACE))}; rnn.reset(state) begins in a state of your own"
+            raise RecurrentError([f"place={place!r} is none that rnn.place has given"], way)
         self._place, self._given = None if place is None else Place(**place), None
 
     @property

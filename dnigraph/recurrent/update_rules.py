@@ -17,11 +17,8 @@ ENTRIES = "there are 'core', 'heads', and '*' for the rest"
 OWN = "one optimiser is made for the core and one for the heads, each of its own parameters"
 
 
-def check_rules(
-    loss: Any, optimizer: Any, scheduler: Any, clip: Any, monitor: Any, initial: Any, windowed: Any, batch_first: Any,
-    readout: Any,
-) -> None:  # fmt: skip
-    """Check what the user gives beside the step module and the options of the credit.
+def check_rules(loss: Any, optimizer: Any, scheduler: Any, clip: Any, monitor: Any) -> None:
+    """Check what the user gives for learning.
 
     Raises:
         RecurrentError: an argument does not fit; all of them are listed.
@@ -30,13 +27,6 @@ def check_rules(
     for name, choice in (("optimizer", optimizer), ("scheduler", scheduler), ("clip", clip)):
         strange = [key for key in choice if key not in (*NAMES, "*")] if isinstance(choice, Mapping) else []
         misfits += [f"{name}: there is nothing called {key!r}{nearest(str(key), NAMES)}; {ENTRIES}" for key in strange]
-    if not (initial is None or callable(initial)):
-        misfits.append(f"initial={initial!r}: it is a function of the number of sequences, or a module of that kind")
-    for name, choice in (("windowed", windowed), ("batch_first", batch_first)):
-        if not (isinstance(choice, bool) or (name == "batch_first" and choice is None)):
-            misfits.append(f"{name}={choice!r} (True or False)")
-    if not (readout is None or callable(readout)):
-        misfits.append(f"readout={readout!r}: it is a module, from the step's outputs to those that the loss looks at")
     if misfits:
         raise RecurrentError(misfits, "see help(dg.Recurrent) for what each argument means")
 

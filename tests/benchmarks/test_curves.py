@@ -56,7 +56,7 @@ def test_a_picture_names_every_arm_once_and_is_the_same_each_time(results):
 
     picture = (results / "one.svg").read_text()
     assert picture == (results / "two.svg").read_text()
-    assert [picture.count(f">{text}<") for text in ("DNI", "truncated", "updates", "accuracy of B, %")] == [1, 1, 1, 1]
+    assert [picture.count(f">{text}<") for text in ("DNI", "truncated", "batches", "accuracy of B, %")] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -74,6 +74,13 @@ def tried(function, *args, **kwargs):
             return error
 
 
+WINDOW = torch.zeros(3, 4, 2), torch.zeros(3, 4, 5)
+
+
+def stream(**options):
+    return dg.Recurrent(nn.GRU(2, 5), horizon=3, loss=F.mse_loss, optimizer=torch.optim.SGD, **options)
+
+
 ASKED = {
     "decouple's model": lambda v: dg.decouple(v, "1", X),
     "decouple's cuts": lambda v: dg.decouple(net(), v, X),
@@ -108,6 +115,20 @@ ASKED = {
     "what draw draws": lambda v: dg.draw(v, "/nowhere/x.svg"),
     "where a plan is": lambda v: dg.Plan.load(v),
     "what a plan is made of": lambda v: dg.Plan.from_json(v),
+    "a window's end": lambda v: stream(boundary=v).step(*WINDOW),
+    "what a blend in time goes around": lambda v: stream(boundary=dg.blend(v, 0.5)).step(*WINDOW),
+    "a cap in time": lambda v: stream(boundary=dg.dni_in_time(cap=v)).step(*WINDOW),
+    "an auxiliary weight": lambda v: stream(boundary=dg.dni_in_time(auxiliary=v)).step(*WINDOW),
+    "what is evaluated": lambda v: stream().evaluate(v),
+    "a batch of a loader": lambda v: stream().evaluate([v]),
+    "metrics": lambda v: stream().evaluate(*WINDOW, metrics=v),
+    "lengths": lambda v: stream().evaluate(*WINDOW, lengths=v),
+    "unroll's step": lambda v: dg.unroll(v, WINDOW[0]),
+    "unroll's example": lambda v: dg.unroll(nn.GRU(2, 5), v),
+    "unroll's readout": lambda v: dg.unroll(nn.GRU(2, 5), WINDOW[0], readout=v),
+    "unroll's first state": lambda v: dg.unroll(nn.GRU(2, 5), WINDOW[0], initial=v),
+    "unroll's boundary": lambda v: dg.unroll(nn.GRU(2, 5), WINDOW[0], boundary=v),
+    "an unrolled window": lambda v: dg.unroll(nn.GRU(2, 5), WINDOW[0])(v),
 }
 
 
