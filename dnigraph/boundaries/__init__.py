@@ -1,7 +1,21 @@
 """Boundaries: the modules on crossings, which decide what gradient the producer gets."""
 
-from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec, Visit, sum_in_order
-from .choices import BoundaryChoice, blend, dni, local_loss, make_boundary, oracle, refresh, silent, warm_up
+from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec, Seen, Visit, sum_in_order
+from .choices import (
+    BoundaryChoice,
+    auglocal,
+    blend,
+    delayed,
+    dfa,
+    dni,
+    infopro,
+    local_loss,
+    make_boundary,
+    oracle,
+    refresh,
+    silent,
+    warm_up,
+)
 
 __all__ = [
     "Boundary",
@@ -9,9 +23,14 @@ __all__ = [
     "BoundaryError",
     "BoundaryFactory",
     "CrossingSpec",
+    "Seen",
     "Visit",
+    "auglocal",
     "blend",
+    "delayed",
+    "dfa",
     "dni",
+    "infopro",
     "local_loss",
     "make_boundary",
     "oracle",

@@ -1,8 +1,9 @@
 """What every boundary is, and how a value passes it in ordinary training."""
 
+import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, TypeAlias, final
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..heads import HeadChoice
 from ..heads.conditions import Condition, ConditionError, Context
+from ..heads.seen import Seen
 from ..heads.spec import CrossingSpec
 from ..passes.errors import DniGraphError
 from .accumulation import Mean
@@ -18,7 +20,7 @@ from .exchange import Visit, exchange, sum_in_order
 from .schedule import Schedule, weakened
 from .watch import TrainingWarning, transformed
 
-__all__ = ["Boundary", "BoundaryError", "BoundaryFactory", "CrossingSpec", "Visit", "sum_in_order"]
+__all__ = ["Boundary", "BoundaryError", "BoundaryFactory", "CrossingSpec", "Seen", "Visit", "sum_in_order"]
 
 
 class BoundaryError(DniGraphError, ValueError):
@@ -28,14 +30,20 @@ class BoundaryError(DniGraphError, ValueError):
 class Boundary(nn.Module, ABC):
     """Passes a crossing's value on to its consumers, and hands its producer a gradient.
 
-    Subclasses say in `visit` which gradient, and when it is known. `forward` is the same for all of them.
+    Subclasses say in `visit` which gradient, and when it is known; all else has a default. `forward` is the same for
+    all of them. See docs/write-a-boundary.md.
     """
 
-    kind: str = "boundary"  # for the plan's table: "dni", "oracle", "local-loss"
+    kind: str = "boundary"  # for the plan's table: "dni", "oracle"; where a class says none, made of the class's name
     head_name: str | None = None  # "mlp 128"; None: it has no head
-    # False for local losses, whose gradient does not depend on the consumers. True for all others: they hand down the
-    # consumers' gradient or an estimate of it, so without a consumer the producer's gradient is zero.
-    heeds: bool = False
+    # Whether what it hands down is, or stands for, the gradient of the value's consumers, so that it is nothing where
+    # no consumer will ever read the value. A local loss does not ask them.
+    from_consumers: bool = False
+    # Whether the producer may have to wait for the target in some visits, a schedule aside. False spares networks a
+    # copy of the weights.
+    waits: bool = True
+    # Whether the producer, where it waits for longer than a step, learns with the weights that it had then.
+    stashes: bool = True
     # Whether it hands down the true gradient and nothing else, so that it may be left out where it cannot stand.
     exact: bool = False
     # Whether the gradients of its own parameters are averaged over the visits since their last update, in drop-in
@@ -44,6 +52,11 @@ class Boundary(nn.Module, ABC):
     schedule: Schedule | None = None  # when the true gradient comes in place of its own; None: never
     visits: Tensor  # how many there were, where they are counted: see `count_visits`
     told_frozen: bool = False  # that its parameters do not learn
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.kind == Boundary.kind:
+            cls.kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
 
     def __init__(self, spec: CrossingSpec, context: Context) -> None:
         super().__init__()
@@ -67,32 +80,41 @@ class Boundary(nn.Module, ABC):
         if "visits" not in self._buffers:
             self.register_buffer("visits", torch.zeros((), dtype=torch.long, device=self.spec.device))
 
+    @property
+    def needs(self) -> Collection[str]:
+        """Which of `NEEDS` it looks at: "label", "inputs", "error", "after", "neighbours". Here: none.
+
+        Whoever runs the model says what is missing before it runs. A class may say `needs = frozenset({"label"})`.
+        """
+        return frozenset()
+
     @abstractmethod
-    def visit(self, value: Tensor) -> Visit:
+    def visit(self, value: Tensor, seen: Seen) -> Visit:
         """One step of this crossing. Called once for each forward pass of the producer, in train mode.
 
         A boundary that follows a schedule is called in all visits, also where the producer gets the true gradient.
 
+        Args:
+            seen: what it declares in `needs`: the label, the model's inputs, and in `settle` the error at its outputs.
+
         Shapes: value [batch, ...]. Where the model keeps its batch on another axis, `meet` and `forward` move it first.
         """
 
-    def again(self, value: Tensor) -> Visit:
+    def again(self, value: Tensor, seen: Seen) -> Visit:
         """A visit of a value that was visited before and whose target comes only now, to be settled at once.
 
         The weights have changed since, so a head predicts again. The producer has learned: only the later roots get
         gradients, those that `settle` gives. The default is `visit`; a boundary that counts its visits itself must
         override it, since this one is no step.
+
+        Args:
+            seen: that of the first visit.
         """
-        return self.visit(value)
+        return self.visit(value, seen)
 
     def pass_last(self) -> None:
         """Called in place of `visit` when no consumer will read this value (the end of an episode)."""
         return
-
-    @property
-    def waits(self) -> bool:
-        """Whether the producer may have to wait for the target in some visits, a schedule aside."""
-        return True
 
     @property
     def may_wait(self) -> bool:
@@ -100,9 +122,18 @@ class Boundary(nn.Module, ABC):
         return self.schedule is not None or self.waits
 
     @property
-    def needs_label(self) -> bool:
-        """Whether a visit fails where the context has no label."""
-        return False
+    def above(self) -> list["Boundary"]:
+        """The boundaries on what this value's consumers make. Needs "neighbours"."""
+        return self._called(self.spec.above)
+
+    @property
+    def below(self) -> list["Boundary"]:
+        """The boundaries on what this value's producer reads. Needs "neighbours"."""
+        return self._called(self.spec.below)
+
+    def _called(self, names: Iterable[str]) -> list["Boundary"]:
+        boundaries = self.context.boundaries()
+        return [boundaries[name] for name in names if name in boundaries]
 
     def takes_infinite(self) -> bool:
         """Told that values are infinite, as masked scores are. Returns whether it can visit them; with weights: no."""
@@ -138,12 +169,9 @@ class Boundary(nn.Module, ABC):
 
     def _labelled_visit(self, value: Tensor) -> Visit:
         """`visit`. If the label is missing, the error is raised in the backward pass: the forward pass needs none."""
-        try:
+        if self.context.label is not None or "label" not in self.needs:
             return self._next_visit(value)
-        except ConditionError as error:
-            if self.context.label is not None:
-                raise
-            missing = error
+        missing = no_label(self.context.boundaries() or {self.spec.name: self})
 
         def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
             raise missing
@@ -153,14 +181,14 @@ class Boundary(nn.Module, ABC):
     def _next_visit(self, value: Tensor) -> Visit:
         """`visit`, with the true gradient where the schedule says so."""
         if "visits" not in self._buffers:
-            return self.visit(value)
+            return self.visit(value, self.context.seen)
         before = int(self.visits) if self._count is None else self._count
         self._count = before + 1
         share = 0.0 if self.schedule is None else self.schedule.share(before + 1)
         # A local loss reaches the producer through its own root, the value: that share is what is left of it.
-        seen = value if not share else value.detach().requires_grad_() if share == 1 else weakened(value, 1 - share)
+        own = value if not share else value.detach().requires_grad_() if share == 1 else weakened(value, 1 - share)
         try:
-            visit = self.visit(seen)
+            visit = self.visit(own, self.context.seen)
         except BaseException:
             self._count = before  # it was none
             raise
@@ -226,7 +254,8 @@ class Boundary(nn.Module, ABC):
 
     def meet(self, value: Tensor, again: bool = False) -> Visit:
         """`visit`, or `again`, for a value and targets whose batch dimension is where the model has it."""
-        visit = (self.again if again else self._next_visit)(self._batch_first(value))
+        value = self._batch_first(value)
+        visit = self.again(value, self.context.seen) if again else self._next_visit(value)
         settle = visit.settle  # not the visit: its roots keep the producer's graph alive
         return Visit(visit.roots, visit.now, lambda t: settle(None if t is None else self._batch_first(t)))
 
@@ -239,14 +268,14 @@ class Boundary(nn.Module, ABC):
         """Whether a gradient will come back for this value, so that it must be visited."""
         return self.training and value.requires_grad and torch.is_grad_enabled() and value.numel() > 0
 
-    def label_beside(self, value: Tensor, condition: Condition) -> Tensor:
-        """The label of this step, on the value's device.
+    def label_beside(self, value: Tensor, label: Any, condition: Condition) -> Tensor:
+        """The label of a step, on the value's device.
 
         Raises:
             ConditionError: `condition` cannot read it, or it is of another batch.
         """
-        label = condition.check(self.context.label, len(value) if value.ndim else None, self.spec.name)
-        return label.to(value.device)
+        checked = condition.check(label, len(value) if value.ndim else None, self.spec.name)
+        return checked.to(value.device)
 
     def expect_width(self, value: Tensor) -> None:
         """Refuse a value that the networks of this crossing cannot take.
@@ -291,3 +320,13 @@ class Boundary(nn.Module, ABC):
 
 
 BoundaryFactory: TypeAlias = Callable[[CrossingSpec, Context, HeadChoice], Boundary]
+
+
+def no_label(boundaries: Mapping[str, Boundary]) -> ConditionError:
+    """What is said where boundaries look at the label, and there is none: it names all of them."""
+    names = [name for name, boundary in boundaries.items() if "label" in boundary.needs]
+    listed = ", ".join(f"'{name}'" for name in names)
+    return ConditionError(
+        f"{'boundary' if len(names) == 1 else 'boundaries'} {listed} {'looks' if len(names) == 1 else 'look'} at the "
+        "label: run the forward pass inside `with dm.conditioned(label):`, or give run.step(...) a target= or a label="
+    )

@@ -1,7 +1,7 @@
 """The boundaries of one model: here they are made and kept."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,16 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from ..heads.conditions import Context
+from ..heads.seen import EMPTY, Inputs, Outputs, Seen
+from ..passes.errors import bullets
 from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.plan.plan import Crossing, Plan
-from .boundary import Boundary
+from .boundary import Boundary, BoundaryError, no_label
 from .head_watch import HeadWatch
 from .replay import Replay
+from .surroundings import Surroundings
 
 LATE = "late"  # a buffer that marks boundaries which the example did not need
 
 Meta = Mapping[str, Any]
-MakeBoundary = Callable[[Crossing, Meta, Context], Boundary]  # of a crossing and its node's meta
+# Of a crossing, its node's meta, and what surrounds it in the model.
+MakeBoundary = Callable[[Crossing, Meta, Context, Surroundings], Boundary]
 
 
 class BoundarySet:
@@ -27,6 +31,9 @@ class BoundarySet:
     def __init__(self, make: MakeBoundary, context: Context):
         self.make, self.context = make, context
         self.modules, self._watch = nn.ModuleDict(), HeadWatch()
+        self.needs = frozenset[str]()  # of all boundaries
+        self.looks_around = False  # whether one looks at the model's inputs, or at the error at its outputs
+        self.context.boundaries = lambda: self.by_name
         self.waiting: dict[str, dict[str, Any]] = {}  # key -> loaded state of a boundary that no call has needed yet
 
     @property
@@ -39,29 +46,67 @@ class BoundarySet:
         return boundaries
 
     def add(
-        self, crossings: Iterable[Crossing], metas: Mapping[str, Meta], training: bool, late: bool = False
-    ) -> list[Boundary]:
+        self, crossings: Iterable[Crossing], metas: Mapping[str, Meta], training: bool, around: Surroundings,
+        late: bool = False,
+    ) -> list[Boundary]:  # fmt: skip
         """Make a boundary for each crossing that carries a gradient and has none yet. Returns the new ones.
 
         Args:
             metas: the meta of the crossings' nodes, by the nodes' names.
+            around: what surrounds the crossings.
             late: a later call needs them, not the example: a fresh program does not have them yet.
 
         Heads start at random. The random state is put back, so that no other number of the program changes.
+
+        Raises:
+            BoundaryError: some do not fit their crossings, or need what there is not here; all of them are listed.
         """
-        known, new = self.by_name, dict[str, Boundary]()
+        known, new, misfits = self.by_name, dict[str, Boundary](), list[BoundaryError]()
         with torch.random.fork_rng(devices=[]):
             for crossing in crossings:
                 if crossing.gradient and crossing.name not in known:
-                    boundary = self.make(crossing, metas[crossing.node], self.context)
+                    try:
+                        boundary = self.make(crossing, metas[crossing.node], self.context, around)
+                    except BoundaryError as error:
+                        misfits.append(error)
+                        continue
                     new[boundary_key(crossing)] = boundary.train(training)
+        if len(misfits) > 1:
+            raise BoundaryError(f"boundaries do not fit their crossings:{bullets(map(str, misfits))}") from misfits[0]
+        if misfits:
+            raise misfits[0]
         for key, boundary in new.items():
             if late and boundary.state_dict():
                 boundary.register_buffer(LATE, torch.ones((), dtype=torch.bool))
             if key in self.waiting:
                 boundary.load_state_dict(self.waiting.pop(key))
         self.modules._modules.update(new)  # none of them where one cannot be made
+        self._note_needs()
         return list(new.values())
+
+    def _note_needs(self) -> None:
+        self.needs = frozenset().union(*[boundary.needs for boundary in self.by_name.values()])
+        self.looks_around = not self.needs.isdisjoint(("inputs", "error"))
+
+    def seen(self, label: Any, inputs: Sequence[str], values: Sequence[Any]) -> Seen:
+        """What the boundaries see of a step.
+
+        Args:
+            inputs, values: the names of the model's inputs, and those.
+        """
+        if not self.looks_around:
+            return Seen(label)
+        given = Inputs.of(inputs, values) if "inputs" in self.needs else EMPTY
+        return Seen(label, given, Outputs() if "error" in self.needs else None)
+
+    def refuse_blind(self) -> None:
+        """Refuse a step without a label, where a boundary looks at it.
+
+        Raises:
+            ConditionError: it names all that do.
+        """
+        if "label" in self.needs:
+            raise no_label(self.by_name)
 
     def look(self, model: nn.Module) -> None:
         """See whether the heads learn, at the beginning of a call of the model in train mode."""
@@ -126,6 +171,7 @@ class BoundarySet:
         """A set with boundaries and a label context of its own, for a deep copy of the model."""
         result = BoundarySet(self.make, copy.deepcopy(self.context, memo))
         result.modules, result.waiting = copy.deepcopy(self.modules, memo), copy.deepcopy(self.waiting, memo)
+        result.needs, result.looks_around = self.needs, self.looks_around
         return result
 
 

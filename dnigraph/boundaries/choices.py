@@ -1,8 +1,9 @@
 """From the user's choices to boundaries: by name, by a factory with options, one for all crossings or one for each."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -13,12 +14,16 @@ from ..heads import HeadChoice
 from ..heads.conditions import Context
 from ..passes.errors import DniGraphError, nearest
 from ..passes.plan.plan import Crossing
+from .auxiliary_networks import Decoder
 from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec
+from .direct_feedback import DirectFeedback
 from .dni import Dni, Options
-from .local_loss import LocalLoss, Loss
+from .fresh_layers import evenly
+from .local_loss import Auxiliary, LocalLoss, Loss
 from .oracle import Oracle
-from .schedule import Schedule
+from .schedule import Schedule, is_number, whole
 from .silent import Silent
+from .surroundings import Surroundings, lacking, unmet
 
 BoundaryChoice: TypeAlias = "str | BoundaryFactory"
 
@@ -33,11 +38,22 @@ class Choices:
     def __init__(self, head: Any, condition: Any, boundary: Any):
         self.head, self.condition, self.boundary = head, condition, boundary
 
-    def make(self, crossing: Crossing, meta: Mapping[str, Any], context: Context) -> Boundary:
-        """The boundary of a crossing; `meta` says what is known of the node that makes its value."""
-        boundary = _chosen(self.boundary, crossing.name, "dni")
-        head = _chosen(self.head, crossing.name, "auto")
-        return make_boundary(boundary, self.spec(crossing, meta), context, head)
+    def make(self, crossing: Crossing, meta: Mapping[str, Any], context: Context, around: Surroundings) -> Boundary:
+        """The boundary of a crossing.
+
+        Args:
+            meta: what is known of the node that makes its value.
+            around: what surrounds it in the model.
+
+        Raises:
+            BoundaryError: it cannot be made, or it needs what there is not here.
+        """
+        choice, head = _chosen(self.boundary, crossing.name, "dni"), _chosen(self.head, crossing.name, "auto")
+        boundary = make_boundary(choice, around.describe(self.spec(crossing, meta), crossing), context, head)
+        if (misfit := unmet(boundary)) is not None:
+            raise BoundaryError(misfit)
+        boundary.spec = replace(boundary.spec, after=None)  # it would keep the model's graph
+        return boundary
 
     def spec(self, crossing: Crossing, meta: Mapping[str, Any]) -> CrossingSpec:
         """What the factories are told of a crossing."""
@@ -79,8 +95,8 @@ def _chosen(choice: Any, name: str, default: str) -> Any:
 def make_boundary(choice: BoundaryChoice, spec: CrossingSpec, context: Context, head: HeadChoice = "auto") -> Boundary:
     """The boundary that `choice` makes for this crossing.
 
-    `choice` is a name ("dni", "oracle", "local-loss"), one of those as a function with options
-    (`dni(warm_up=100)`), or any callable `(spec, context, head) -> Boundary`.
+    `choice` is a name in `NAMED`, one of those as a function with options (`dni(warm_up=100)`), or any callable
+    `(spec, context, head) -> Boundary`.
 
     Raises:
         BoundaryError: there is no such boundary, or the callable made something else.
@@ -109,6 +125,11 @@ def make_boundary(choice: BoundaryChoice, spec: CrossingSpec, context: Context, 
         raise BoundaryError(
             f"the boundary factory for '{spec.name}' must make a Boundary, but made {type(boundary).__name__}"
         )
+    try:
+        inspect.signature(boundary.visit).bind(None, None)
+    except TypeError as cause:
+        way = "it is called with (value, seen): def visit(self, value, seen)"
+        raise BoundaryError(f"boundary '{spec.name}': {type(boundary).__name__}.visit: {cause}; {way}") from cause
     return boundary
 
 
@@ -227,6 +248,31 @@ def oracle() -> BoundaryFactory:
     return Made("oracle", lambda spec, context, head: Oracle(spec, context))
 
 
+def delayed(*, stash: bool = True) -> BoundaryFactory:
+    """The true gradient when it comes, some steps late: what a pipeline that nobody waits in learns.
+
+    How late is said by who runs it, `dg.Local(dm, late=k)` or `dm.network(late=k)`. Where nothing is late (drop-in,
+    `late=0`) it is the oracle, bitwise.
+
+    Args:
+        stash: a part learns with the weights that it had when it sent the value, so that its gradient is a true one of
+            that step (PipeDream, which keeps k copies of the weights). False: with those that it has by then, and the
+            activations of that step; no copies are kept.
+
+    Raises:
+        BoundaryError: stash is neither True nor False.
+
+    Source: Narayanan et al. 2019, PipeDream, arXiv 1806.03377 (weight stashing).
+
+    Example:
+        >>> dm = dg.decouple(model, ["layer1", "layer2"], (x,), boundary=dg.delayed(stash=False))
+        >>> run = dg.Local(dm, loss=F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, 0.1), late=1)
+    """
+    if not isinstance(stash, bool):
+        raise BoundaryError(f"delayed: these options do not fit: stash={stash!r} (True or False)")
+    return Made("delayed", lambda spec, context, head: Oracle(spec, context, "delayed", stash))
+
+
 def local_loss(classes: int | None = None, loss: Loss = F.cross_entropy, hidden: int | None = None) -> BoundaryFactory:
     """An auxiliary classifier with a hidden layer of `hidden` units trains the producer, and nothing from above does.
 
@@ -241,11 +287,117 @@ def local_loss(classes: int | None = None, loss: Loss = F.cross_entropy, hidden:
     return lambda spec, context, head: LocalLoss(spec, context, classes, loss, hidden)
 
 
+def auglocal(
+    layers: int = 2, *, classes: int | None = None, loss: Loss = F.cross_entropy, hidden: int = 0
+) -> BoundaryFactory:
+    """A local loss whose auxiliary network is made of later layers of the model, with parameters of its own.
+
+        value ─► a few of the layers behind the cut, evenly spaced ─► classifier ─► loss(·, label)
+
+    The layers are copies: those with `reset_parameters` are reset, other weights drawn as a linear layer's, and scales
+    and shifts keep the model's numbers. Where two that follow each other do not fit, a linear map (on maps a 1x1
+    convolution, behind an average to the layer's grid) stands between them. The model's last layer is not among them:
+    the classifier takes its place. It needs a graph of the model, so it is not to be had on hooks.
+
+    Args:
+        layers: how many of the layers behind the cut, at most: fewer are left behind later cuts, as in the paper's
+            pyramid. The last one before the model's classifier is always among them.
+        classes, loss: as in `local_loss`.
+        hidden: units of a hidden layer of the classifier; 0: it has none.
+
+    Raises:
+        BoundaryError: an option is out of its range.
+
+    Source: Ma et al. 2024, ICLR, arXiv 2402.17318.
+
+    Example:
+        >>> dm = dg.decouple(model, "layer1", (x,), condition=dg.one_hot(10), boundary=dg.auglocal(layers=2))
+    """
+    if not whole(layers) or layers == 0 or not whole(hidden):
+        wrong = [f"layers={layers!r} (a whole number from 1 on)"] if not whole(layers) or layers == 0 else []
+        wrong += [] if whole(hidden) else [f"hidden={hidden!r} (a whole number of units; 0: none)"]
+        raise BoundaryError(f"auglocal: these options do not fit: {', '.join(wrong)}")
+
+    def make(spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
+        if spec.after is None:
+            raise BoundaryError(lacking(spec, "auglocal", {"after"}) or "")
+        module, gives = spec.after.fresh(chosen := evenly(layers, len(spec.after)), spec.shape)
+        names = [spec.after.names()[i] for i in chosen]
+        auxiliary = Auxiliary(module, gives, " + ".join(names) or "no layers")
+        return LocalLoss(spec, context, classes, loss, hidden, layers=auxiliary)
+
+    return Made("auglocal", make)
+
+
+def infopro(
+    weight: float = 0.1, *, classes: int | None = None, loss: Loss = F.cross_entropy, hidden: int | None = None,
+    input: str | int | None = None, decoder: int = 12,
+) -> BoundaryFactory:  # fmt: skip
+    """An information-preserving local loss: a classifier, and a decoder that rebuilds the model's input from the value.
+
+        loss of the classifier + weight * (squared error of the rebuilt input) / (variance of the input)
+
+    Early parts trained by a plain local loss throw away what later parts would need; the decoder keeps it. Here it is
+    the squared error that is minimised and not the cross-entropy of pixels, since inputs need not be from 0 to 1.
+
+    Args:
+        weight: of the decoder's error. The default was not tuned.
+        classes, loss, hidden: of the classifier, as in `local_loss`.
+        input: which of the model's inputs, by name or position; None: the first one with floating-point numbers of
+            which the value is made.
+        decoder: units or channels of the decoder's hidden layer.
+
+    Raises:
+        BoundaryError: an option is out of its range.
+
+    Source: Wang et al. 2021, ICLR, arXiv 2101.10832.
+
+    Example:
+        >>> dm = dg.decouple(model, "layer1", (x,), condition=dg.one_hot(10), boundary=dg.infopro(weight=0.5))
+    """
+    wrong = [] if is_number(weight) and 0 <= weight < float("inf") else [f"weight={weight!r} (a number from 0 on)"]
+    wrong += [] if whole(decoder) and decoder else [f"decoder={decoder!r} (a whole number of units from 1 on)"]
+    if wrong:
+        raise BoundaryError(f"infopro: these options do not fit: {', '.join(wrong)}")
+
+    def make(spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
+        made = Decoder(spec, weight, input, decoder)
+        return LocalLoss(spec, context, classes, loss, hidden, decoder=made)
+
+    return Made("infopro", make)
+
+
+def dfa(scale: float = 1.0) -> BoundaryFactory:
+    """Direct feedback alignment: the error at the model's outputs, through a fixed random matrix, is the gradient.
+
+    The part below waits for the loss and for nothing else: parts need not learn in any order. Where the output has a
+    position for each of the value's (tokens), or both are maps, the matrix is the same at all positions.
+
+    Args:
+        scale: of the feedback; the entries of the matrix have the standard deviation scale / sqrt(outputs).
+
+    Raises:
+        BoundaryError: the scale is no positive number.
+
+    Source: Nøkland 2016, arXiv 1609.01596.
+
+    Example:
+        >>> dm = dg.decouple(model, ["layer1", "layer2"], (x,), boundary=dg.dfa())
+    """
+    if not is_number(scale) or not 0 < scale < float("inf"):
+        raise BoundaryError(f"dfa: these options do not fit: scale={scale!r} (a positive number)")
+    return Made("dfa", lambda spec, context, head: DirectFeedback(spec, context, scale))
+
+
 NAMED: dict[str, Callable[[], BoundaryFactory]] = {
     "dni": dni,
     "oracle": oracle,
     "local-loss": local_loss,
     "silent": silent,
+    "delayed": delayed,
+    "dfa": dfa,
+    "auglocal": auglocal,
+    "infopro": infopro,
 }
 
 

@@ -1,7 +1,7 @@
 """The decoupled neural interface: a head predicts the gradient, and learns from the one that comes later."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from ..heads import HeadChoice, make_head
 from ..heads.conditions import Context
 from ..heads.head import Foreign
 from ..heads.layers import GAIN
-from .boundary import Boundary, CrossingSpec, Visit
+from .boundary import Boundary, CrossingSpec, Seen, Visit
 from .regression import Comparison, compare
 from .replay import Replay
 from .scale import RunningScale
@@ -54,7 +54,8 @@ class Dni(Boundary):
     """
 
     kind = "dni"
-    heeds = True
+    from_consumers = True
+    waits = False
     averages = True
 
     def __init__(self, spec: CrossingSpec, context: Context, head: HeadChoice = "auto", options: Options | None = None):
@@ -72,14 +73,9 @@ class Dni(Boundary):
         self._sample = list(self.head.parameters())[:1]  # for the head's dtype; in a list, so that it stays the head's
 
     @property
-    def waits(self) -> bool:
-        """Never: the estimate is known at once."""
-        return False
-
-    @property
-    def needs_label(self) -> bool:
-        """Whether its head looks at the label."""
-        return self.head.condition is not None
+    def needs(self) -> Collection[str]:
+        """The label, where its head looks at it."""
+        return frozenset() if self.head.condition is None else frozenset({"label"})
 
     def takes_infinite(self) -> bool:
         """Yes: the head sees 0 in their place."""
@@ -91,11 +87,11 @@ class Dni(Boundary):
         condition = None if self.head.condition is None else str(self.head.condition)
         return {"head": self.head_name, "condition": condition, **vars(self.options)}
 
-    def visit(self, value: Tensor) -> Visit:
+    def visit(self, value: Tensor, seen: Seen) -> Visit:
         if not isinstance(self.head, Foreign):
             self.expect_width(value)
         batch = len(value) if value.ndim else 1
-        label = None if self.head.condition is None else self.label_beside(value, self.head.condition)
+        label = None if self.head.condition is None else self.label_beside(value, seen.label, self.head.condition)
         estimate = self._estimate(value.detach(), label)
         by = self.context.scale()  # the loss is multiplied by it, and so are all gradients
         if isinstance(by, Tensor):
@@ -173,7 +169,8 @@ class Dni(Boundary):
 
     def _tell_of_error(self, error: float) -> None:
         if self.context.tells(f"error of {self.spec.name}"):
-            label = "condition=dg.one_hot(classes), so that the head sees the label; " if not self.needs_label else ""
+            label = "condition=dg.one_hot(classes), so that the head sees the label; "
+            label = label if self.head.condition is None else ""
             warnings.warn(
                 f"the head on '{self.spec.name}' is worse than one that says nothing: over the last "
                 f"{MEASURED * MEASUREMENTS} steps its squared error is {error:.1f} times the square of the true "

@@ -1,4 +1,4 @@
-"""The one autograd function of this library: it gives a value another gradient than its consumers sent."""
+"""The autograd functions of this library: one gives a value another gradient than its consumers sent, one looks on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..heads.seen import Outputs
 
 
 @dataclass
@@ -78,6 +80,32 @@ def exchange(visit: Visit, consumers: int) -> Tensor | tuple[Tensor, ...]:
     """The value of the visit for one consumer, or one alias of it for each of several."""
     passed: Tensor | tuple[Tensor, ...]
     passed = Exchange.apply(visit, consumers, *visit.roots)  # type: ignore[no-untyped-call]  # torch's own has no types
+    return passed
+
+
+class Overheard(torch.autograd.Function):
+    """Hand a model's outputs on unchanged; on the way back note their gradients, before any of them goes further."""
+
+    @staticmethod
+    def forward(ctx: Any, noted: Outputs, *outputs: Tensor) -> tuple[Tensor, ...]:
+        ctx.noted, ctx.outputs = noted, [output.detach() for output in outputs]
+        ctx.set_materialize_grads(False)
+        return tuple([output.detach() for output in outputs])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        ctx.noted.note(ctx.outputs, gradients)
+        return None, *gradients
+
+
+def overheard(noted: Outputs, values: Sequence[Any]) -> list[Any]:
+    """A model's flat results for the loss, whose gradients will be noted."""
+    live = [i for i, value in enumerate(values) if isinstance(value, Tensor) and value.requires_grad]
+    passed = list(values)
+    if live:
+        outputs = Overheard.apply(noted, *[values[i] for i in live])  # type: ignore[no-untyped-call]  # torch's
+        for i, output in zip(live, outputs, strict=True):
+            passed[i] = output
     return passed
 
 

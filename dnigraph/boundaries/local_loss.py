@@ -1,6 +1,7 @@
 """A local loss in place of a predicted gradient: a small classifier on the crossing trains the part below it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -8,72 +9,103 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads.conditions import Condition, Context, condition_for, is_soft
-from ..heads.convolution import LAYERS
-from ..heads.layers import Hidden
-from .boundary import Boundary, BoundaryError, CrossingSpec, Visit
+from .auxiliary_networks import MODES, Classifier, Decoder
+from .boundary import Boundary, BoundaryError, CrossingSpec, Seen, Visit
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
-class LocalLoss(Boundary):
-    """An auxiliary classifier on the crossing trains the producer; nothing from above does.
+class Auxiliary(nn.Module):
+    """The layers in front of the classifier. Shapes: the crossing's -> `gives`, [batch, ...].
 
-        value ─► classifier ─► loss(·, label) ─► gradient of classifier and producer, at once
+    Args:
+        name: for the plan's table.
+    """
+
+    def __init__(self, layers: nn.Module, gives: tuple[int, ...], name: str) -> None:
+        super().__init__()
+        self.layers, self.gives, self.name = layers, gives, name
+        self.dtype = next((p.dtype for p in layers.parameters() if p.is_floating_point()), None)
+
+    def forward(self, value: Tensor) -> Tensor:
+        if self.dtype is None or torch.is_autocast_enabled(value.device.type):
+            return self.layers(value)  # type: ignore[no-any-return]  # a module call
+        return self.layers(value.to(self.dtype)).to(value.dtype)  # type: ignore[no-any-return]  # the same
+
+
+class LocalLoss(Boundary):
+    """An auxiliary network on the crossing trains the producer; nothing from above does.
+
+        value ─► layers, if any ─► classifier ─► loss(·, label) ─► gradient of the network and the producer, at once
+          └────► decoder, if any ─► squared error to the model's input, times a weight ──┘ +
 
     Shapes: value [batch, D], [batch, C, *positions] or [batch, tokens, D]; label [batch] or [batch, classes], for
     tokens also [batch, tokens], for maps also [batch, *label positions], to whose size the scores are interpolated.
 
-    Source: Belilovsky et al. 2020, arXiv 1901.08164 (decoupled greedy learning).
+    Source: Belilovsky et al. 2020, arXiv 1901.08164 (decoupled greedy learning). With layers: Ma et al. 2024, arXiv
+    2402.17318 (AugLocal). With a decoder: Wang et al. 2021, arXiv 2101.10832 (InfoPro).
     """
 
     kind = "local-loss"
+    waits = False
 
     def __init__(
-        self, spec: CrossingSpec, context: Context, classes: int | None, loss: Loss, hidden: int | None
-    ) -> None:
+        self, spec: CrossingSpec, context: Context, classes: int | None, loss: Loss, hidden: int | None,
+        layers: Auxiliary | None = None, decoder: Decoder | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(spec, context)
         self.condition = _Label()
         self.loss = loss
         self.classes = _classes(spec, classes)
-        self.classifier = Classifier(spec, self.classes, hidden).to(spec.device)
-        self.head_name = self.classifier.name
-        self._seen: Tensor | None = None
+        seen = spec if layers is None else replace(spec, shape=layers.gives)
+        self.maps = seen.kind == "maps"
+        self.layers, self.decoder = layers, decoder
+        self.classifier = Classifier(seen, self.classes, hidden)
+        self.head_name = self.classifier.name if layers is None else f"{layers.name}, {self.classifier.name}"
+        if layers is not None:
+            self.kind = "auglocal"
+        if decoder is not None:
+            self.kind, self.head_name = "infopro", f"{self.head_name}, {decoder.name}"
+        self.to(spec.device)
+        self._seen: dict[str, Tensor] = {}
 
-    def visit(self, value: Tensor) -> Visit:
+    @property
+    def needs(self) -> Collection[str]:
+        """The label; for layers of the model these, for a decoder the model's inputs."""
+        more = {"after": self.layers, "inputs": self.decoder}
+        return {"label", *(need for need, part in more.items() if part is not None)}
+
+    def visit(self, value: Tensor, seen: Seen) -> Visit:
         """The loss is a root beside the value. Its gradient is one, and its graph leads to the producer."""
         self.expect_width(value)
-        label = self.label_beside(value, self.condition)
-        loss = self._loss(value, label)
-        self._seen = loss.detach()
+        label = self.label_beside(value, seen.label, self.condition)
+        own = value
+        if not torch.is_autocast_enabled(value.device.type):
+            own = value.to(self.classifier.output.weight.dtype)
+        loss = self._loss(own, label)
+        self._seen = {"local_loss": loss.detach()}
+        if self.decoder is not None:
+            error = self.decoder.error(own, seen.inputs)
+            self._seen["reconstruction"] = error.detach()
+            loss = loss + self.decoder.weight * error
         one, by = torch.ones_like(loss), self.context.scale()
         return Visit((value, loss), (None, one if by is None else one * by), lambda target: (None, None))
 
-    def again(self, value: Tensor) -> Visit:
+    def again(self, value: Tensor, seen: Seen) -> Visit:
         """Nothing: it has learned in its visit, and an answer teaches it nothing."""
         return Visit((value,), (None,), lambda target: (None,))
 
-    @property
-    def waits(self) -> bool:
-        """Never: the loss is known at once."""
-        return False
-
-    @property
-    def needs_label(self) -> bool:
-        """Always."""
-        return True
-
     def metrics(self) -> dict[str, float]:
-        """The local loss of the last visit."""
+        """Of the last visit: the local loss, and the decoder's error relative to the input's variance."""
         return self.measured()()
 
     def measured(self) -> Callable[[], dict[str, float]]:
         seen = self._seen
-        return lambda: {} if seen is None else {"local_loss": float(seen)}
+        return lambda: {name: float(number) for name, number in seen.items()}
 
     def _loss(self, value: Tensor, label: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(value.device.type):
-            value = value.to(self.classifier.output.weight.dtype)
-        if not is_soft(label) and self.spec.kind == "maps" and label.ndim == value.ndim and label.shape[1] == 1:
+        value = value if self.layers is None else self.layers(value)
+        if not is_soft(label) and self.maps and label.ndim == value.ndim and label.shape[1] == 1:
             label = label.squeeze(1)  # one channel of classes, as pictures of labels have it
         label = label.long() if label.dtype == torch.bool else label
         scores = self._scores(value, label)
@@ -100,46 +132,13 @@ class LocalLoss(Boundary):
         """Shapes: [batch, classes]; [batch, *label positions, classes] where there is a label for each position."""
         if is_soft(label) and label.shape[1:] == (self.classes,):
             return self.classifier(value, False)  # type: ignore[no-any-return]  # a module call
-        if self.spec.kind == "maps" and label.ndim == value.ndim - 1:
+        if self.maps and label.ndim == value.ndim - 1:
             scores = self.classifier(value, True)
             if scores.shape[1:-1] != label.shape[1:]:
-                mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[value.ndim]
+                mode = MODES[scores.ndim]
                 scores = F.interpolate(scores.movedim(-1, 1), label.shape[1:], mode=mode).movedim(1, -1)
             return scores  # type: ignore[no-any-return]  # the same
         return self.classifier(value, label.ndim > 1 and label.shape[:2] == value.shape[:2])  # type: ignore[no-any-return]
-
-
-class Classifier(nn.Module):
-    """One hidden layer, averaged over positions where the label has none, and scores of the classes.
-
-    features   Linear ─► Normalise ─► ReLU ─► Linear
-    maps       conv 3x3 ─► Normalise ─► ReLU ─► mean over positions ─► Linear
-    tokens     as features, per token, or the mean over tokens ─► Linear
-    """
-
-    def __init__(self, spec: CrossingSpec, classes: int, hidden: int | None) -> None:
-        super().__init__()
-        self.width, units = spec.width, hidden or spec.width
-        self.maps = spec.kind == "maps"
-        layer: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d = nn.Linear(spec.width, units, False)
-        if self.maps:
-            layer = LAYERS[len(spec.shape)][0](spec.width, units, 3, padding=1, bias=False)
-        self.hidden = Hidden(layer)
-        self.output = nn.Linear(units, classes)
-        self.name = f"classifier {units}"
-
-    def forward(self, value: Tensor, per_position: bool) -> Tensor:
-        """Shapes: [batch, classes], or [batch, *positions, classes] per position."""
-        if self.maps:
-            units = self.hidden(value)
-            units = units.movedim(1, -1) if per_position else units.flatten(2).mean(2)
-        else:
-            units = self.hidden(value.reshape(-1, self.width))
-            if value.ndim > 2:
-                units = units.view(*value.shape[:-1], -1)
-                units = units if per_position else units.flatten(1, -2).mean(1)
-        scores: Tensor = self.output(units)
-        return scores
 
 
 class _Label(Condition):

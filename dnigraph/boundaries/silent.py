@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .boundary import Boundary, Visit
+from .boundary import Boundary, Seen, Visit
 
 
 class Silent(Boundary):
@@ -12,12 +12,8 @@ class Silent(Boundary):
     """
 
     kind = "silent"
-    heeds = True
+    from_consumers = True
+    waits = False
 
-    def visit(self, value: Tensor) -> Visit:
+    def visit(self, value: Tensor, seen: Seen) -> Visit:
         return Visit((value,), (None,), lambda target: (None,))
-
-    @property
-    def waits(self) -> bool:
-        """Never."""
-        return False

@@ -14,11 +14,14 @@ from torch import fx, nn
 
 from ..boundaries import Boundary
 from ..boundaries.boundary_set import LATE, BoundarySet, MakeBoundary
+from ..boundaries.exchange import overheard
 from ..boundaries.watch import transformed
 from ..heads.conditions import Context
 from ..passes.errors import CheckpointError, DniGraphError, bullets
 from ..passes.graph.own_names import GraphModule, forget_source
+from ..passes.graph.pytrees import flatten, unflatten
 from ..passes.plan.plan import Plan
+from ..passes.sandbox.example import input_names
 from ..passes.sandbox.journal import undone
 from ..passes.sandbox.snapshot import numbers_kept
 
@@ -289,6 +292,14 @@ class DecoupledModule(fx.GraphModule):
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
 
+    def _call_showing(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the model in train mode, with boundaries that look at its inputs, or at the error at its outputs."""
+        names, tensors = named_inputs(self.original, *canonical(self.original, self._signature, args, kwargs))
+        seen = self.boundary_set.seen(self.context.label, names, tensors)
+        with self.context.showing(seen):
+            results, spec = flatten(self._call(*args, **kwargs))
+        return unflatten(results if seen.outputs is None else overheard(seen.outputs, results), spec)
+
     @property
     def boundaries(self) -> dict[str, Boundary]:
         """All boundaries, by the names of their crossings."""
@@ -474,6 +485,8 @@ def _forward_like(signature: inspect.Signature | None) -> Callable[..., Any]:
                 raise DniGraphError(f"a decoupled model is a graph already, dm.graph, and not traced again: {_PLAIN}")
         if self.training and torch.is_grad_enabled() and not self.__dict__.get("_stand_ins"):
             self.boundary_set.look(self.original)
+            if self.boundary_set.looks_around:
+                return self._call_showing(args, kwargs)
         return self._call(*args, **kwargs)
 
     if signature is not None:
@@ -500,6 +513,18 @@ def canonical(
         order = [*(name for name in signature.parameters if name in kwargs), *kwargs]
         return args, {name: kwargs[name] for name in dict.fromkeys(order)}
     return bound.args, bound.kwargs
+
+
+def named_inputs(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[str], list[torch.Tensor]]:
+    """The tensors of a call, and their names, which are those of a captured graph's inputs."""
+    graph, names, tensors = fx.Graph(), list[str](), list[torch.Tensor]()
+    for name, leaf in zip(input_names(model, args, kwargs), flatten((args, kwargs))[0], strict=True):
+        if isinstance(leaf, torch.Tensor):
+            names.append(graph.placeholder(name).name)
+            tensors.append(leaf)
+    return names, tensors
 
 
 def warn_late(boundaries: Iterable[Boundary]) -> None:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -14,11 +15,12 @@ from torch import nn
 
 from ..boundaries import Boundary
 from ..boundaries.boundary_set import MakeBoundary
+from ..boundaries.surroundings import EVERYTHING, Surroundings
 from ..passes.capture.ladder import RUNGS, capture
 from ..passes.capture.module_graph import observe
 from ..passes.cuts.specs import Cuts
 from ..passes.errors import CaptureError, DniGraphError, GuardMiss
-from ..passes.graph.captured_graph import CapturedGraph, lookup
+from ..passes.graph.captured_graph import CapturedGraph, lookup, owned
 from ..passes.graph.guards import Trust
 from ..passes.graph.own_names import GraphModule
 from ..passes.graph.pytrees import take_apart
@@ -334,7 +336,8 @@ class CapturedModule(DecoupledModule):
         shown = self._cache.shown
         if self.training:
             metas = {node.name: node.meta for node in captured.graph.nodes}
-            new = self.boundary_set.add(cut.plan.crossings, metas, self.training, late=bool(shown))
+            around = Surroundings(captured.graph, cut.plan, EVERYTHING, find=partial(owned, captured, self.original))
+            new = self.boundary_set.add(cut.plan.crossings, metas, self.training, around, late=bool(shown))
             if shown:
                 warn_late(new)
         notes = (*notes, *cut.plan.notes, *self._cache.notes())

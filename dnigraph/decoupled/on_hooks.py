@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from ..boundaries import Boundary
 from ..boundaries.boundary_set import BoundarySet, MakeBoundary
+from ..boundaries.surroundings import EVERYTHING, Surroundings
 from ..passes.capture.annotate import batch_lengths
 from ..passes.capture.module_graph import RUNG, events, heard, parameters
 from ..passes.capture.module_hooks import Site, Watch
@@ -100,7 +101,8 @@ class HookedCalls:
         self._seen = {node.meta["site"] for node in events(graph)}  # in the example
         self._sites: dict[Site, str] = {nodes[c.node].meta["site"]: c.name for c in crossings}
         metas = {name: node.meta for name, node in nodes.items()}
-        new = boundary_set.add(crossings, metas, model.training, late)
+        self._around = Surroundings(graph, plan, EVERYTHING - {"after"})
+        new = boundary_set.add(crossings, metas, model.training, self._around, late)
         if late:
             warn_late(new)
         self.plan = boundary_set.describe(plan)
@@ -134,7 +136,8 @@ class HookedCalls:
         if name not in self.boundary_set.by_name:
             crossing = Crossing(name, name, "", (), tuple(value.shape), str(value.dtype), gradient=True)
             meta = {"dtype": value.dtype, "device": value.device, "batch_dim": batch_dim(tuple(value.shape), *batch)}
-            warn_late(self.boundary_set.add([crossing], {name: meta}, self.model.training, late=True))
+            new = self.boundary_set.add([crossing], {name: meta}, self.model.training, self._around, late=True)
+            warn_late(new)
         return name
 
     def copy(self, model: nn.Module, boundary_set: BoundarySet) -> "HookedCalls":

@@ -76,7 +76,19 @@ class Captured:
         spot = Spot(where, next((instance.tensors[i] for i in self._naming.held), ""))
         plan, resolved = cut_graph(graph, interfaces.cuts(spot), model, captured.rung, strict=False)
         interfaces.learn(spot, resolved)
-        plan, boundaries = interfaces.stand(spot, plan, {node.name: node for node in graph.nodes})
+        places = {
+            str(node.target): node.meta["position"]
+            for node in graph.find_nodes(op="get_attr")
+            if "position" in node.meta
+        }
+
+        def find(target: str) -> tuple[nn.Module | None, Any]:
+            if target not in places:
+                return None, attrgetter(target)(self.module)
+            path = instance.tensors[places[target]].rpartition(".")[0]
+            return dict(model.named_modules()).get(path), args[places[target]]
+
+        plan, boundaries = interfaces.stand(spot, plan, graph, find)
         pieces = split(graph, plan)
         graphs, top = lift(pieces.graphs, insert_boundaries(pieces.top, plan))
         whole = GraphModule(top, "Cut")
@@ -107,10 +119,12 @@ class Run:
 
     def __call__(self, args: Sequence[Any]) -> Any:
         """The outputs of the graph for all its inputs."""
-        if self.interfaces is not None:
-            self.interfaces.follow()
-            self._count(self.interfaces)
-        return self.function(*[args[i] for i in self.order])
+        given = [args[i] for i in self.order]
+        if self.interfaces is None:
+            return self.function(*given)
+        self.interfaces.follow()
+        self._count(self.interfaces)
+        return self.interfaces.showing(self.function, given) if self.interfaces.looks_around else self.function(*given)
 
     def lives(self) -> bool:
         """Whether the instance is still there."""

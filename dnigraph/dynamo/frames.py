@@ -18,6 +18,14 @@ def place() -> str:
     return f"{code.co_filename}:{code.co_firstlineno}:{code.co_name}"
 
 
+def call_of(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The arguments of the innermost running call of a compiled model; None: it is called in another way."""
+    for frame in _frames():
+        if frame.f_code is _CALL and plain(frame.f_locals.get("self")) is model:
+            return frame.f_locals["args"], frame.f_locals["kwargs"]
+    return None
+
+
 def compiled_model(tensors: Collection[int]) -> nn.Module | None:
     """The model that was compiled and runs now: the innermost one that has one of these tensors, by their ids.
 

@@ -2,15 +2,19 @@
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from ..boundaries import Boundary
+from ..boundaries import Boundary, BoundaryError
 from ..boundaries.boundary_set import BoundarySet
 from ..boundaries.choices import Choices, warn_unconditioned
+from ..boundaries.exchange import overheard
+from ..boundaries.fresh_layers import Find
+from ..boundaries.surroundings import EVERYTHING, Surroundings
+from ..decoupled.module import named_inputs
 from ..heads.conditions import Context
 from ..passes.cuts.names import IDLE, NEAR, UNKNOWN, UNKNOWN_NEAR
 from ..passes.cuts.specs import Cuts, Resolved
@@ -18,6 +22,7 @@ from ..passes.errors import CutError
 from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.plan.partition import unique_name
 from ..passes.plan.plan import Crossing, Note, Plan
+from .frames import call_of
 
 TELLING = (UNKNOWN, UNKNOWN_NEAR, IDLE, None, NEAR)  # kinds of misfits, the most telling last
 CAPTURED = "{} that torch.compile captured of the model"
@@ -118,14 +123,23 @@ class Interfaces:
         self._whole[place] = f"the graph captured at {place} stays whole, with true gradients: {why}"
         warnings.warn(self._whole[place], UnmatchedWarning, stacklevel=2)
 
-    def stand(self, spot: Spot, plan: Plan, nodes: Mapping[str, fx.Node]) -> tuple[Plan, nn.ModuleDict]:
-        """The plan with the names that its crossings had before, and the boundaries, made where there were none."""
+    def stand(self, spot: Spot, plan: Plan, graph: fx.Graph, find: Find) -> tuple[Plan, nn.ModuleDict]:
+        """The plan with the names that its crossings had before, and the boundaries, made where there were none.
+
+        Args:
+            find: finds what a target of the graph stands for.
+        """
+        nodes = {node.name: node for node in graph.nodes}
         crossings = tuple(self._named(spot, c, nodes[c.node]) if c.gradient else c for c in plan.crossings)
-        new = self._set.add(crossings, {name: node.meta for name, node in nodes.items()}, self._set.modules.training)
+        metas = {name: node.meta for name, node in nodes.items()}
+        inputs = dict(zip(*self._inputs(), strict=True))
+        around = Surroundings(graph, replace(plan, crossings=crossings), EVERYTHING, inputs, find)
+        new = self._set.add(crossings, metas, self._set.modules.training, around)
         for crossing in crossings:
             if crossing.gradient:
                 self._set.modules[boundary_key(crossing)].to(nodes[crossing.node].meta["device"])
         self._plans[spot] = replace(plan, crossings=crossings)
+        self._refuse_breaks()
         self._warn_of_new(new)
         return self._plans[spot], self._set.modules
 
@@ -135,6 +149,24 @@ class Interfaces:
         mode = model is not None and model.training and not self._rests()
         if mode != self._set.modules.training:
             self._set.modules.train(mode)
+
+    @property
+    def looks_around(self) -> bool:
+        """Whether a boundary looks at the model's inputs, or at the error at its outputs."""
+        return self._set.looks_around
+
+    def showing(self, function: Callable[..., Any], given: Sequence[Any]) -> Any:
+        """Run a graph with boundaries that look around."""
+        seen = self._set.seen(self._set.context.label, *self._inputs())
+        with self._set.context.showing(seen):
+            results = function(*given)
+        return results if seen.outputs is None else type(results)(overheard(seen.outputs, results))
+
+    def _inputs(self) -> tuple[list[str], list[Tensor]]:
+        """The names of the tensors that the model is called with at present, and those."""
+        model = self._model()
+        call = None if model is None else call_of(model)
+        return ([], []) if model is None or call is None else named_inputs(model, *call)
 
     def look_back(self) -> None:
         """After a few steps: warn of cuts that fit no graph, and of heads that no optimiser can have."""
@@ -150,6 +182,21 @@ class Interfaces:
                 "learns; call backend.prepare(compiled, x) before",
                 UnmatchedWarning,
                 stacklevel=2,
+            )
+
+    def _refuse_breaks(self) -> None:
+        """Refuse several graphs where a boundary looks at the error: only one of them ends in the model's outputs.
+
+        Raises:
+            BoundaryError: it names the boundaries.
+        """
+        wanting = [name for name, boundary in self._set.by_name.items() if "error" in boundary.needs]
+        if wanting and len(self._plans) > 1:
+            places = ", ".join(spot.place for spot in self._plans)
+            raise BoundaryError(
+                f"boundaries {', '.join(wanting)} look at the error at the model's outputs, and torch.compile captured "
+                f"the model in {len(self._plans)} graphs ({places}), of which only one makes them: compile it with "
+                "fullgraph=True, or use dg.decouple"
             )
 
     def _named(self, spot: Spot, crossing: Crossing, node: fx.Node) -> Crossing:

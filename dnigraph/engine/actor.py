@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..decoupled.module import DecoupledModule
-from ..heads.conditions import ConditionError
+from ..heads.conditions import ConditionError, Context
+from ..heads.seen import Seen
 from .arrivals import ABSENT
 from .description.agent import Agent
 from .description.network_error import NetworkError
@@ -53,6 +54,8 @@ class Actor:
         self.chance = chance or torch.Generator()
         self._learned = False
         self._detached = Detached()
+        context = getattr(agent.module, "watched", None)  # of a model whose outputs this agent puts together
+        self._watched: Context | None = context if isinstance(context, Context) else None
         self._judged: Form | None = None  # what the loss could take the last time
         self._forms: dict[str, Form] = {}  # of the inputs of the last firing
         fed = {inbox.sink.name for inbox in inboxes}
@@ -61,7 +64,9 @@ class Actor:
         self._decoupled = [m for m in agent.module.modules() if isinstance(m, DecoupledModule)]
         self._statistics = [b for b in agent.module.buffers() if b.is_floating_point() and b.layout == torch.strided]
         self.waits = any(box.boundary is not None and box.boundary.may_wait for box in outboxes)  # for true gradients
-        self._stash = [agent.module, *(b.boundary for b in outboxes if b.boundary is not None)] if self.waits else []
+        boundaries = [box.boundary for box in outboxes if box.boundary is not None]
+        self._stash = [agent.module, *boundaries] if self.waits else []
+        self._copies = any(boundary.stashes for boundary in boundaries if boundary.may_wait)
 
     # ---- the phases
 
@@ -160,7 +165,10 @@ class Actor:
             self.log.fired(tick.number, self.agent.name, firing.readings, learns)
         label = tick.labels.get(self.agent.name)
         torch.clear_autocast_cache()  # autocast caches cast weights until it ends, but weights change within it
-        with torch.set_grad_enabled(learns), stashed(self._stash) if self._stash and learns else nullcontext():
+        with (
+            torch.set_grad_enabled(learns),
+            stashed(self._stash, self._copies) if self._stash and learns else nullcontext(),
+        ):
             returned = self._call(arguments, label)
             outputs = outputs_of(returned, self.agent.outputs)
             if tick.learning:
@@ -211,7 +219,8 @@ class Actor:
                 value = value.detach().requires_grad_()  # the head still learns when the answer comes
             try:
                 with torch.enable_grad():
-                    sent = box.send(tick.number, value, label, box.in_vain(tick))
+                    seen = tick.seen(label) if box.looks_around else Seen(label)
+                    sent = box.send(tick.number, value, seen, box.in_vain(tick))
             except ConditionError as error:
                 if label is not None:
                     raise
@@ -256,7 +265,8 @@ class Actor:
         target = tick.targets[self.agent.name]
         form = *_form(returned, whole=True), *_form(target, whole=True)
         try:
-            judged = loss(returned, target)
+            with nullcontext() if self._watched is None else self._watched.showing(tick.seen(None)):
+                judged = loss(returned, target)
         except Exception as error:
             facts = f"the loss of {self.agent.name} was called with {shapes(returned)} and a target {shapes(target)}"
             if self._judged == form or type(error) not in BARE:

@@ -8,7 +8,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..boundaries import Visit, sum_in_order
+from ..boundaries import Seen, Visit, sum_in_order
+from ..heads.conditions import NOTHING
 from .updates.gradients import backward, pairs
 
 
@@ -73,7 +74,7 @@ class Sent:
 
     visit: Visit | None  # None: the boundary visits the value again when the answers are there
     value: Any = None  # detached, where there may be such a visit
-    label: Any = None
+    seen: Seen = NOTHING  # by the boundary in its visit
     firing: Firing[Any] | None = None  # None: it has learned, or never will
     output: Hashable = None  # as the firing knows it
     answers: dict[int, Tensor | None] = field(default_factory=dict)  # by the reader's number: a gradient or none
@@ -98,12 +99,17 @@ class Sent:
 
 
 @contextmanager
-def stashed(modules: Sequence[nn.Module]) -> Iterator[None]:
+def stashed(modules: Sequence[nn.Module], copies: bool = True) -> Iterator[None]:
     """Graphs made inside keep the present weights, for backward passes that run after the weights have moved.
+
+    Args:
+        copies: False: they do not, and such a backward pass runs with the weights of its time.
 
     Source: Narayanan et al. 2019, PipeDream (weight stashing).
     """
-    addresses = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+    addresses = (
+        set() if not copies else {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+    )
 
     def keep(value: Tensor) -> Tensor:
         is_weight = value.layout == torch.strided and value.untyped_storage().data_ptr() in addresses

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..boundaries import Boundary, Visit
+from ..boundaries import Boundary, Seen, Visit
+from ..heads.seen import Inputs, Outputs
 from .arrivals import moved
 from .channel import Answer, Channel, Line, Message
 from .description.agent import Agent
@@ -53,14 +54,14 @@ class Outbox:
 
     def in_vain(self, tick: Tick) -> bool:
         """Whether no receiver will read what is sent in this tick, so that no gradient comes back for it."""
-        if not tick.ends or (self.boundary is not None and not self.boundary.heeds):
+        if not tick.ends or (self.boundary is not None and not self.boundary.from_consumers):
             return False
         return self.delay > 0 or not any(reader.reads(tick.number) for reader in self.readers)
 
     def needs_label(self, tick: Tick) -> bool:
         """Whether the boundary will look at the label of what is sent in this tick."""
         boundary = self.boundary
-        if boundary is None or not (boundary.training and boundary.needs_label):
+        if boundary is None or not (boundary.training and "label" in boundary.needs):
             return False
         return boundary.may_wait or not self.in_vain(tick)
 
@@ -76,7 +77,12 @@ class Outbox:
         """Prepare a message from which nothing learns."""
         self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
 
-    def send(self, tick: int, value: Any, label: Any, in_vain: bool = False) -> Sent | None:
+    @property
+    def looks_around(self) -> bool:
+        """Whether the boundary looks at more than the label."""
+        return self.boundary is not None and not {"label"}.issuperset(self.boundary.needs)
+
+    def send(self, tick: int, value: Any, seen: Seen, in_vain: bool = False) -> Sent | None:
         """Prepare the message for `push`. Returns it with the visit of the boundary, if something learns from it."""
         boundary = self.boundary
         self.pass_on(tick, value)
@@ -85,11 +91,11 @@ class Outbox:
         if in_vain and not boundary.may_wait:
             boundary.pass_last()
             return None
-        with boundary.context.conditioned(label):
+        with boundary.context.showing(seen):
             visit = boundary.meet(value)
         if in_vain and visit.now is not None:
             return None  # an oracle's firing stays queued and is settled at the end of the episode
-        self.sent[tick] = sent = Sent(visit, value.detach(), label)
+        self.sent[tick] = sent = Sent(visit, value.detach(), seen)
         self._now = Message(tick, sent.value, True)
         return sent
 
@@ -163,7 +169,7 @@ class Outbox:
         self.forget_graphs()  # the weights may have moved since
 
     def forget_graphs(self) -> None:
-        """At the end of a tick, unanswered messages keep only value and label, and no graph of the head."""
+        """At the end of a tick, unanswered messages keep only value and what was seen, and no graph of the head."""
         for sent in self.sent.values():
             if sent.firing is None:
                 sent.visit = None
@@ -199,7 +205,7 @@ class Outbox:
             sent.settle(self._again(self.boundary, sent), target)
 
     def _again(self, boundary: Boundary, sent: Sent) -> Visit:
-        with torch.enable_grad(), boundary.context.conditioned(sent.label):
+        with torch.enable_grad(), boundary.context.showing(sent.seen):
             return boundary.meet(sent.value.detach().requires_grad_(), again=True)
 
     # ---- checkpoints
@@ -208,7 +214,13 @@ class Outbox:
         """The unanswered messages between two ticks, and the answers under way, as plain data."""
         self.pull()
         sent = {
-            tick: {"value": sent.value, "label": sent.label, "answers": sent.answers}
+            tick: {
+                "value": sent.value,
+                "label": sent.seen.label,
+                "inputs": dict(sent.seen.inputs),
+                "errors": None if sent.seen.outputs is None else sent.seen.outputs.gradients,
+                "answers": sent.answers,
+            }
             for tick, sent in self.sent.items()
         }
         under_way = [[[(a.sent, a.gradient) for a in p] for p in packets] for packets in self.under_way]
@@ -217,7 +229,10 @@ class Outbox:
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
         state = state if self.boundary is None else moved(state, self.boundary.spec.device)
-        sent = {
-            tick: Sent(None, s["value"], s["label"], answers=dict(s["answers"])) for tick, s in state["sent"].items()
-        }
+        sent = {tick: Sent(None, s["value"], _seen(s), answers=dict(s["answers"])) for tick, s in state["sent"].items()}
         self.take_back(sent, [deque([Answer(*a) for a in p] for p in packets) for packets in state["under way"]])
+
+
+def _seen(state: dict[str, Any]) -> Seen:
+    """What was seen when a message was sent, from a checkpoint."""
+    return Seen(state["label"], Inputs(state["inputs"]), Outputs(state["errors"]))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..boundaries import Boundary
 from ..boundaries.choices import Choices
+from ..boundaries.surroundings import Surroundings
 from ..heads.conditions import Context
 from ..passes.errors import DniGraphError
 from ..passes.graph.facts import batch_dim
@@ -313,7 +314,9 @@ class _Builder:
                 [f"{link.name}: {facts}: which row belongs to which label? Send [batch, ...], or leave out condition="]
             )
         meta = {"dtype": sample.dtype, "device": sample.device, "batch_dim": at}
-        return Choices(link.head, link.condition, link.boundary).make(crossing, meta, context)
+        return Choices(link.head, link.condition, link.boundary).make(
+            crossing, meta, context, Surroundings(inputs=self.trial.inputs)
+        )
 
 
 def _initial(link: Link, sample: Any, batch: int | None, optional: bool) -> Any:

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..heads.seen import Inputs, Outputs, Seen
+
 
 @dataclass(frozen=True)
 class TickResult:
@@ -36,6 +38,11 @@ class Tick:
     others: dict[str, dict[str, Any]] = field(default_factory=dict)  # by agent: arguments of agents that take any name
     losses: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
+    errors: Outputs = field(default_factory=Outputs)  # at the outputs of the model whose parts the agents are
+
+    def seen(self, label: Any) -> Seen:
+        """All that a boundary may look at in this tick, for an agent with this label."""
+        return Seen(label, Inputs.of(list(self.inputs), list(self.inputs.values())), self.errors)
 
     def result(self, order: Sequence[str]) -> TickResult:
         """Its losses and outputs in this order of agents, whatever the order of threads was."""

@@ -8,8 +8,8 @@ Source: Jaderberg et al. 2017, arXiv 1608.05343, section 3.1 (cDNI).
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from ..passes.errors import DniGraphError
 from ..passes.sandbox.journal import undone
+from .seen import Seen
 from .spec import CrossingSpec
+
+NOTHING = Seen()
 
 
 class ConditionError(DniGraphError, ValueError):
@@ -27,14 +30,15 @@ class ConditionError(DniGraphError, ValueError):
 
 
 class Context:
-    """What all boundaries of one decoupled model share: the label of the step that runs now, and the loss's scale.
+    """What all boundaries of one decoupled model share: what they see of the present step, and the loss's scale.
 
-    Each thread has its own label, so two threads can run one model on two batches. A copy of a context is a new one
-    without a label: a copied model is another model.
+    Each thread sees its own step, so two threads can run one model on two batches. A copy of a context is a new one
+    that sees nothing: a copied model is another model.
     """
 
     def __init__(self) -> None:
         self._of_this_thread = threading.local()
+        self.boundaries: Callable[[], Mapping[str, Any]] = dict  # those of the model, by the names of their crossings
         self.loss_scale: Any = None  # a GradScaler, a number, or None: see `scale` and `scale_by`
         self._told = set[str]()
 
@@ -75,16 +79,25 @@ class Context:
         return first
 
     @property
+    def seen(self) -> Seen:
+        """What the boundaries see at present, in this thread."""
+        return getattr(self._of_this_thread, "seen", NOTHING)
+
+    @property
     def label(self) -> Any:
         """The label of the innermost `conditioned` block of this thread; None outside."""
-        return getattr(self._of_this_thread, "label", None)
+        return self.seen.label
+
+    def conditioned(self, label: Any) -> AbstractContextManager[None]:
+        """Every boundary of the model sees `label` inside the block. Blocks nest; an exception ends them, too."""
+        return self.showing(Seen(label))
 
     @contextmanager
-    def conditioned(self, label: Any) -> Iterator[None]:
-        """Every boundary of the model sees `label` inside the block. Blocks nest; an exception ends them, too."""
-        before = self.label
-        with undone(partial(setattr, self._of_this_thread, "label", before)):
-            self._of_this_thread.label = label
+    def showing(self, seen: Seen) -> Iterator[None]:
+        """Every boundary of the model sees this inside the block. Blocks nest; an exception ends them, too."""
+        before = self.seen
+        with undone(partial(setattr, self._of_this_thread, "seen", before)):
+            self._of_this_thread.seen = seen
             yield
 
     def __reduce__(self) -> tuple[type["Context"], tuple[()]]:

@@ -1,11 +1,38 @@
 """A crossing as the factories of heads, boundaries and conditions see it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+class Layers(Protocol):
+    """The layers of a model behind a crossing, in the order in which they run."""
+
+    def __len__(self) -> int: ...
+
+    def names(self) -> Sequence[str]:
+        """Where each layer's weights are in the model: "layer3.0"."""
+        ...
+
+    def fresh(self, chosen: Sequence[int], shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+        """Copies of some layers with fresh parameters, one behind the other, for a value of this shape.
+
+        Returns the module and the shape that it gives.
+        """
+        ...
+
+
+Kind: TypeAlias = Literal["features", "maps", "tokens"]
+
+
+def kind_of(shape: Sequence[int], line: bool) -> Kind:
+    """What values of this shape are: see `CrossingSpec.kind`."""
+    if len(shape) <= 2:
+        return "features"
+    return "maps" if line or len(shape) in (4, 5) else "tokens"
 
 
 @dataclass(frozen=True)
@@ -19,15 +46,20 @@ class CrossingSpec:
     condition: "nn.Module | Callable[[CrossingSpec], nn.Module] | None" = None  # what the user chose
     batch_dim: int | None = 0  # where the model keeps the batch; None: nowhere. `shape` has it first in any case
     line: bool = False  # a shape of three is [batch, channels, positions], as 1d convolutions make, and not tokens
+    # What surrounds it in the model, where that is known:
+    module: str | None = None  # the path of the module that makes the value: "layer2.0"
+    above: tuple[str, ...] = ()  # the names of the crossings that its consumers make
+    below: tuple[str, ...] = ()  # the names of the crossings that its producer reads
+    inputs: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # of the model: without data, on "meta"
+    after: "Layers | None" = field(default=None, compare=False)  # the layers of the model behind it
+    offers: frozenset[str] = frozenset({"label"})  # which needs of a boundary can be met here: see `NEEDS`
 
     @property
-    def kind(self) -> Literal["features", "maps", "tokens"]:
+    def kind(self) -> Kind:
         """features: [batch, D], [batch], a number; maps: [batch, C, H, W], [batch, C, D, H, W], and [batch, C, T] with
         `line`; tokens: all others.
         """
-        if len(self.shape) <= 2:
-            return "features"
-        return "maps" if self.line or len(self.shape) in (4, 5) else "tokens"
+        return kind_of(self.shape, self.line)
 
     @property
     def width(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from ..boundaries.exchange import overheard
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
 from ..engine.description.clock import is_whole
@@ -20,6 +21,7 @@ from ..engine.updates.groups import Group
 from ..engine.updates.makers import loss_misfits, maker_misfits
 from ..engine.updates.optimizers import REST
 from ..engine.updates.rules import HEADS, MakeOptimizer, Rules, check_names, chosen, lacks
+from ..heads.conditions import Context
 from ..passes.errors import DniGraphError, nearest
 from ..passes.graph.pytrees import Tree, field_of
 from ..passes.parts.split import Value
@@ -44,9 +46,9 @@ class PartModule(nn.Module):
     Shapes: those of the plan's crossings.
     """
 
-    def __init__(self, module: nn.Module, part: Part) -> None:
+    def __init__(self, module: nn.Module, part: Part, watched: Context | None = None) -> None:
         super().__init__()
-        self.module, self.part = module, part
+        self.module, self.part, self.watched = module, part, watched
 
     def forward(self, **values: Any) -> dict[str, Any]:
         outputs = self.module(*(values[name] for name in self.part.inputs))
@@ -58,6 +60,10 @@ class Result(nn.Module):
 
     Shapes: any.
     """
+
+    def __init__(self, watched: Context | None) -> None:
+        super().__init__()
+        self.watched = watched
 
     def forward(self, **values: Any) -> dict[str, Any]:
         return values
@@ -105,12 +111,23 @@ class DecoupledNetwork(Network):
     def run(self, given: Iterable[tuple[Any, ...]], *, threads: bool = False, capacity: int = 2) -> list[TickResult]:
         """As in `Network`. On threads all ticks must take one way through the model."""
         if threads is True:
+            self._refuse_a_race()
             given = list(given)
             ways = [self._choose(tick_arguments(entry)[0]) for entry in given]
             if other := next((i for i, way in enumerate(ways) if way is not ways[0]), None):
                 facts = f"tick {other} of the run takes another way through the model's code than tick 0"
                 raise NetworkError([f"{facts}: run them apart, or without threads"], "the ticks do not fit")
         return super().run(given, threads=threads, capacity=capacity)
+
+    def _refuse_a_race(self) -> None:
+        """Refuse threads where a part that needs the error at the outputs may be answered before that is known."""
+        boundaries = self._dm.boundaries
+        wanting = [name for name, boundary in boundaries.items() if "error" in boundary.needs]
+        early = [name for name, boundary in boundaries.items() if not boundary.waits]
+        if wanting and (early or self._p_update < 1):
+            why = f"the parts that make {', '.join(early)} learn before" if early else "with p_update not all learn"
+            words = f"{', '.join(wanting)} need the error at the outputs, and {why}, so that it may not be known yet"
+            raise NetworkError([f"{words}: run it without threads"])
 
     @contextmanager
     def aside(self) -> Iterator[Self]:
@@ -252,9 +269,10 @@ class DecoupledNetwork(Network):
         """Add an agent for each part of the way, and a link for each crossing."""
         dm, way, add, connect = self._dm, self._way, super().add, super().connect
         build, alone = way.captured.outputs, _only_maker(way)
+        watched = dm.context if "error" in dm.boundary_set.needs else None
         for part in way.plan.parts:
-            own = _loss(self._loss, build, way) if part.name == alone else None
-            module = PartModule(way.parts[part.name], part)
+            own = _loss(self._loss, build, way, watched) if part.name == alone else None
+            module = PartModule(way.parts[part.name], part, watched if own is not None else None)
             add(part.name, module, loss=own, optimizer=_maker(dm, self._makers, part.name), p_update=self._p_update)
         for name in way.plan.inputs:
             if readers := [f"{part.name}.{name}" for part in way.plan.parts if name in part.inputs]:
@@ -266,7 +284,7 @@ class DecoupledNetwork(Network):
             source = f"{crossing.producer}.{crossing.node}"
             connect(source, sinks, delay=0, back=self._late, boundary=boundary, synthetic=predicted)
         if alone is None:  # an agent behind all that make some of the output; they learn when the loss is known
-            add(RESULT, Result(), loss=_loss(self._loss, build, way))
+            add(RESULT, Result(watched), loss=_loss(self._loss, build, way, watched))
             for name in dict.fromkeys(v.name for v in way.split.outputs if isinstance(v, Value)):
                 maker = _made_by(way, Value(name))
                 connect(f"{maker}.{name}" if maker else name, f"{RESULT}.{name}", delay=0, boundary="oracle")
@@ -350,12 +368,16 @@ def _stand_in(meta: Mapping[str, Any]) -> Tensor:
     return torch.zeros(meta["shape"], dtype=meta["dtype"], device=meta["device"])
 
 
-def _loss(loss: Loss, build: Tree, specialization: Specialization) -> Callable[[Any, Any], Any]:
+def _loss(
+    loss: Loss, build: Tree, specialization: Specialization, watched: Context | None
+) -> Callable[[Any, Any], Any]:
     outputs = specialization.split.outputs
 
     def of(results: Any, target: Any) -> Any:
         values = outputs_of(results)
-        whole = build.build([values[v.name] if isinstance(v, Value) else v for v in outputs])
+        flat = [values[v.name] if isinstance(v, Value) else v for v in outputs]
+        noted = None if watched is None else watched.seen.outputs
+        whole = build.build(flat if noted is None else overheard(noted, flat))
         if callable(loss):
             return loss(whole, target)
         return field_of(whole, loss)

@@ -41,7 +41,8 @@ class TickInputs:
         if inputs is None:
             return {}, []
         if isinstance(inputs, Mapping):
-            return dict(inputs), [self._strange(name) for name in inputs if not self._takes(name)]
+            strange = [self._strange(name) for name in inputs if not self._takes(name)]
+            return {name: inputs[name] for name in self.inputs if name in inputs} | dict(inputs), strange
         names = self.needed if len(self.needed) == 1 else self.inputs
         if len(names) == 1:
             return {names[0]: inputs}, []

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..boundaries import Boundary, CrossingSpec, Visit
+from ..boundaries import Boundary, CrossingSpec, Seen, Visit
 from ..decoupled.module import DecoupledModule, in_mode
 from ..heads.conditions import Context
 from ..passes.errors import DniGraphError, bullets
@@ -162,7 +162,7 @@ class StandIn(Boundary):
         super().__init__(CrossingSpec("stand-in", (), torch.float32, torch.device("cpu")), Context())
         self.kind = kind
 
-    def visit(self, value: Tensor) -> Visit:
+    def visit(self, value: Tensor, seen: Seen) -> Visit:
         if self.kind == "oracle":
             return Visit((value,), None, lambda target: (target,))
         return Visit((value,), (torch.zeros_like(value),), lambda target: (None,))

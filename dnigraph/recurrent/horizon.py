@@ -1,12 +1,13 @@
 """The boundary of a recurrent network's state: its head at a window's end, as a link's boundary."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..boundaries import Boundary, CrossingSpec, Visit
+from ..boundaries import Boundary, CrossingSpec, Seen, Visit
 from ..heads.conditions import Context
 from .credit import guessed
 from .estimator import Estimator
@@ -20,7 +21,8 @@ class Horizon(Boundary):
     """
 
     kind = "horizon"
-    heeds = True
+    from_consumers = True
+    waits = False
 
     def __init__(
         self, spec: CrossingSpec, context: Context, estimator: Estimator, options: Options, ending: Ending
@@ -32,24 +34,24 @@ class Horizon(Boundary):
         self.head_name = self.estimator.head.name
         self.options, self.ending = options, ending
 
-    def visit(self, value: Tensor) -> Visit:
+    def visit(self, value: Tensor, seen: Seen) -> Visit:
         """The estimate, centred and capped. The target comes a window later, and `again` learns from it.
 
         Shapes: value [batch, width].
         """
         scale, _, cap = self.options.strengths(self.ending.known)
-        view, label = self._seen(value)
+        view, label = self._looked_at(value, seen)
         estimate = self.estimator.predict(view, label, cap)
         given = guessed(self.options, estimate, None, (scale, scale)).core
         now = torch.zeros_like(value) if given is None else given.to(value.dtype)
         return Visit((value,), (now,), lambda target: (None,))
 
-    def again(self, value: Tensor) -> Visit:
+    def again(self, value: Tensor, seen: Seen) -> Visit:
         """The head's regression to the target that has come, with the weights that it has now.
 
         Shapes: value [batch, width].
         """
-        view, label = self._seen(value)
+        view, label = self._looked_at(value, seen)
         estimate = self.estimator.estimate(view, label)
 
         def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -64,14 +66,9 @@ class Horizon(Boundary):
         self.ending.known = True
 
     @property
-    def waits(self) -> bool:
-        """Never."""
-        return False
-
-    @property
-    def needs_label(self) -> bool:
-        """Whether its head looks at one."""
-        return self.estimator.head.condition is not None
+    def needs(self) -> Collection[str]:
+        """The label, where its head looks at one."""
+        return frozenset() if self.estimator.head.condition is None else frozenset({"label"})
 
     def settings(self) -> dict[str, Any]:
         """The options of the run, but for `listen_after`, which is over."""
@@ -87,6 +84,6 @@ class Horizon(Boundary):
         """Go on from a checkpoint."""
         self.ending.known = state
 
-    def _seen(self, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _looked_at(self, value: Tensor, seen: Seen) -> tuple[Tensor, Tensor | None]:
         pieces = torch.split(value.detach(), list(self.estimator.layout.widths), -1)
-        return self.estimator.view_of(pieces), self.estimator.label(self.context.label, len(value))
+        return self.estimator.view_of(pieces), self.estimator.label(seen.label, len(value))

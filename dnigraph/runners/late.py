@@ -8,7 +8,6 @@ from torch import Tensor
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
 from ..engine.updates.optimizers import Updates
-from ..heads.conditions import ConditionError
 from ..passes.errors import CheckpointError
 
 
@@ -27,15 +26,7 @@ class LateSteps:
     def step(
         self, specialization: Specialization, inputs: Sequence[Any], target: Any, label: Any
     ) -> tuple[Tensor, Any]:
-        """One step on the way of a specialization. Returns the loss and the model's output, both detached.
-
-        Raises:
-            ConditionError: a head looks at the label, and there is none.
-        """
-        blind = [name for name, boundary in self.dm.boundaries.items() if boundary.needs_label] if label is None else []
-        if blind:
-            words = f"the heads of {', '.join(blind)} look at the label, and there is none"
-            raise ConditionError(f"{words}: run.step(..., target=y), or label=")
+        """One step on the way of a specialization. Returns the loss and the model's output, both detached."""
         result = self.net.tick_on(specialization, inputs, target, label, self.updates.groups)
         (loss,) = result.losses.values()
         return loss, self.net.output_of(result)

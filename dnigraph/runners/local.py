@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..boundaries.exchange import overheard
 from ..boundaries.schedule import whole
 from ..boundaries.watch import TrainingWarning
 from ..decoupled.module import DecoupledModule
@@ -148,23 +149,29 @@ class Local:
             _warn_of_other_processes()
         if label is TARGET:
             label = target if self.dm.context.label is None else self.dm.context.label
-        with torch.enable_grad(), self.dm.conditioned(label):
+        with torch.enable_grad():
             specialization, inputs = self._choose(args, kwargs)
-            self.updates.begin(specialization)
-            boundaries = self.dm.boundaries
-            look = self.monitor and (self.steps + 1) % self.monitor == 0
-            for boundary in boundaries.values() if look else ():
-                boundary.measure_next()
-            if self._late is not None:
-                loss, output = self._late.step(specialization, inputs, target, label)
-                self._look_at(loss)
-            else:
-                step = LockStep(specialization, boundaries, self.updates)
-                output = specialization.build(step.forward(inputs))
-                loss = self._loss(output, target)
-                self._detached.look(loss, output, stacklevel=4)
-                self._look_at(loss)
-                step.backward(loss)
+            if label is None:
+                self.dm.boundary_set.refuse_blind()
+            seen = self.dm.boundary_set.seen(label, specialization.plan.inputs, inputs)
+            with self.dm.context.showing(seen):
+                self.updates.begin(specialization)
+                boundaries = self.dm.boundaries
+                look = self.monitor and (self.steps + 1) % self.monitor == 0
+                for boundary in boundaries.values() if look else ():
+                    boundary.measure_next()
+                if self._late is not None:
+                    loss, output = self._late.step(specialization, inputs, target, label)
+                    self._look_at(loss)
+                else:
+                    step = LockStep(specialization, boundaries, self.updates)
+                    results = step.forward(inputs)
+                    noted = self.dm.context.seen.outputs
+                    output = specialization.build(results if noted is None else overheard(noted, results))
+                    loss = self._loss(output, target)
+                    self._detached.look(loss, output, stacklevel=4)
+                    self._look_at(loss)
+                    step.backward(loss)
         self.updates.end_step(loss.detach())
         self.steps += 1
         visited = {crossing.name for crossing in specialization.plan.crossings}  # on another way they have old numbers

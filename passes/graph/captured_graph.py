@@ -114,3 +114,12 @@ class Owner(nn.Module):
 def lookup(model: nn.Module, constants: Mapping[str, torch.Tensor], path: str) -> Any:
     """What a `get_attr` or `call_module` target stands for."""
     return constants[path] if path in constants else attrgetter(path)(model)
+
+
+def owned(captured: CapturedGraph, model: nn.Module, target: str) -> tuple[nn.Module | None, Any]:
+    """What a target stands for, and the module of the model that holds it; None: it is a constant of the graph."""
+    if target in captured.constants:
+        return None, captured.constants[target]
+    path, _, _ = target.rpartition(".")
+    owner = attrgetter(path)(model) if path else model
+    return owner if isinstance(owner, nn.Module) else None, attrgetter(target)(model)

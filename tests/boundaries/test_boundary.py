@@ -68,7 +68,7 @@ def test_a_users_boundary_needs_only_visit():
     class Sign(Boundary):
         kind = "sign"
 
-        def visit(self, value):
+        def visit(self, value, seen):
             return Visit((value,), None, lambda target: (target.sign(),))
 
     crossing = boundary(lambda spec, context, head: Sign(spec, context))

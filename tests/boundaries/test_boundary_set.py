@@ -6,12 +6,14 @@ from kit.boundaries import WIDTH
 
 from dnigraph.boundaries.boundary_set import BoundarySet
 from dnigraph.boundaries.choices import Choices
+from dnigraph.boundaries.surroundings import Surroundings
 from dnigraph.heads import HeadError
 from dnigraph.heads.conditions import Context
 from dnigraph.passes.plan.plan import Crossing, Plan
 
 META = {"dtype": torch.float32, "device": torch.device("cpu")}
 METAS = {"a_b": META, "relu": META}
+NOWHERE = Surroundings()
 
 
 def crossing(name, node, **facts):
@@ -25,8 +27,8 @@ def holder(head="linear"):
 def test_boundaries_are_made_once_and_found_by_their_crossings_names():
     boundaries = holder()
 
-    first = boundaries.add([crossing("a.b", "a_b")], METAS, training=True)
-    more = boundaries.add([crossing("a.b", "a_b"), crossing("relu", "relu")], METAS, training=False)
+    first = boundaries.add([crossing("a.b", "a_b")], METAS, training=True, around=NOWHERE)
+    more = boundaries.add([crossing("a.b", "a_b"), crossing("relu", "relu")], METAS, training=False, around=NOWHERE)
 
     assert [b.spec.name for b in (*first, *more)] == ["a.b", "relu"]
     assert list(boundaries.by_name) == ["a.b", "relu"]
@@ -37,13 +39,13 @@ def test_boundaries_are_made_once_and_found_by_their_crossings_names():
 def test_a_crossing_without_a_gradient_has_none():
     boundaries = holder()
 
-    assert not boundaries.add([Crossing("relu", "relu", "part_0", ("part_1",))], METAS, training=True)
+    assert not boundaries.add([Crossing("relu", "relu", "part_0", ("part_1",))], METAS, training=True, around=NOWHERE)
 
 
 def test_the_random_state_stays_as_it_was():
     before = torch.get_rng_state()
 
-    holder("mlp").add([crossing("relu", "relu")], METAS, training=True)
+    holder("mlp").add([crossing("relu", "relu")], METAS, training=True, around=NOWHERE)
 
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -52,14 +54,14 @@ def test_where_one_cannot_be_made_none_is():
     boundaries = holder({"relu": "linear", "*": "conv"})
 
     with pytest.raises(HeadError):
-        boundaries.add([crossing("relu", "relu"), crossing("a.b", "a_b")], METAS, training=True)
+        boundaries.add([crossing("relu", "relu"), crossing("a.b", "a_b")], METAS, training=True, around=NOWHERE)
 
     assert not boundaries.by_name
 
 
 def test_a_plan_is_described_with_kinds_and_heads():
     boundaries = holder()
-    boundaries.add([crossing("relu", "relu")], METAS, training=True)
+    boundaries.add([crossing("relu", "relu")], METAS, training=True, around=NOWHERE)
     plan = Plan("Model", "record", (), (), (crossing("relu", "relu"), crossing("other", "a_b")))
 
     known, unknown = boundaries.describe(plan).crossings
@@ -71,7 +73,7 @@ def test_a_plan_is_described_with_kinds_and_heads():
 
 def test_a_copy_has_weights_and_a_label_of_its_own():
     boundaries = holder()
-    boundaries.add([crossing("relu", "relu")], METAS, training=True)
+    boundaries.add([crossing("relu", "relu")], METAS, training=True, around=NOWHERE)
 
     other = boundaries.copy({})  # the memo of the deep copy
 

@@ -18,6 +18,7 @@ from dnigraph.boundaries import (
     warm_up,
 )
 from dnigraph.boundaries.choices import Choices, UnconditionedWarning, warn_unconditioned
+from dnigraph.boundaries.surroundings import Surroundings
 from dnigraph.heads import mlp
 from dnigraph.heads.conditions import Context, one_hot
 
@@ -102,7 +103,9 @@ def test_a_name_wins_over_a_pattern_and_what_neither_names_has_the_default():
     def made(name):
         crossing = SimpleNamespace(name=name, shape=(8, 6))
         choices = Choices({"b*": "linear", "b2": "low-rank"}, None, {"c": "oracle"})
-        return choices.make(crossing, {"dtype": torch.float32, "device": torch.device("cpu")}, Context())
+        return choices.make(
+            crossing, {"dtype": torch.float32, "device": torch.device("cpu")}, Context(), Surroundings()
+        )
 
     assert [made(name).head_name for name in ("b1", "b2", "a")] == ["linear", "low-rank 64", "mlp 8"]
     assert made("c").kind == "oracle"

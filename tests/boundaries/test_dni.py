@@ -25,6 +25,7 @@ from dnigraph.boundaries import (
 from dnigraph.boundaries.dni import MEASURED, NOTHING
 from dnigraph.heads.conditions import Context, one_hot
 from dnigraph.heads.layers import GAIN
+from dnigraph.heads.seen import Seen
 
 
 def test_below_the_boundary_only_the_prediction_arrives():
@@ -96,7 +97,7 @@ def test_consumers_that_all_send_nothing_teach_nothing():
 
 def test_without_a_target_nothing_is_learned():
     crossing = boundary(head=says())
-    visit = crossing.visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+    visit = crossing.visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1, crossing.context.seen)
 
     assert visit.settle(None) == (None, None)
     assert crossing.scale.mean_square == 0
@@ -164,7 +165,7 @@ def test_who_gets_truth_must_wait_for_it(options):
 
 
 def test_the_producer_of_a_plain_dni_does_not_wait():
-    visit = boundary().visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+    visit = boundary().visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1, Seen())
 
     assert visit.now[0].eq(0).all() and visit.now[1] is None
 

@@ -12,6 +12,7 @@ from dnigraph.boundaries import (
     make_boundary,
 )
 from dnigraph.heads.conditions import ConditionError, Context, one_hot
+from dnigraph.heads.seen import Seen
 
 
 def test_a_local_loss_trains_the_producer_with_exactly_its_own_gradient():
@@ -35,7 +36,7 @@ def test_a_local_loss_does_not_wait():
     crossing = boundary(local_loss(classes=CLASSES), context=context)
 
     with context.conditioned(torch.zeros(BATCH, dtype=torch.long)):
-        visit = crossing.visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+        visit = crossing.visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1, crossing.context.seen)
 
     assert visit.now[0] is None and visit.now[1] == 1
     assert visit.settle(torch.ones(BATCH, WIDTH)) == (None, None)
@@ -85,7 +86,7 @@ def test_a_local_loss_is_one_number():
 
 def test_a_local_loss_without_a_label_says_the_way_out():
     with pytest.raises(ConditionError, match=r"'layer2' looks at the label.*conditioned"):
-        boundary(local_loss(classes=3)).visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1)
+        boundary(local_loss(classes=3)).visit(torch.randn(BATCH, WIDTH, requires_grad=True) * 1, Seen())
 
 
 @pytest.mark.parametrize("shape", [(BATCH, 4, 6, 6), (BATCH, 4, 6), (BATCH, 4, 2, 6, 6)])
@@ -135,7 +136,7 @@ def test_a_label_that_the_loss_does_not_take_is_named_with_the_way_out(label):
 def test_an_answer_that_comes_again_teaches_nothing():
     value = torch.randn(BATCH, WIDTH)
 
-    visit = boundary(local_loss(CLASSES)).again(value)
+    visit = boundary(local_loss(CLASSES)).again(value, Seen())
 
     assert visit.roots == (value,) and visit.now == (None,) and visit.settle(value) == (None,)
 
@@ -143,7 +144,7 @@ def test_an_answer_that_comes_again_teaches_nothing():
 def test_it_says_that_it_needs_a_label_and_never_waits():
     crossing = boundary(local_loss(CLASSES))
 
-    assert crossing.needs_label is True and crossing.waits is False
+    assert crossing.needs == {"label"} and crossing.waits is False
 
 
 def test_a_map_of_labels_may_have_a_channel_of_its_own():
@@ -153,7 +154,7 @@ def test_a_map_of_labels_may_have_a_channel_of_its_own():
     losses = []
     for form in (label, label.unsqueeze(1)):
         with crossing.context.conditioned(form):
-            crossing.visit(value * 1)
+            crossing.visit(value * 1, crossing.context.seen)
         losses.append(crossing.metrics())
 
     assert losses[0] == losses[1]

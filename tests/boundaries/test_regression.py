@@ -73,7 +73,7 @@ def test_a_boundary_learns_bitwise_what_it_learned_when_it_had_a_regression_of_i
 
     def learn(head, value, target):
         boundary.head, boundary._sample = Two(head), list(head.parameters())
-        visit = boundary.visit(value.requires_grad_())
+        visit = boundary.visit(value.requires_grad_(), boundary.context.seen)
         visit.roots[1].backward(visit.settle(target)[1])
 
     found = trained(learn, dtype)

@@ -28,7 +28,7 @@ def test_replay_learns_from_the_last_batches_too():
 def test_replay_remembers_values_as_they_were():
     crossing = boundary(dni(replay=1))
     value = torch.ones(BATCH, WIDTH, requires_grad=True) * 1
-    visit = crossing.visit(value)
+    visit = crossing.visit(value, crossing.context.seen)
 
     visit.settle(torch.randn(BATCH, WIDTH))
     value.detach().zero_()

@@ -19,7 +19,7 @@ class Doubles(Boundary):
 
     kind = "doubles"
 
-    def visit(self, value):
+    def visit(self, value, seen):
         return Visit((value,), (2 * value.detach(),), lambda target: (None,))
 
 

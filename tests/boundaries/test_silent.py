@@ -30,7 +30,7 @@ def test_a_loaded_one_goes_on_with_the_count_of_its_visits():
 def test_an_answer_that_comes_again_is_no_visit_and_gives_nothing():
     crossing, value = boundary(dg.silent(warm_up=3)), torch.randn(BATCH, WIDTH)
 
-    visit = crossing.again(value)
+    visit = crossing.again(value, crossing.context.seen)
 
     assert visit.roots == (value,) and visit.now == (None,) and visit.settle(value) == (None,)
     assert int(crossing.visits) == 0

@@ -35,7 +35,7 @@ class Halved(Boundary):
 
     kind = "halved"
 
-    def visit(self, value):
+    def visit(self, value, seen):
         return Visit((value,), None, lambda target: (target / 2,))
 
 

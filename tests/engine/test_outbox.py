@@ -47,7 +47,7 @@ def test_a_boundary_with_a_gradient_of_its_own_gives_it_also_where_nobody_reads(
         kind = "own"
         waits = False
 
-        def visit(self, value):
+        def visit(self, value, seen):
             return dg.boundaries.Visit((value,), (torch.ones_like(value),), lambda target: (None,))
 
     net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 3), loss=F.mse_loss)
@@ -71,7 +71,7 @@ class Mine(dg.Boundary):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def visit(self, value):
+    def visit(self, value, seen):
         estimate = self.head(value.detach())
         now = estimate.detach()
         return dg.Visit((value, estimate), (now, None), lambda t: (None, None if t is None else now - t))
@@ -80,7 +80,7 @@ class Mine(dg.Boundary):
 class Auxiliary(Mine):
     """A loss of its own, whose gradient is known at once."""
 
-    def visit(self, value):
+    def visit(self, value, seen):
         loss = self.head(value).square().mean() + self.head.bias.sum()
         return dg.Visit((value, loss), (None, torch.ones_like(loss)), lambda t: (None, None))
 

@@ -149,7 +149,7 @@ class Harmful(dg.Boundary):
         super().__init__(spec, context)
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def visit(self, value):
+    def visit(self, value, seen):
         loss = self.weight.sqrt().sum()
         return dg.Visit((value, loss), (torch.ones_like(value), torch.ones_like(loss)), lambda t: (None, None))
 

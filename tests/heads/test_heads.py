@@ -384,7 +384,7 @@ def test_a_conditioned_boundary_without_a_label_says_the_way_out():
     crossing = make_boundary(dni(), spec(condition=one_hot(3)), Context())
 
     with pytest.raises(ConditionError, match=r"'layer2' looks at the label: .*`with dm.conditioned\(label\):`"):
-        crossing.visit(torch.randn(8, 6, requires_grad=True) * 1)
+        crossing.visit(torch.randn(8, 6, requires_grad=True) * 1, crossing.context.seen)
 
 
 def test_a_forward_pass_without_a_label_goes_through_and_its_backward_pass_says_the_way_out():

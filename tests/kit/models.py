@@ -6,6 +6,7 @@
 import random
 from dataclasses import dataclass
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -292,8 +293,13 @@ def loss_of(output, target):
     return F.cross_entropy(getattr(output, "logits", output), target)
 
 
+UNFIT = [("tied_weights_and_a_mask_for_all", "infopro")]  # it reads tokens: there is no input to rebuild
+
+
 def cut_up(name, seed=0, **options):
     """A model of the zoo, cut: (dm, example arguments). Without a seed it is another one each time."""
+    if (name, options.get("boundary")) in UNFIT:
+        pytest.skip("the boundary does not fit the model")
     if seed is not None:
         torch.manual_seed(seed)
     model, args, cuts = ZOO[name]()
@@ -314,6 +320,11 @@ BOUNDARIES = {  # every kind and option: what holds of one runner is tried with 
     "silence": "silent",
     "silence after a warm-up": dg.silent(warm_up=1),
     "silence with refreshes": dg.silent(refresh=3),
+    "delayed": dg.delayed(stash=False),
+    "dfa": "dfa",
+    "auglocal": "auglocal",
+    "infopro": "infopro",
+    "a warmed-up dfa": dg.warm_up("dfa", 2),
 }
 
 

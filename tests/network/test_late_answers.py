@@ -33,6 +33,57 @@ def test_a_network_with_late_answers_equals_a_simulation_with_plain_lists_bitwis
         assert not same(weights(whole), weights(other))
 
 
+def test_delayed_is_the_oracle_with_its_weights_stashed():
+    ticks = list(batches(12))
+    (net, whole), (other, plain) = network(2), network(2, boundary="delayed")
+    net.run(ticks)
+    other.run(ticks)
+
+    assert same(weights(whole), weights(plain))
+
+
+def unstashed(late, ticks):
+    """By hand: a part learns from the activations of the tick and, for what it sends down, from its present weights."""
+    whole = model()
+    layers = [whole[0], whole[2], whole[4]]
+    optimizers = [momentum(list(layer.parameters())) for layer in layers]
+    kept, told = [[] for _ in layers], [[] for _ in layers]  # by layer and tick: input and tanh; (tick, gradient)
+    for t, (x, y) in enumerate(ticks):
+        value = x
+        for i, layer in enumerate(layers):
+            entered, value = value, layer(value).detach()
+            value = torch.tanh(value) if i < 2 else value
+            kept[i].append((entered, value))
+        scores = value.requires_grad_()
+        F.cross_entropy(scores, y).backward()
+        for i in reversed(range(3)):
+            heard = (t, scores.grad) if i == 2 else told[i][t - late] if t >= late else None
+            answer = None
+            if heard is not None:
+                tick, gradient = heard
+                entered, made = kept[i][tick]
+                gradient = gradient * (1 - made * made) if i < 2 else gradient
+                answer = tick, gradient @ layers[i].weight.detach().clone()
+                layers[i].weight.grad, layers[i].bias.grad = gradient.T @ entered, gradient.sum(0)
+                optimizers[i].step()
+            if i:
+                told[i - 1].append(answer)
+    return whole
+
+
+@pytest.mark.parametrize("late", [0, 1, 3])
+def test_without_stashed_weights_a_part_learns_with_those_that_it_has(late):
+    ticks = list(batches(12))
+    net, whole = network(late, boundary=dg.delayed(stash=False))
+    net.run(ticks)
+    stashing, other = network(late)
+    stashing.run(ticks)
+
+    for found, expected in zip(weights(whole), weights(unstashed(late, ticks)), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert same(weights(whole), weights(other)) == (late < 1)
+
+
 @pytest.mark.parametrize("late", [0, 1, 3])
 @pytest.mark.parametrize("boundary", ["oracle", "dni", dg.dni(warm_up=3, refresh=4), dg.blend("silent", 0.5)])
 def test_on_threads_they_are_the_same_numbers_also_from_run_to_run(late, boundary):

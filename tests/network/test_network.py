@@ -59,7 +59,7 @@ class Loud(dg.Boundary):
 
     kind = "loud"
 
-    def visit(self, value):
+    def visit(self, value, seen):
         return dg.Visit((value,), (torch.ones_like(value),), lambda target: (None,))
 
 

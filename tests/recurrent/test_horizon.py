@@ -15,12 +15,12 @@ def boundary():
 
 
 def test_without_an_answer_nothing_is_learned(boundary):
-    visit = boundary.again(torch.zeros(4, 10, dtype=torch.double))
+    visit = boundary.again(torch.zeros(4, 10, dtype=torch.double), boundary.context.seen)
 
     assert visit.settle(None) == (None, None) and visit.now == (None, None)
 
 
 def test_it_never_waits_and_says_what_it_was_made_with(boundary):
-    assert boundary.waits is False and boundary.needs_label is False
+    assert boundary.waits is False and not boundary.needs
     settings = boundary.settings()
     assert settings["head"] == boundary.head_name and settings["horizon"] == 3 and "listen_after" not in settings

@@ -411,7 +411,7 @@ def test_a_label_beside_the_target_is_what_the_heads_see(monkeypatch):
     run = dg.Local(dm, loss=F.cross_entropy, optimizer=adam)
     seen = []
     visit = dm.boundaries["0"].visit
-    monkeypatch.setattr(dm.boundaries["0"], "visit", lambda value: (seen.append(dm.context.label), visit(value))[1])
+    monkeypatch.setattr(dm.boundaries["0"], "visit", lambda value, now: (seen.append(now.label), visit(value, now))[1])
 
     run.step(x, target=y)
     run.step(x, target=y, label=y.flip(0))
