@@ -109,7 +109,15 @@ class Actor:
 
     def _answer(self) -> None:
         for inbox in self.inboxes:
+            if not inbox.pushed:
+                inbox.push()
+
+    def answer_early(self) -> list[Inbox]:
+        """Answer before the phase `end` what nothing can change any more. Returns the inboxes whose answers went."""
+        sent = [] if self.waiting else [inbox for inbox in self.inboxes if inbox.complete]
+        for inbox in sent:
             inbox.push()
+        return sent
 
     # ---- firing
 

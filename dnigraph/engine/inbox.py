@@ -52,6 +52,7 @@ class Inbox:
         self.prediction = prediction
         self.source, self.exact = source, exact
         self._told = False  # that readings return no gradient
+        self.pushed = False  # whether the answers of this tick have been sent
         self.ordered = False  # whether messages are read within the tick in which they are sent
         self.messages: Channel[Message | None] = Line()
         self.answers: Channel[list[Answer]] = Line()
@@ -65,6 +66,7 @@ class Inbox:
 
     def begin(self, tick: Tick) -> None:
         """Take in the messages that can be read in this tick."""
+        self.pushed = False
         if self.ordered:
             self.pull()
         if self.prediction is None or not tick.learning:
@@ -229,9 +231,14 @@ class Inbox:
 
     def push(self) -> None:
         """Send this tick's answers back to the sender; inputs of the network have none."""
-        ready, self.ready = self.ready, []
+        ready, self.ready, self.pushed = self.ready, [], True
         if not self.link.outside:
             self.answers.put(ready)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that comes in this tick can add to its answers, once the agent has learned."""
+        return self.ordered and self.prediction is None
 
     def close(self) -> None:
         """Answer every message in the inbox and under way; a later reading of them returns no gradient."""

@@ -40,6 +40,7 @@ class Outbox:
         self.link, self.boundary, self.delay, self.readers, self.group = link, boundary, delay, readers, group
         self.under_way: list[deque[list[Answer]]] = [deque() for _ in readers]  # taken from the channels, not yet heard
         self._unheard = [0] * len(readers)  # of how many ticks the answers are on their way, here or in the channels
+        self._heard = False  # whether the answers of this tick have been heard early
         self.ordered = False  # whether messages are read, and answered, within the tick in which they are sent
         self.messages: Sequence[Channel[Message | None]] = [Line() for _ in readers]
         self.answers: Sequence[Channel[list[Answer]]] = [Line() for _ in readers]
@@ -101,13 +102,13 @@ class Outbox:
 
     def push(self) -> None:
         """Send this tick's message, or None if there is none."""
-        message, self._now = self._now, None
+        message, self._now, self._heard = self._now, None, False
         for channel in self.messages:
             channel.put(message)
 
     def hear(self, within_tick: bool) -> None:
         """Take the receivers' answers: within the tick if the link is read within it, else when the tick closes."""
-        if self.ordered != within_tick:
+        if self.ordered != within_tick or self._heard:
             return
         for number, channel in enumerate(self.answers):
             if self._unheard[number] == self.link.back:
@@ -115,6 +116,17 @@ class Outbox:
                 self._note_all(number, packets.popleft() if packets else channel.get())
             else:
                 self._unheard[number] += 1
+
+    def hear_early(self) -> None:
+        """Take the answers to this tick's message, if all receivers have sent theirs: it holds graphs until then."""
+        if not self.ordered or self.link.back or self._heard:
+            return
+        for packets, channel in zip(self.under_way, self.answers, strict=True):
+            packets.extend(channel.rest())
+        if all(self.under_way):
+            self._heard = True
+            for number, packets in enumerate(self.under_way):
+                self._note_all(number, packets.popleft())
 
     def pull(self) -> None:
         """Between two ticks: take all answers from the channels. They are heard when it is time."""

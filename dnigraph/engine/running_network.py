@@ -69,6 +69,7 @@ class RunningNetwork:
 
     def __post_init__(self) -> None:
         self.unheld = Unheld(self._named, self._held)
+        self._senders = {inbox: self.outboxes.get(number) for (number, _), inbox in self.inboxes.items()}
         self._outside = [(i.link.source.name, i) for i in self.inboxes.values() if i.link.outside]
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -105,6 +106,12 @@ class RunningNetwork:
         """Put the network's inputs into the inboxes that read them."""
         for name, inbox in self._outside:
             inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)
+
+    def answer_early(self, name: str) -> None:
+        """Carry back what an agent can answer already, so that the graphs of heads live no longer than they must."""
+        for inbox in self.actors[name].answer_early():
+            if (outbox := self._senders[inbox]) is not None:
+                outbox.hear_early()
 
     def refuse_missing(self, ticks: Sequence[Tick]) -> None:
         """Refuse ticks that lack an input or a label, before any agent fires.

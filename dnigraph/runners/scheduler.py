@@ -18,8 +18,10 @@ def run_tick(network: RunningNetwork, order: Sequence[str], tick: Tick) -> None:
     tick.begun = True
     network.deliver(tick)
     actors = [network.actors[name] for name in order]
-    for actor in actors:
+    for name, actor in zip(order, actors, strict=True):
         actor.begin(tick)
+        if tick.learning:
+            network.answer_early(name)
     for actor in reversed(actors):
         actor.end(tick)
     for actor in actors:

@@ -53,6 +53,10 @@ class Told(Line):
         self.told.append(f"{self.name} heard")
         return super().get()
 
+    def rest(self):
+        self.told += [f"{self.name} heard"] * len(self._packets)
+        return super().rest()
+
 
 def test_messages_leave_before_their_sender_learns_and_answers_before_it_waits_for_others():
     net, layers = chain()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from kit.networks import sgd
 from torch import nn
 
@@ -24,3 +25,27 @@ def test_a_label_for_messages_without_a_batch_is_refused():
 
     with pytest.raises(dg.NetworkError, match=r"the message is \[5\], and the batch has 4"):
         net.tick(torch.ones(4, 6), torch.ones(4))
+
+
+def test_in_lock_step_heads_hold_their_graphs_no_longer_than_in_local():
+    x, y = torch.randn(64, 32), torch.arange(64) % 3
+
+    def peak(run_of):
+        torch.manual_seed(0)
+        layers = nn.Sequential(*[nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(8)], nn.Linear(32, 3))
+        dm = dg.decouple(layers, [f"{i}" for i in range(7)], (x,), condition=dg.one_hot(3))
+        step = run_of(dm)
+        step()
+        with dg.saved_bytes(excluding=[*dm.parameters(), x, y]) as count:
+            step()
+        return count.peak
+
+    def local(dm):
+        run = dg.Local(dm, loss=F.cross_entropy, optimizer=sgd)
+        return lambda: run.step(x, target=y)
+
+    def network(dm):
+        net = dm.network(loss=F.cross_entropy, optimizer=sgd)
+        return lambda: net.tick(x, y)
+
+    assert peak(local) == peak(network) > 0
