@@ -12,7 +12,8 @@ import click
 
 from . import rows
 
-MINUTES = ("step_time", "memory", "compile_time", "window_time", "network_size", "every_layer_cut")
+MINUTES = ("step_time", "memory", "compile_time", "window_time", "bptt_memory", "network_size",
+           "every_layer_cut")  # fmt: skip
 HOURS = ("recurrent", "asynchrony", "two_clocks", "zoo")  # can be stopped, and go on where they were
 WRITERS = ("readme", "curves")  # make tables and pictures from the results
 

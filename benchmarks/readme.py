@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from . import asynchrony, every_layer_cut, memory, network_size, step_time, two_clocks, window_time, zoo
+from . import asynchrony, bptt_memory, every_layer_cut, memory, network_size, step_time, two_clocks, window_time, zoo
 from .recurrent import summary
 from .rows import Row, read, results
 
@@ -21,6 +21,7 @@ BLOCKS: dict[str, dict[str, Callable[[list[Row]], str]]] = {
         "recurrent_characters": summary.characters,
         "recurrent_rows": summary.mnist_rows,
         "window_time": window_time.table,
+        "bptt_memory": bptt_memory.table,
     },
     "networks": {"asynchrony": asynchrony.table, "two_clocks": two_clocks.table, "network_size": network_size.table},
 }

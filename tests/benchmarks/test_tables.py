@@ -18,6 +18,7 @@ SCORES = {  # of each benchmark: a number for each line of its tables
     "recurrent_characters": ["bits per character, mean of the last 5 evaluations"],
     "recurrent_rows": ["test error %"],
     "window_time": ["ratio"],
+    "bptt_memory": ["MiB"],
     "asynchrony": ["test error %", "train loss"],
     "two_clocks": ["B accuracy %"],
     "network_size": ["tick, us/link"],
