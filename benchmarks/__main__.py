@@ -12,8 +12,15 @@ import click
 
 from . import rows
 
-MINUTES = ("step_time", "memory", "compile_time", "window_time", "bptt_memory", "network_size",
-           "every_layer_cut")  # fmt: skip
+MINUTES = (
+    "step_time",
+    "memory",
+    "compile_time",
+    "window_time",
+    "bptt_memory",
+    "network_size",
+    "every_layer_cut",
+)
 HOURS = ("recurrent", "asynchrony", "two_clocks", "zoo")  # can be stopped, and go on where they were
 WRITERS = ("readme", "curves")  # make tables and pictures from the results
 
