@@ -162,7 +162,8 @@ class Unrolled(nn.Module):
         first = first_leaves(self.core, self.layout, self.initial, window)
         given = None if self._given is None else self.layout.leaves(map_tensors(Tensor.detach, self._given))
         place = begin(self.layout, self._place, given, first, window)
-        leaves = self._heard(place) if learns else place.leaves
+        spoke = self._place is not None and self._place.view is not None  # the head, at the last window's end
+        leaves = self._heard(place) if learns and spoke else place.leaves
         passed = run_window(self.core, self.layout, leaves, first, window, early=False)
         self.layout.refuse_growth(place.leaves, passed.last)
         seen = seen_after(self.head, window, self.core)

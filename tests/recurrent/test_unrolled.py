@@ -195,6 +195,17 @@ def test_eval_mode_and_no_grad_carry_the_state_and_touch_nothing_else():
     assert torch.allclose(rnn(x[:3]), rnn.core.read(rnn.core.module(x[:3], state)[0]))
 
 
+def test_where_a_window_was_only_looked_at_the_head_has_nothing_to_learn():
+    rnn, (x, y) = unrolled("gru", condition=dg.one_hot(3), label=torch.tensor([0, 1, 2, 1])), data(dtype=torch.float)
+    rnn.eval()
+    rnn(x[:3])  # without a label: no head speaks
+    rnn.train()
+
+    mse(rnn(x[3:6], label=torch.tensor([0, 1, 2, 1])), y[3:6]).backward()
+
+    assert all(p.grad is None for p in rnn.head.parameters()) and rnn.core.module.weight_hh_l0.grad.ne(0).any()
+
+
 @pytest.mark.parametrize("way", ["copied", "saved"])
 def test_a_copy_in_the_middle_of_a_stream_goes_on_bitwise(way, tmp_path):
     def step(rnn, optimizer, i):
