@@ -21,7 +21,7 @@ MINUTES = (
     "network_size",
     "every_layer_cut",
 )
-HOURS = ("recurrent", "asynchrony", "two_clocks", "zoo")  # can be stopped, and go on where they were
+HOURS = ("recurrent", "asynchrony", "two_clocks", "staleness", "zoo")  # can be stopped, and go on where they were
 WRITERS = ("readme", "curves")  # make tables and pictures from the results
 
 

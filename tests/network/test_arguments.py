@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from kit.titles import titled
 from torch import nn
 
 import dnigraph as dg
@@ -35,7 +36,7 @@ def test_arguments_of_agents_and_links_that_do_not_fit_are_named():
         ({"seed": None}, "seed=None"),
         ({"log": "run.json"}, "log='run.json'"),
     ],
-    ids=str,
+    ids=titled,
 )
 def test_arguments_of_a_network_that_do_not_fit_are_named(options, words):
     with pytest.raises(dg.NetworkError, match=words):
@@ -78,7 +79,7 @@ def test_an_agents_loss_that_is_a_class_is_named():
         ({"outputs": []}, "a: outputs=[] (a name for each, all different)"),
         ({"outputs": 3}, "a: outputs=3 (a name for each"),
     ],
-    ids=str,
+    ids=titled,
 )
 def test_an_argument_of_an_agent_that_does_not_fit_is_the_only_one_named(options, words):
     net = dg.Network().add("there", nn.Linear(2, 2))
@@ -107,7 +108,7 @@ def test_a_share_of_updates_lies_from_none_to_all(p_update):
         ({"policy": "lates"}, "there is no policy 'lates'; nearest: latest; say 'latest', 'mean' or dg.stack(n)"),
         ({"policy": 3}, "there is no policy 3; say 'latest'"),
     ],
-    ids=str,
+    ids=titled,
 )
 def test_an_argument_of_a_link_that_does_not_fit_is_the_only_one_named(options, words):
     net = dg.Network()

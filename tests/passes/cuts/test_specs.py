@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from kit.partition_programs import captured
+from kit.titles import titled
 from torch import nn
 
 import dnigraph.passes.graph.mark as marker
@@ -117,7 +118,7 @@ ONCE, AGAIN = ["shared > relu"], ["shared@2 > lstm.0"]
         ([], []),
         ((), []),
     ],
-    ids=str,
+    ids=titled,
 )
 def test_a_cut_can_be_said_in_many_ways(spec, edges):
     assert cut(spec) == edges
@@ -203,7 +204,7 @@ def test_what_a_pattern_cannot_cut_is_left_out_and_noted():
         (Plan("M", "record", (("gone", "add"),), (), ()), "saved plan: the graph has no node 'gone'"),
         (Plan("M", "record", (("stem", "relu"),), (), ()), "saved plan: relu does not read stem"),
     ],
-    ids=str,
+    ids=titled,
 )
 def test_a_cut_that_does_not_fit_says_why(spec, words):
     (said,) = misfits(spec)

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from kit.titles import titled
 
 from dnigraph.passes.sandbox.rng import (
     ExtremeDraws,
@@ -39,7 +40,7 @@ def test_one_seed_seeds_all():
 
 
 @pytest.mark.parametrize(
-    "generator", [random.Random(1), np.random.default_rng(1), np.random.RandomState(1), torch.Generator()], ids=repr
+    "generator", [random.Random(1), np.random.default_rng(1), np.random.RandomState(1), torch.Generator()], ids=titled
 )
 def test_a_generator_of_any_kind_goes_back_and_its_fingerprint_tells(generator):
     def draw():
