@@ -27,6 +27,16 @@ class BoundaryError(DniGraphError, ValueError):
     """A boundary cannot be made or used as asked."""
 
 
+class Siblings:
+    """Finds the boundaries of the model that a boundary belongs to. A copy finds none until its model has it."""
+
+    def __init__(self, find: Callable[[], Mapping[str, Any]] = dict):
+        self.find = find
+
+    def __reduce__(self) -> tuple[type["Siblings"], tuple[()]]:
+        return Siblings, ()
+
+
 class Boundary(nn.Module, ABC):
     """Passes a crossing's value on to its consumers, and hands its producer a gradient.
 
@@ -60,7 +70,7 @@ class Boundary(nn.Module, ABC):
 
     def __init__(self, spec: CrossingSpec, context: Context) -> None:
         super().__init__()
-        self.spec, self.context = spec, context
+        self.spec, self.context, self.siblings = spec, context, Siblings(context.siblings)
         # Number of axes, the axis of features or channels, and the size of that axis: see `expect_width`.
         self._wants = (len(spec.shape), 1 if spec.kind == "maps" else -1, spec.width)
         self.settled = 0  # visits of drop-in training from whose targets it has learned
@@ -123,7 +133,7 @@ class Boundary(nn.Module, ABC):
 
     @property
     def above(self) -> list["Boundary"]:
-        """The boundaries on what this value's consumers make. Needs "neighbours"."""
+        """The boundaries on what this value's consumers make, once all are made. Needs "neighbours"."""
         return self._called(self.spec.above)
 
     @property
@@ -132,7 +142,7 @@ class Boundary(nn.Module, ABC):
         return self._called(self.spec.below)
 
     def _called(self, names: Iterable[str]) -> list["Boundary"]:
-        boundaries = self.context.boundaries()
+        boundaries = self.siblings.find()
         return [boundaries[name] for name in names if name in boundaries]
 
     def takes_infinite(self) -> bool:
@@ -171,7 +181,7 @@ class Boundary(nn.Module, ABC):
         """`visit`. If the label is missing, the error is raised in the backward pass: the forward pass needs none."""
         if self.context.label is not None or "label" not in self.needs:
             return self._next_visit(value)
-        missing = no_label(self.context.boundaries() or {self.spec.name: self})
+        missing = no_label(self.siblings.find() or {self.spec.name: self})
 
         def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
             raise missing

@@ -13,7 +13,7 @@ from ..heads.seen import EMPTY, Inputs, Outputs, Seen
 from ..passes.errors import bullets
 from ..passes.parts.boundary_nodes import boundary_key
 from ..passes.plan.plan import Crossing, Plan
-from .boundary import Boundary, BoundaryError, no_label
+from .boundary import Boundary, BoundaryError, Siblings, no_label
 from .head_watch import HeadWatch
 from .replay import Replay
 from .surroundings import Surroundings
@@ -33,7 +33,7 @@ class BoundarySet:
         self.modules, self._watch = nn.ModuleDict(), HeadWatch()
         self.needs = frozenset[str]()  # of all boundaries
         self.looks_around = False  # whether one looks at the model's inputs, or at the error at its outputs
-        self.context.boundaries = lambda: self.by_name
+        self._coming: dict[str, Boundary] = {}  # while others are made
         self.waiting: dict[str, dict[str, Any]] = {}  # key -> loaded state of a boundary that no call has needed yet
 
     @property
@@ -62,6 +62,7 @@ class BoundarySet:
             BoundaryError: some do not fit their crossings, or need what there is not here; all of them are listed.
         """
         known, new, misfits = self.by_name, dict[str, Boundary](), list[BoundaryError]()
+        self._coming, self.context.siblings = {}, self.siblings
         with torch.random.fork_rng(devices=[]):
             for crossing in crossings:
                 if crossing.gradient and crossing.name not in known:
@@ -70,7 +71,8 @@ class BoundarySet:
                     except BoundaryError as error:
                         misfits.append(error)
                         continue
-                    new[boundary_key(crossing)] = boundary.train(training)
+                    new[boundary_key(crossing)] = self._coming[crossing.name] = boundary.train(training)
+        self._coming = {}
         if len(misfits) > 1:
             raise BoundaryError(f"boundaries do not fit their crossings:{bullets(map(str, misfits))}") from misfits[0]
         if misfits:
@@ -83,6 +85,10 @@ class BoundarySet:
         self.modules._modules.update(new)  # none of them where one cannot be made
         self._note_needs()
         return list(new.values())
+
+    def siblings(self) -> dict[str, Boundary]:
+        """All boundaries, and those that are being made."""
+        return {**self.by_name, **self._coming}
 
     def _note_needs(self) -> None:
         self.needs = frozenset().union(*[boundary.needs for boundary in self.by_name.values()])
@@ -171,6 +177,8 @@ class BoundarySet:
         """A set with boundaries and a label context of its own, for a deep copy of the model."""
         result = BoundarySet(self.make, copy.deepcopy(self.context, memo))
         result.modules, result.waiting = copy.deepcopy(self.modules, memo), copy.deepcopy(self.waiting, memo)
+        for boundary in result.by_name.values():
+            boundary.siblings = Siblings(result.siblings)
         result.needs, result.looks_around = self.needs, self.looks_around
         return result
 

@@ -16,7 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from ..boundaries import Boundary, Visit
+from ..boundaries.exchange import overheard
 from ..decoupled.specialization import Specialization
+from ..heads.seen import Outputs
 from ..passes.errors import DniGraphError
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Crossing, Part
@@ -26,10 +28,19 @@ from .updates.optimizers import Updates
 
 
 class LockStep:
-    """The forward and backward passes of one batch."""
+    """The forward and backward passes of one batch.
 
-    def __init__(self, specialization: Specialization, boundaries: Mapping[str, Boundary], updates: Updates):
+    Args:
+        noted: takes the gradients at the outputs, where a boundary looks at them.
+    """
+
+    def __init__(
+        self, specialization: Specialization, boundaries: Mapping[str, Boundary], updates: Updates,
+        noted: Outputs | None = None,
+    ):  # fmt: skip
         self.specialization, self.boundaries, self.updates = specialization, boundaries, updates
+        self.noted = noted  # where the error at the outputs comes to; None: no boundary looks at it
+        self.answered_early: list[tuple[Crossing, Sent]] = []  # whose boundaries need the error, before it is there
         self.crossings = {c.node: c for c in specialization.plan.crossings}
         self.values: dict[str, Any] = {}  # detached, for later parts
         self.sent: dict[str, Sent] = {}  # by crossing, those that not all consumers have answered
@@ -52,7 +63,7 @@ class LockStep:
                 self.outputs[i] = output
             elif self.outputs[i] is None:
                 self.outputs[i] = self.values[output.name]  # an input
-        return self.outputs
+        return self.outputs if self.noted is None else overheard(self.noted, self.outputs)
 
     def backward(self, loss: Tensor) -> None:
         """Run the loss's backward pass; then the parts that waited learn, last first.
@@ -64,6 +75,9 @@ class LockStep:
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
         self._note_silence()
+        self.noted = None
+        for crossing, sent in self.answered_early:
+            self._settle(crossing, sent)
         for run in reversed(self.waiting):
             run.firing.ends += [(value, seen.grad) for value, seen in run.results if seen.grad is not None]
             self._learn(run)
@@ -130,8 +144,16 @@ class LockStep:
         if len(sent.answers) < len(crossing.consumers) or sent.visit is None:
             return
         del self.sent[crossing.node]
+        boundary = None if self.noted is None else self.boundaries.get(crossing.name)
+        if boundary is not None and "error" in boundary.needs:
+            self.answered_early.append((crossing, sent))
+        else:
+            self._settle(crossing, sent)
+
+    def _settle(self, crossing: Crossing, sent: Sent) -> None:
         waits = sent.firing is not None
-        sent.settle(sent.visit, sent.target())
+        if sent.visit is not None:
+            sent.settle(sent.visit, sent.target())
         if not waits:
             self.updates.boundary_done(crossing.name)
 

@@ -40,6 +40,9 @@ class Outbox:
         self.link, self.boundary, self.delay, self.readers, self.group = link, boundary, delay, readers, group
         self.under_way: list[deque[list[Answer]]] = [deque() for _ in readers]  # taken from the channels, not yet heard
         self._unheard = [0] * len(readers)  # of how many ticks the answers are on their way, here or in the channels
+        needs = frozenset() if boundary is None else frozenset(boundary.needs)
+        self.looks_around = not needs <= {"label"}  # the boundary looks at more than the label
+        self._needs_error = "error" in needs  # which is there when all agents have fired
         self._heard = False  # whether the answers of this tick have been heard early
         self.ordered = False  # whether messages are read, and answered, within the tick in which they are sent
         self.messages: Sequence[Channel[Message | None]] = [Line() for _ in readers]
@@ -78,11 +81,6 @@ class Outbox:
         """Prepare a message from which nothing learns."""
         self._now = Message(tick, value.detach() if isinstance(value, Tensor) else value, False)
 
-    @property
-    def looks_around(self) -> bool:
-        """Whether the boundary looks at more than the label."""
-        return self.boundary is not None and not {"label"}.issuperset(self.boundary.needs)
-
     def send(self, tick: int, value: Any, seen: Seen, in_vain: bool = False) -> Sent | None:
         """Prepare the message for `push`. Returns it with the visit of the boundary, if something learns from it."""
         boundary = self.boundary
@@ -119,7 +117,7 @@ class Outbox:
 
     def hear_early(self) -> None:
         """Take the answers to this tick's message, if all receivers have sent theirs: it holds graphs until then."""
-        if not self.ordered or self.link.back or self._heard:
+        if not self.ordered or self.link.back or self._heard or self._needs_error:
             return
         for packets, channel in zip(self.under_way, self.answers, strict=True):
             packets.extend(channel.rest())

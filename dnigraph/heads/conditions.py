@@ -38,7 +38,7 @@ class Context:
 
     def __init__(self) -> None:
         self._of_this_thread = threading.local()
-        self.boundaries: Callable[[], Mapping[str, Any]] = dict  # those of the model, by the names of their crossings
+        self.siblings: Callable[[], Mapping[str, Any]] = dict  # of a boundary that is made now, by the crossings' names
         self.loss_scale: Any = None  # a GradScaler, a number, or None: see `scale` and `scale_by`
         self._told = set[str]()
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..boundaries.exchange import overheard
 from ..boundaries.schedule import whole
 from ..boundaries.watch import TrainingWarning
 from ..decoupled.module import DecoupledModule
@@ -164,10 +163,8 @@ class Local:
                     loss, output = self._late.step(specialization, inputs, target, label)
                     self._look_at(loss)
                 else:
-                    step = LockStep(specialization, boundaries, self.updates)
-                    results = step.forward(inputs)
-                    noted = self.dm.context.seen.outputs
-                    output = specialization.build(results if noted is None else overheard(noted, results))
+                    step = LockStep(specialization, boundaries, self.updates, seen.outputs)
+                    output = specialization.build(step.forward(inputs))
                     loss = self._loss(output, target)
                     self._detached.look(loss, output, stacklevel=4)
                     self._look_at(loss)

@@ -235,3 +235,105 @@ def test_a_kind_is_made_of_the_classs_name():
         pass
 
     assert (Looks.kind, MyOwnRule.kind, Named.kind, MoreNamed.kind) == ("looks", "looks", "named", "named")
+
+
+def test_a_boundary_that_is_made_finds_those_below_it():
+    found = []
+
+    class Below(Looks):
+        def __init__(self, spec, context, needs):
+            super().__init__(spec, context, needs)
+            found.append([below.spec.name for below in self.below])
+
+    dg.decouple(Chain(), ["bn", "fc2"], (X,), boundary=lambda spec, context, head: Below(spec, context, ["neighbours"]))
+
+    assert found == [[], ["bn"]]
+
+
+def test_two_models_of_one_backend_keep_their_boundaries_apart():
+    torch._dynamo.reset()
+    backend = dg.Backend(["bn", "fc2"], boundary=looking("neighbours"))
+    models = [Chain(), Chain()]
+    for model in models:
+        backend.prepare(torch.compile(model, backend=backend), X)
+
+    for model in models:
+        lower, upper = backend.of(model).boundaries.values()
+        assert lower.above == [upper] and upper.below == [lower]
+
+
+@pytest.mark.parametrize(("boundary", "p"), [({"bn": "dfa", "fc2": "local-loss"}, 1.0), ("dfa", 0.5)])
+def test_threads_are_refused_where_the_error_may_come_too_late(boundary, p):
+    dm = dg.decouple(Chain(), ["bn", "fc2"], (X,), condition=dg.one_hot(CLASSES), boundary=boundary)
+    net = dm.network(loss=F.cross_entropy, optimizer=sgd, p_update=p)
+    net.tick(X, Y)
+
+    with pytest.raises(dg.NetworkError, match=r"bn.* the error at the outputs, and .* run it without threads"):
+        net.run([(X, Y)], threads=True)
+
+
+class FromError(Looks):
+    """A head says the gradient at once, and is taught by the error at the outputs."""
+
+    waits = False
+
+    def __init__(self, spec, context):
+        super().__init__(spec, context, {"error"})
+        self.head = nn.Linear(spec.width, CLASSES)
+
+    def visit(self, value, seen):
+        estimate = self.head(value.detach())
+        given = (estimate @ self.head.weight).detach()
+        return Visit((value, estimate), (given, None), lambda target: (None, estimate.detach() - seen.error()))
+
+
+@pytest.mark.parametrize("below", ["dfa", lambda spec, context, head: FromError(spec, context)])
+@pytest.mark.parametrize("above", ["local-loss", "silent", "dni", "dfa", "oracle"])
+def test_below_boundaries_of_all_kinds_the_error_is_the_same_in_each_runner(above, below):
+    options = {"condition": dg.one_hot(CLASSES), "boundary": {"bn": below, "fc2": above}}
+    torch.manual_seed(0)
+    dm = dg.decouple(Chain(), ["bn", "fc2"], (X,), **options)
+    local, network = copy.deepcopy(dm), copy.deepcopy(dm)
+    with dm.conditioned(Y):
+        F.cross_entropy(dm(X), Y).backward()
+    sgd(dm.parameters()).step()
+    dg.Local(local, loss=F.cross_entropy, optimizer=sgd).step(X, target=Y)
+    network.network(loss=F.cross_entropy, optimizer=sgd).tick(X, Y)
+
+    for other in (local, network):
+        assert all(torch.equal(a, b) for a, b in zip(dm.parameters(), other.parameters(), strict=True))
+
+
+class HeadOfInputs(Looks):
+    """A head that is taught when the answer comes, by what was seen in its visit."""
+
+    def __init__(self, spec, context, needs):
+        super().__init__(spec, context, needs)
+        self.head = nn.Linear(6, spec.width)
+
+    def visit(self, value, seen):
+        estimate = self.head(seen.inputs.at(0))
+        self.found.append((seen.inputs.at(0), seen.label))
+        return Visit((value, estimate), (estimate.detach(), None), lambda target: (None, estimate.detach() - target))
+
+
+def test_what_was_seen_is_there_again_when_an_answer_comes_late_also_from_a_checkpoint(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        make = lambda spec, context, head: HeadOfInputs(spec, context, {"inputs", "label"})  # noqa: E731
+        dm = dg.decouple(Chain(), "bn", (X,), boundary=make)
+        return dm, dm.network(loss=F.cross_entropy, optimizer=sgd, late=1)
+
+    (one, net), (other, loaded) = made(), made()
+    batches = [(torch.randn(4, 6), torch.randint(CLASSES, (4,))) for _ in range(3)]
+    net.tick(*batches[0])
+    net.save(tmp_path / "net.pt")
+    loaded.load(tmp_path / "net.pt", batches[0][0])
+    for run in (net, loaded):
+        for batch in batches[1:]:
+            run.tick(*batch)
+        run.settle()
+
+    found = other.boundaries["bn"].found
+    assert any(x is not batches[0][0] and torch.equal(x, batches[0][0]) and y.equal(batches[0][1]) for x, y in found)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
