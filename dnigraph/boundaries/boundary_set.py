@@ -61,7 +61,7 @@ class BoundarySet:
         Raises:
             BoundaryError: some do not fit their crossings, or need what there is not here; all of them are listed.
         """
-        known, new, misfits = self.by_name, dict[str, Boundary](), list[BoundaryError]()
+        known, new, misfits = self.by_name, dict[str, Boundary](), dict[str, BoundaryError]()  # by what they say
         self._coming, self.context.siblings = {}, self.siblings
         with torch.random.fork_rng(devices=[]):
             for crossing in crossings:
@@ -69,14 +69,12 @@ class BoundarySet:
                     try:
                         boundary = self.make(crossing, metas[crossing.node], self.context, around)
                     except BoundaryError as error:
-                        misfits.append(error)
+                        misfits.setdefault(str(error), error)
                         continue
                     new[boundary_key(crossing)] = self._coming[crossing.name] = boundary.train(training)
         self._coming = {}
-        if len(misfits) > 1:
-            raise BoundaryError(f"boundaries do not fit their crossings:{bullets(map(str, misfits))}") from misfits[0]
         if misfits:
-            raise misfits[0]
+            raise _joined(misfits)
         for key, boundary in new.items():
             if late and boundary.state_dict():
                 boundary.register_buffer(LATE, torch.ones((), dtype=torch.bool))
@@ -181,6 +179,16 @@ class BoundarySet:
             boundary.siblings = Siblings(result.siblings)
         result.needs, result.looks_around = self.needs, self.looks_around
         return result
+
+
+def _joined(misfits: Mapping[str, BoundaryError]) -> BoundaryError:
+    """One error for all, with the first as its cause."""
+    first = next(iter(misfits.values()))
+    if len(misfits) == 1:
+        return first
+    joined = BoundaryError(f"boundaries do not fit their crossings:{bullets(misfits)}")
+    joined.__cause__ = first.__cause__ or first
+    return joined
 
 
 def _size(entry: Any) -> str:

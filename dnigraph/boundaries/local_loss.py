@@ -151,7 +151,7 @@ class _Label(Condition):
 def _classes(spec: CrossingSpec, classes: int | None) -> int:
     if classes is not None:
         if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
-            raise BoundaryError(f"local_loss: classes must be a positive whole number, not {classes!r}")
+            raise BoundaryError(f"classes must be a positive whole number, not {classes!r}")
         return classes
     condition = condition_for(spec)
     if condition is None:

@@ -337,3 +337,10 @@ def test_what_was_seen_is_there_again_when_an_answer_comes_late_also_from_a_chec
     found = other.boundaries["bn"].found
     assert any(x is not batches[0][0] and torch.equal(x, batches[0][0]) and y.equal(batches[0][1]) for x, y in found)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_what_is_wrong_at_every_crossing_is_told_once():
+    with pytest.raises(dg.BoundaryError, match=r"^there is no boundary 'no such'") as error:
+        dg.decouple(Chain(), ["bn", "fc2"], (X,), boundary="no such")
+
+    assert str(error.value).count("no such") == 1
