@@ -146,3 +146,21 @@ def test_a_target_that_says_nothing_teaches_nothing(value):
     error, _, _ = compare(scale, torch.ones(2, 3), torch.full((2, 3), value), 2, 1.0)
 
     assert error.eq(1.0 if value == 0 else 0.0).all() and float(scale()) == pytest.approx(2)
+
+
+class OnDevice(RunningScale):
+    """A scale that is a tensor, as on an accelerator, where reading a number would wait."""
+
+    def update(self, mean_square):
+        return torch.tensor(super().update(mean_square))
+
+
+def test_on_an_accelerator_the_error_is_the_same_and_what_is_not_finite_is_left_out():
+    estimate, target = torch.randn(2, 8, 6)
+    error, _, _ = compare(RunningScale(DECAY), estimate, target, 8, 2.0)
+
+    found, _, inverse = compare(OnDevice(DECAY), estimate, target, 8, 2.0)
+    spoilt, _, _ = compare(OnDevice(DECAY), estimate, target.index_fill(0, torch.tensor([3]), math.nan), 8, 2.0)
+
+    assert isinstance(inverse, torch.Tensor) and torch.allclose(found, error, atol=1e-6)
+    assert spoilt.isfinite().all() and spoilt[3].eq(0).all()
