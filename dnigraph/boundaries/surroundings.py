@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..heads.seen import NEEDS
+from ..heads.seen import NEEDS, Inputs
 from ..heads.spec import CrossingSpec
 from ..passes.errors import nearest
 from ..passes.plan.plan import Crossing, Plan
@@ -34,7 +34,7 @@ class Surroundings:
 
     def describe(self, spec: CrossingSpec, crossing: Crossing) -> CrossingSpec:
         """The crossing as its boundary's factory sees it."""
-        inputs = {n: _bare(t) for n, t in (self.inputs or {}).items() if isinstance(t, Tensor)}
+        inputs = Inputs({n: _bare(t) for n, t in (self.inputs or {}).items() if isinstance(t, Tensor)})
         if self.graph is None or self.plan is None:
             return replace(spec, offers=self.offers, inputs=inputs)
         makers = {c.node: c for c in self.plan.crossings if c.gradient}
@@ -59,17 +59,14 @@ def _module(graph: fx.Graph, crossing: Crossing) -> str | None:
     return next((path for path, _ in reversed(stack.values())), None)
 
 
-def _inputs(graph: fx.Graph, value: str) -> dict[str, Tensor]:
+def _inputs(graph: fx.Graph, value: str) -> Inputs:
     """The graph's inputs that a value is computed of, without data."""
     found = {node for node in graph.nodes if node.name == value}
     for node in reversed(graph.nodes):
         if not found.isdisjoint(node.users):
             found.add(node)
-    return {
-        node.name: torch.empty(node.meta["shape"], dtype=node.meta["dtype"], device="meta")
-        for node in graph.find_nodes(op="placeholder")
-        if node in found and "shape" in node.meta
-    }
+    placeholders = [node for node in graph.find_nodes(op="placeholder") if node in found and "shape" in node.meta]
+    return Inputs({n.name: torch.empty(n.meta["shape"], dtype=n.meta["dtype"], device="meta") for n in placeholders})
 
 
 def _bare(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..passes.errors import DniGraphError
+from ..passes.errors import DniGraphError, nearest
 
 # What a boundary may declare that it needs, and what that is.
 NEEDS = {
@@ -20,23 +20,29 @@ NEEDS = {
 
 
 class Inputs(Mapping[str, Tensor]):
-    """The tensors among a model's inputs, by their names, and in their order: `inputs["x"]`, `inputs.at(0)`."""
+    """The tensors among a model's inputs, by name or by position: `inputs["x"]`, `inputs[0]`.
+
+    The names are those of the plan's inputs: those of the arguments, but for Python's own, as `input_1` for `input`.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor] | None = None):
         self._tensors = dict(tensors or {})
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+    def __getitem__(self, name: str | int) -> Tensor:
+        names = list(self._tensors)
+        if isinstance(name, int) and -len(names) <= name < len(names):
+            name = names[name]
+        if name in names:
+            return self._tensors[str(name)]
+        raise KeyError(
+            f"there is no input {name!r} here{nearest(str(name), names)}; there are {', '.join(names) or 'none'}"
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-    def at(self, position: int) -> Tensor:
-        """The tensor at a position among the inputs."""
-        return list(self._tensors.values())[position]
 
     @classmethod
     def of(cls, names: Sequence[str], values: Sequence[Any]) -> "Inputs":

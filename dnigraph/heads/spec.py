@@ -1,11 +1,13 @@
 """A crossing as the factories of heads, boundaries and conditions see it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from .seen import Inputs
 
 
 class Layers(Protocol):
@@ -50,7 +52,7 @@ class CrossingSpec:
     module: str | None = None  # the path of the module that makes the value: "layer2.0"
     above: tuple[str, ...] = ()  # the names of the crossings that its consumers make
     below: tuple[str, ...] = ()  # the names of the crossings that its producer reads
-    inputs: Mapping[str, Tensor] = field(default_factory=dict, compare=False)  # of the model: without data, on "meta"
+    inputs: Inputs = field(default_factory=Inputs, compare=False)  # of the model, that the value is made of: on "meta"
     after: "Layers | None" = field(default=None, compare=False)  # the layers of the model behind it
     offers: frozenset[str] = frozenset({"label"})  # which needs of a boundary can be met here: see `NEEDS`
 

@@ -134,8 +134,9 @@ def loss_after(boundary, steps=200):
     return sum(float(run.step(batch(i)[0], target=batch(i)[1]).loss) for i in range(steps))
 
 
-def test_it_learns_what_silence_does_not():
-    assert loss_after("dfa") < 0.8 * loss_after("silent")
+@pytest.mark.parametrize("rule", ["dfa", dg.auglocal(classes=4), dg.infopro(classes=4)], ids=["dfa", "aug", "infopro"])
+def test_a_local_rule_learns_what_silence_does_not(rule):
+    assert loss_after(rule) < 0.8 * loss_after("silent")
 
 
 def test_on_hooks_it_is_the_same():

@@ -10,6 +10,7 @@ from torch import nn
 
 import dnigraph as dg
 from dnigraph.boundaries import Boundary, Visit
+from dnigraph.heads.seen import Inputs
 
 X, Y = torch.randn(4, 6), labels(4)
 
@@ -312,8 +313,8 @@ class HeadOfInputs(Looks):
         self.head = nn.Linear(6, spec.width)
 
     def visit(self, value, seen):
-        estimate = self.head(seen.inputs.at(0))
-        self.found.append((seen.inputs.at(0), seen.label))
+        estimate = self.head(seen.inputs[0])
+        self.found.append((seen.inputs[0], seen.label))
         return Visit((value, estimate), (estimate.detach(), None), lambda target: (None, estimate.detach() - target))
 
 
@@ -344,3 +345,13 @@ def test_what_is_wrong_at_every_crossing_is_told_once():
         dg.decouple(Chain(), ["bn", "fc2"], (X,), boundary="no such")
 
     assert str(error.value).count("no such") == 1
+
+
+def test_inputs_are_found_by_name_and_position_and_others_are_told():
+    inputs = Inputs({"a": X, "input_1": Y})
+
+    assert inputs[0] is inputs["a"] is X and inputs[-1] is Y and list(inputs) == ["a", "input_1"]
+    assert "b" not in inputs and inputs.get("b") is None
+    for name in ("input", 2):
+        with pytest.raises(KeyError, match=f"there is no input {name!r} here.*there are a, input_1"):
+            inputs[name]

@@ -65,7 +65,7 @@ class Rebuilds(dg.Boundary):
         self.rebuild = nn.Linear(spec.width, spec.inputs["x"].shape[1] + CLASSES)
 
     def visit(self, value, seen):
-        goal = torch.cat([seen.inputs.at(0), F.one_hot(seen.label, CLASSES)], 1)
+        goal = torch.cat([seen.inputs[0], F.one_hot(seen.label, CLASSES)], 1)
         loss = F.mse_loss(self.rebuild(value), goal)
         return dg.Visit((value, loss), (None, torch.ones_like(loss)), lambda target: (None, None))
 
