@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any, TypeGuard
 
 
 class DniGraphError(Exception):
@@ -64,3 +65,13 @@ def nearest(name: object, names: Iterable[object], count: int = 3) -> str:
     close += [n for n in difflib.get_close_matches(name, known, n=count, cutoff=0.4) if n not in close]
     close = close[:count]
     return f"; nearest: {', '.join(close)}" if close else ""
+
+
+def is_whole(value: Any, least: int = 0) -> TypeGuard[int]:
+    """Whether an argument is a whole number from `least` on. Python's truths are integers, and are meant by nobody."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether an argument is a plain number."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

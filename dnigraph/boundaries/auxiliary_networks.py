@@ -8,7 +8,7 @@ from ..heads.convolution import LAYERS
 from ..heads.layers import Hidden
 from ..heads.seen import Inputs
 from ..heads.spec import CrossingSpec
-from ..passes.errors import nearest
+from ..passes.errors import is_whole, nearest
 from .boundary import BoundaryError
 
 MODES = {3: "linear", 4: "bilinear", 5: "trilinear"}  # of interpolation, by the axes of a map
@@ -119,7 +119,7 @@ def _chosen(spec: CrossingSpec, which: str | int | None) -> str:
     fit = [n for n, t in spec.inputs.items() if t.is_floating_point() and t.ndim and len(t) == spec.shape[0]]
     if which is None and fit:
         return fit[0]
-    if isinstance(which, int) and not isinstance(which, bool) and 0 <= which < len(names):
+    if is_whole(which) and which < len(names):
         which = names[which]
     if isinstance(which, str) and which in fit:
         return which

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..heads import HeadChoice
 from ..heads.conditions import Context
-from ..passes.errors import DniGraphError, nearest
+from ..passes.errors import DniGraphError, is_number, is_whole, nearest
 from ..passes.plan.plan import Crossing
 from .auxiliary_networks import Decoder
 from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec
@@ -21,7 +21,7 @@ from .dni import Dni, Options
 from .fresh_layers import evenly
 from .local_loss import Auxiliary, LocalLoss, Loss
 from .oracle import Oracle
-from .schedule import Schedule, is_number, whole
+from .schedule import Schedule
 from .silent import Silent
 from .surroundings import Surroundings, lacking, unmet
 
@@ -313,9 +313,9 @@ def auglocal(
     Example:
         >>> dm = dg.decouple(model, "layer1", (x,), condition=dg.one_hot(10), boundary=dg.auglocal(layers=2))
     """
-    if not whole(layers) or layers == 0 or not whole(hidden):
-        wrong = [f"layers={layers!r} (a whole number from 1 on)"] if not whole(layers) or layers == 0 else []
-        wrong += [] if whole(hidden) else [f"hidden={hidden!r} (a whole number of units; 0: none)"]
+    if not is_whole(layers) or layers == 0 or not is_whole(hidden):
+        wrong = [f"layers={layers!r} (a whole number from 1 on)"] if not is_whole(layers) or layers == 0 else []
+        wrong += [] if is_whole(hidden) else [f"hidden={hidden!r} (a whole number of units; 0: none)"]
         raise BoundaryError(f"auglocal: these options do not fit: {', '.join(wrong)}")
 
     def make(spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
@@ -356,7 +356,7 @@ def infopro(
         >>> dm = dg.decouple(model, "layer1", (x,), condition=dg.one_hot(10), boundary=dg.infopro(weight=0.5))
     """
     wrong = [] if is_number(weight) and 0 <= weight < float("inf") else [f"weight={weight!r} (a number from 0 on)"]
-    wrong += [] if whole(decoder) and decoder else [f"decoder={decoder!r} (a whole number of units from 1 on)"]
+    wrong += [] if is_whole(decoder) and decoder else [f"decoder={decoder!r} (a whole number of units from 1 on)"]
     if wrong:
         raise BoundaryError(f"infopro: these options do not fit: {', '.join(wrong)}")
 

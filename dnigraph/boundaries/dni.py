@@ -12,11 +12,11 @@ from ..heads import HeadChoice, make_head
 from ..heads.conditions import Context
 from ..heads.head import Foreign
 from ..heads.layers import GAIN
+from ..passes.errors import is_number, is_whole
 from .boundary import Boundary, CrossingSpec, Seen, Visit
 from .regression import Comparison, compare
 from .replay import Replay
 from .scale import RunningScale
-from .schedule import is_number, whole
 from .watch import MEASUREMENTS, HeadHistory, TrainingWarning
 
 MEASURED = 8  # visits from one measurement of the estimate to the next, unless they are read: two passes over it
@@ -32,7 +32,7 @@ class Options:
 
     def misfits(self) -> list[str]:
         """A line for each option that is out of its range."""
-        lines = [] if whole(self.replay) else [f"replay={self.replay!r} (a whole number from 0 on)"]
+        lines = [] if is_whole(self.replay) else [f"replay={self.replay!r} (a whole number from 0 on)"]
         if not is_number(self.decay) or not 0 <= self.decay < 1:
             lines.append(f"decay={self.decay!r} (from 0 to less than 1)")
         return lines

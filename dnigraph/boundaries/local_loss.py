@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads.conditions import Condition, Context, condition_for, is_soft
+from ..passes.errors import is_whole
 from .auxiliary_networks import MODES, Classifier, Decoder
 from .boundary import Boundary, BoundaryError, CrossingSpec, Seen, Visit
 
@@ -150,7 +151,7 @@ class _Label(Condition):
 
 def _classes(spec: CrossingSpec, classes: int | None) -> int:
     if classes is not None:
-        if isinstance(classes, bool) or not isinstance(classes, int) or classes < 1:
+        if not is_whole(classes, 1):
             raise BoundaryError(f"classes must be a positive whole number, not {classes!r}")
         return classes
     condition = condition_for(spec)

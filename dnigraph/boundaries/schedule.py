@@ -1,9 +1,10 @@
 """When the true gradient stands in for what a boundary hands down: at first, every so often, or as a share."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 from torch import Tensor
+
+from ..passes.errors import is_number, is_whole
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class Schedule:
     def misfits(self) -> list[str]:
         """A line for each option that is out of its range."""
         counts = {"warm_up": self.warm_up, "refresh": self.refresh}
-        lines = [f"{name}={value!r} (a whole number from 0 on)" for name, value in counts.items() if not whole(value)]
+        lines = [
+            f"{name}={value!r} (a whole number from 0 on)" for name, value in counts.items() if not is_whole(value)
+        ]
         if not is_number(self.blend) or not 0 <= self.blend <= 1:
             lines.append(f"blend={self.blend!r} (from 0, what the boundary says, to 1, backprop)")
         return lines
@@ -38,13 +41,3 @@ def weakened(value: Tensor, share: float) -> Tensor:
     seen = value.view_as(value)
     seen.register_hook(lambda gradient: gradient * share)  # type: ignore[no-untyped-call]  # torch's own has no types
     return seen
-
-
-def whole(value: Any) -> bool:
-    """Whether it is a whole number from 0 on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a plain number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

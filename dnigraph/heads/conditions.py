@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..passes.errors import DniGraphError
+from ..passes.errors import DniGraphError, is_whole
 from ..passes.sandbox.journal import undone
 from .seen import Seen
 from .spec import CrossingSpec
@@ -362,6 +362,6 @@ def _range(label: Tensor) -> tuple[int, int]:
 
 
 def _positive(what: str, number: object) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    if not is_whole(number, 1):
         raise ConditionError(f"{what} must be a positive whole number, not {number!r}")
     return number

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from ..passes.errors import DniGraphError, nearest
+from ..passes.errors import DniGraphError, is_whole, nearest
 from .convolution import Convolution
 from .dense import Dense
 from .head import Foreign, Head, HeadError
@@ -176,7 +176,7 @@ def _fits(spec: CrossingSpec, name: str, *kinds: str) -> None:
 def _sizes(where: str, **sizes: int | None) -> None:
     misfits = []
     for name, size in sizes.items():
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        if size is not None and not is_whole(size, 1):
             misfits.append(f"{name}={size!r}")
     if misfits:
         raise HeadError(f"{where}: sizes are positive whole numbers, not {', '.join(misfits)}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..boundaries import Boundary, BoundaryChoice
 from ..boundaries.choices import NAMED as BOUNDARIES
 from ..engine.description.agent import Agent, AgentLoss
-from ..engine.description.clock import Clock, is_whole
+from ..engine.description.clock import Clock
 from ..engine.description.link import Link, Port, SyntheticChoice
 from ..engine.description.network_error import NetworkError
 from ..engine.description.policy import LATEST, PolicyChoice, make_policy
@@ -17,7 +17,7 @@ from ..engine.updates.rules import MakeOptimizer
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice
 from ..heads.selection import NAMED as HEADS
-from ..passes.errors import nearest
+from ..passes.errors import is_number, is_whole, nearest
 
 
 def check_network(optimizer: Any, condition: Any, seed: Any, log: Any) -> None:
@@ -52,10 +52,10 @@ def make_agent(
         wrong.append(f"there is an agent {name!r} already")
     if not isinstance(module, nn.Module):
         wrong.append(f"{name} is a {type(module).__name__}, not an nn.Module")
-    if isinstance(p_update, bool) or not isinstance(p_update, int | float) or not 0 <= p_update <= 1:
+    if not (is_number(p_update) and 0 <= p_update <= 1):
         wrong.append(f"{name}: p_update={p_update!r} (a number from 0 to 1)")
     wrong += [f"{name}: {misfit}" for misfit in (loss_misfits(loss) if loss is not None else ())]
-    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
+    if clip is not None and not (is_number(clip) and clip > 0):
         wrong.append(f"{name}: clip={clip!r} (the largest norm of a gradient, above 0)")
     listed = outputs if isinstance(outputs, Iterable) else ()  # what is no list of names is one of no names
     named = (outputs,) if isinstance(outputs, str) else None if outputs is None else tuple(listed)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..boundaries.exchange import overheard
 from ..decoupled.on_graphs import CapturedModule
 from ..decoupled.specialization import Specialization
-from ..engine.description.clock import is_whole
 from ..engine.description.network_error import NetworkError
 from ..engine.description.ports import outputs_of
 from ..engine.dry_run import DryRun
@@ -22,7 +21,7 @@ from ..engine.updates.makers import loss_misfits, maker_misfits
 from ..engine.updates.optimizers import REST
 from ..engine.updates.rules import HEADS, MakeOptimizer, Rules, check_names, chosen, lacks
 from ..heads.conditions import Context
-from ..passes.errors import DniGraphError, nearest
+from ..passes.errors import DniGraphError, is_whole, nearest
 from ..passes.graph.pytrees import Tree, field_of
 from ..passes.parts.split import Value
 from ..passes.plan.plan import Part

@@ -18,7 +18,6 @@ from ..engine.actor import Actor
 from ..engine.actor_state import set_aside, take_back
 from ..engine.delays import Graph, graph_of
 from ..engine.description.agent import Agent, AgentLoss
-from ..engine.description.clock import is_whole
 from ..engine.description.link import Link, SyntheticChoice
 from ..engine.description.network_error import NetworkError
 from ..engine.description.policy import PolicyChoice
@@ -29,6 +28,7 @@ from ..engine.tick import Tick, TickResult
 from ..engine.updates.rules import MakeOptimizer
 from ..heads import HeadChoice
 from ..heads.conditions import ConditionChoice, Context
+from ..passes.errors import is_whole
 from ..passes.plan.plan import Plan
 from ..runners.checkpoint import load_checkpoint, restore_random, save_checkpoint, taken_up
 from ..runners.scheduler import INLINE

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from ..engine.actor import Actor
 from ..engine.actor_state import restore_state, set_aside, state_of, take_back
-from ..engine.description.clock import is_whole
 from ..engine.description.network_error import NetworkError
 from ..engine.event_log import EventLog
 from ..engine.running_network import HEAD_OF, Kept
 from ..engine.updates.misfits import groups_misfit
+from ..passes.errors import is_whole
 from .overview import Overview
 
 Actors = Mapping[str, Actor]

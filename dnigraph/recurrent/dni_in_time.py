@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from ..boundaries.boundary import Boundary, BoundaryError, CrossingSpec
 from ..boundaries.choices import Made
-from ..boundaries.schedule import is_number, whole
 from ..heads import HeadChoice
 from ..heads.conditions import Context
+from ..passes.errors import is_number, is_whole
 from .recurrent_error import RecurrentError
 
 # The weight of the auxiliary task. Its error is counted in units of the targets' size, where the paper's, with weight
@@ -32,7 +32,7 @@ class InTime:
 
     def misfits(self) -> Iterator[str]:
         """A line for each option that is out of its range."""
-        if not whole(self.listen_after):
+        if not is_whole(self.listen_after):
             yield f"listen_after={self.listen_after!r} (windows: a whole number from 0 on)"
         limits = {"scale": 100, "discount": 1, "auxiliary": 100, "traces": 1, "decay": 1}
         for name, most in limits.items():
@@ -104,4 +104,4 @@ def _refuse(spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
 
 
 def _within(value: object, most: float) -> bool:
-    return is_number(value) and 0 <= value <= most  # type: ignore[operator]  # it is a number
+    return is_number(value) and 0 <= value <= most

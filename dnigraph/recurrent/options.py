@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..boundaries.choices import Made, Scheduled
 from ..boundaries.dni import Options as DniOptions
 from ..boundaries.schedule import Schedule
-from ..passes.errors import nearest
+from ..passes.errors import is_whole, nearest
 from .dni_in_time import InTime
 from .recurrent_error import RecurrentError
 
@@ -91,7 +91,9 @@ def make_options(horizon: Any, boundary: Any, update: Any) -> Options:
     Raises:
         RecurrentError: they do not fit; all of them are listed.
     """
-    misfits = [] if _is_length(horizon) else [f"horizon={horizon!r} (steps of time in a window: a whole number from 1)"]
+    misfits = (
+        [] if is_whole(horizon, 1) else [f"horizon={horizon!r} (steps of time in a window: a whole number from 1)"]
+    )
     if update not in ("window", "sequence"):
         misfits.append(f"update={update!r}: there are window, sequence")
     name, head, schedule, strange = _read(boundary)
@@ -135,7 +137,3 @@ def _together(name: str, head: InTime, schedule: Schedule) -> Iterator[str]:
         for own, (given, why) in alone.items():
             if value and given:
                 yield f"{option} and {own} do not go together: {why}"
-
-
-def _is_length(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

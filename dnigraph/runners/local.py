@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..boundaries.schedule import whole
 from ..boundaries.watch import TrainingWarning
 from ..decoupled.module import DecoupledModule
 from ..decoupled.on_graphs import CapturedModule
@@ -22,7 +21,7 @@ from ..engine.updates.makers import BARE, Detached, run_misfits
 from ..engine.updates.misfits import settings_misfits, state_misfits
 from ..engine.updates.optimizers import Updates
 from ..engine.updates.rules import MakeOptimizer, MakeScheduler
-from ..passes.errors import CheckpointError, DniGraphError, bullets
+from ..passes.errors import CheckpointError, DniGraphError, bullets, is_whole
 from ..passes.graph.pytrees import field_of, map_tensors
 from ..passes.sandbox.journal import all_or_nothing
 from .checkpoint import load_checkpoint, restore_random, save_checkpoint
@@ -109,7 +108,7 @@ class Local:
                 "another: run it as net = dm.network(loss=..., optimizer=...); net.tick(x, y)"
             )
         misfits = run_misfits(loss, optimizer, scheduler, clip, monitor)
-        if not whole(late):
+        if not is_whole(late):
             misfits.append(f"late={late!r} (a whole number of steps from 0 on)")
         if misfits:
             raise DniGraphError(f"Local does not take these arguments:{bullets(misfits)}")
@@ -255,7 +254,7 @@ class Local:
     def _misfits(self, state: Mapping[str, Any], late: Collection[str] = ()) -> list[str]:
         steps, updates = state.get("steps"), state.get("updates")
         misfits = [] if isinstance(updates, Mapping) else ["it has no states of optimisers"]
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        if not is_whole(steps):
             misfits.append(f"its number of steps is {steps!r}")
         return misfits or self.updates.misfits(state["updates"], {*late, *self.dm.boundary_set.waiting})
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx
 
-from ..errors import CutError, nearest
+from ..errors import CutError, is_whole, nearest
 from ..plan.partition import partition
 from .candidates import COSTS, Line, Place
 from .names import Edge
@@ -69,17 +69,13 @@ def choose(
 
 def _misfits(parts: Any, cost: Any, most: Any) -> list[str]:
     misfits = []
-    if not _is_number(parts) or parts < 1:
+    if not is_whole(parts, 1):
         misfits.append(f"{parts!r} is no number of parts; say 1 (no cut) or more")
     if cost not in COSTS:
         misfits.append(f"there is no cost {cost!r}; there are {', '.join(COSTS)}{nearest(str(cost), COSTS)}")
-    if most is not None and (not _is_number(most) or most < 0):
+    if most is not None and not is_whole(most):
         misfits.append(f"{most!r} is no number of bytes")
     return misfits
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _too_many(parts: int, most: int | None, possible: int, places: Sequence[Place]) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dnigraph.engine.description.clock import Clock, is_whole
+from dnigraph.engine.description.clock import Clock
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
@@ -17,7 +17,3 @@ def test_a_clock_says_when_it_fires_and_when_next(every, phase):
 
 def test_a_clock_in_words():
     assert str(Clock(2, 0)) == "every 2" and str(Clock(3, 1)) == "every 3 from 1"
-
-
-def test_a_whole_number_is_no_truth_and_no_fraction():
-    assert [is_whole(v, 1) for v in (0, 1, 2, True, 1.0, "1", None)] == [False, True, True, *[False] * 4]

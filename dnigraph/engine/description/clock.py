@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ...passes.errors import is_whole
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -27,8 +29,3 @@ class Clock:
 
     def __str__(self) -> str:
         return f"every {self.every}" + (f" from {self.phase}" if self.phase else "")
-
-
-def is_whole(value: object, least: int) -> bool:
-    """Whether it is a whole number from `least` on."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -8,8 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ...passes.errors import nearest
-from .clock import is_whole
+from ...passes.errors import is_whole, nearest
 from .network_error import NetworkError
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ...boundaries.watch import TrainingWarning
-from ...passes.errors import DniGraphError
+from ...passes.errors import DniGraphError, is_number, is_whole
 from ...passes.graph.pytrees import flatten
 
 LOOKS = 8  # steps from one whole look at a model's parameters to the next
@@ -26,9 +26,9 @@ def run_misfits(loss: Any, optimizer: Any, scheduler: Any, clip: Any, monitor: A
     if optimizer is None:
         misfits.append("optimizer=None: give a function, optimizer=lambda params: torch.optim.Adam(params, 1e-3)")
     norms = clip.values() if isinstance(clip, Mapping) else () if clip is None else (clip,)
-    wrong = [norm for norm in norms if isinstance(norm, bool) or not isinstance(norm, int | float) or not norm > 0]
+    wrong = [norm for norm in norms if not (is_number(norm) and norm > 0)]
     misfits += [f"clip={norm!r}: it is the largest norm of a gradient, a number above 0" for norm in wrong]
-    if isinstance(monitor, bool) or not isinstance(monitor, int) or monitor < 0:
+    if not is_whole(monitor):
         misfits.append(f"monitor={monitor!r}: it is a whole number of steps; 0: never")
     return misfits
 
