@@ -20,7 +20,7 @@ from .boundaries import (
 )
 from .boundaries.choices import UnconditionedWarning
 from .boundaries.watch import TrainingWarning
-from .decouple import decouple, plan
+from .decouple import decouple, places, plan
 from .decoupled.attribute_guards import SettingsWarning
 from .decoupled.cache import WaysWarning
 from .decoupled.module import DecoupledModule
@@ -101,6 +101,7 @@ __all__ = [
     "mlp",
     "one_hot",
     "oracle",
+    "places",
     "plan",
     "probe",
     "refresh",

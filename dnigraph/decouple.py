@@ -1,11 +1,11 @@
-"""`decouple`: model in, decoupled model out; and `plan`, the same without building anything."""
+"""`decouple`: model in, decoupled model out; `plan`, the same without building anything; `places`, what can be cut."""
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from .heads.head import HeadError
 from .network.from_parts import DecoupledNetwork
 from .passes.capture.ladder import Climb
 from .passes.capture.ladder import capture as run_capture
+from .passes.cuts.places import Places, find_places
 from .passes.cuts.specs import Cuts
 from .passes.errors import CaptureError, CutError, DniGraphError, bullets
 from .passes.graph.captured_graph import CapturedGraph
@@ -118,19 +119,67 @@ def plan(
     _refuse(model, cuts, example_args, example_kwargs)
     cuts = list(cuts) if isinstance(cuts, Iterator) else cuts
     args, kwargs = _example(model, example_args, example_kwargs)
-    climb = Climb(capture, model, args, kwargs)
+
+    def planned(captured: CapturedGraph, whole: bool, reasons: list[str]) -> Plan:
+        if whole:
+            return _plan_on_hooks(model, captured, cuts, reasons)
+        plan = specialize(captured, model, cuts, _tensors(args, kwargs)).plan
+        return replace(plan, notes=(*reasons, *plan.notes))
+
+    return _look(model, args, kwargs, capture, planned)
+
+
+@all_or_nothing
+def places(
+    model: nn.Module,
+    example_args: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    capture: str = "auto",
+) -> Places:
+    """Where the model can be cut, what would cross there, and suggested cuts. The model is left as it was.
+
+        for place in (found := dg.places(model, x)):
+            print(place.path, place.kind, place.shape, place.bytes)    # bytes that cross, in one forward pass
+        dm = dg.decouple(model, list(found.suggested[0].cuts), x)      # for two parts
+
+    Args:
+        example_args, example_kwargs, capture: as in `decouple`.
+
+    Raises:
+        CaptureError: as `decouple`.
+    """
+    _refuse(model, None, example_args, example_kwargs)
+    args, kwargs = _example(model, example_args, example_kwargs)
+
+    def found(captured: CapturedGraph, whole: bool, reasons: list[str]) -> Places:
+        annotated = captured if whole else specialize(captured, model, [], _tensors(args, kwargs)).captured
+        return find_places(annotated.graph, model, captured.rung)
+
+    return _look(model, args, kwargs, capture, found)
+
+
+Seen = TypeVar("Seen")
+
+
+def _look(
+    model: nn.Module, args: Any, kwargs: Any, how: str, look: Callable[[CapturedGraph, bool, list[str]], Seen]
+) -> Seen:
+    """What `look` sees on the first rung of the ladder that does. It is told whether the model runs whole there, and
+    why the rungs above were refused.
+    """
+    climb = Climb(how, model, args, kwargs)
     with _running(model, args, kwargs):
         for rung in climb:
             with climb.attempt(rung):
                 if args is None:
                     raise CaptureError(["it needs one example call: pass example_args=(x,)"])
-                captured = rung.capture(model, args, kwargs)
-                if rung.runs_whole:
-                    return _plan_on_hooks(model, captured, cuts, climb.reasons)
-                inputs = [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
-                plan = specialize(captured, model, cuts, inputs).plan
-                return replace(plan, notes=(*climb.reasons, *plan.notes))
+                return look(rung.capture(model, args, kwargs), rung.runs_whole, climb.reasons)
     raise climb.failure()
+
+
+def _tensors(args: Any, kwargs: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
 
 
 def _by_the_first_rung_that_does(

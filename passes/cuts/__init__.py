@@ -6,4 +6,6 @@ specs ─► names ─► edges ─► plan/partition    specs.resolve: all spec
       4 parts    what nodes    which of these places
                  cost, and     are best
                  where to cut
+
+places lists all that could be named, with what each cut would cost.
 """

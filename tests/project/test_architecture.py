@@ -26,6 +26,7 @@ FLOORS = (
     ("dnigraph.recurrent",),
     ("dnigraph.decouple", "dnigraph.draw"),
     ("dnigraph.demo",),
+    ("dnigraph.commands",),
     ("dnigraph",),
     ("dnigraph.cli",),
 )
