@@ -107,6 +107,12 @@ class RunningNetwork:
         for name, inbox in self._outside:
             inbox.messages.put(Message(tick.number, tick.inputs[name], False) if name in tick.inputs else None)
 
+    def prepare(self) -> None:
+        """Before ticks that learn: drop the gradients that other training has left, which the updates would hold."""
+        self.unheld.look(stacklevel=3)
+        for group in self.kept.groups.values():
+            group.forget()
+
     def answer_early(self, name: str) -> None:
         """Carry back what an agent can answer already, so that the graphs of heads live no longer than they must."""
         for inbox in self.actors[name].answer_early():

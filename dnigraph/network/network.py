@@ -212,7 +212,7 @@ class Network:
         tick = self.topology.inputs.tick(self.ticks, inputs, targets, label, ends, self.training)
         running.refuse_missing([tick])
         if self.training:
-            running.unheld.look()
+            running.prepare()
         with self._counting([tick]):
             self.runner.tick(running, self._order, tick)
         return tick.result(self._order)
@@ -249,7 +249,7 @@ class Network:
         ticks = [tick for episode in episodes for tick in episode]
         running.refuse_missing(ticks)
         if self.training:
-            running.unheld.look()
+            running.prepare()
         refuse_shared(self.agents.values())
         for episode in episodes:
             with self._counting(episode):

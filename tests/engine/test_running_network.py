@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from kit.networks import sgd
+from kit.networks import same, sgd, weights
 from torch import nn
 
 import dnigraph as dg
@@ -49,3 +49,23 @@ def test_in_lock_step_heads_hold_their_graphs_no_longer_than_in_local():
         return lambda: net.tick(x, y)
 
     assert peak(local) == peak(network) > 0
+
+
+@pytest.mark.parametrize("late", [0, 2])
+@pytest.mark.parametrize("boundary", ["dni", "local-loss", "oracle", "dfa"])
+def test_gradients_that_the_users_own_loop_has_left_move_nothing(boundary, late):
+    x, y = torch.randn(8, 6), torch.arange(8) % 3
+
+    def trained(left):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+        dm = dg.decouple(model, "1", (x,), boundary=boundary, condition=dg.one_hot(3))
+        net = dm.network(loss=F.cross_entropy, optimizer=sgd, late=late)
+        for _ in range(4):
+            if left:
+                for parameter in dm.parameters():
+                    parameter.grad = torch.ones_like(parameter)
+            net.tick(x, y)
+        return weights(dm)
+
+    assert same(trained(left=False), trained(left=True))
