@@ -76,7 +76,7 @@ def all_or_nothing(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        count, before = len(_journal.open), _TorchState()
+        count, before = len(_journal.open), _TorchState(sys.exception())
         try:
             try:
                 return function(*args, **kwargs)
@@ -109,7 +109,7 @@ def _undo(count: int) -> None:
 
 def _take_back(count: int, before: "_TorchState") -> None:
     """Undo what is open, and let torch stand as before."""
-    if sys.exception() is None and len(_journal.open) == count:
+    if sys.exception() is before.exception and len(_journal.open) == count:
         return
     before.restore()
     _undo(count)
@@ -117,9 +117,14 @@ def _take_back(count: int, before: "_TorchState") -> None:
 
 
 class _TorchState:
-    """How torch stands: its functions, what listens to its calls, its modes, and Python's filters of warnings."""
+    """How torch stands: its functions, what listens to its calls, its modes, and Python's filters of warnings.
 
-    def __init__(self) -> None:
+    Args:
+        exception: that the caller handles just now, in an `except` block: it is no failure of what comes.
+    """
+
+    def __init__(self, exception: BaseException | None = None) -> None:
+        self.exception = exception
         self.functions = {name: vars(nn.Module)[name] for name in _PATCHED}
         self.function_modes = torch._C._len_torch_function_stack()
         self.dispatch_modes = torch._C._len_torch_dispatch_stack()

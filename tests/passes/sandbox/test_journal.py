@@ -297,6 +297,20 @@ def test_what_breaks_off_with_nothing_noted_leaves_torch_as_before_and_what_ends
         assert not torch.is_grad_enabled()
 
 
+def test_what_ends_well_inside_of_an_except_block_has_not_failed():
+    @all_or_nothing
+    def turns_gradients_off():
+        torch.set_grad_enabled(False)
+
+    with torch.enable_grad():
+        try:
+            raise ValueError("an earlier try")
+        except ValueError:
+            turns_gradients_off()
+
+        assert not torch.is_grad_enabled()
+
+
 def test_a_block_that_ends_long_after_takes_nothing_back_again():
     undos = []
 
