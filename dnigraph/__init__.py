@@ -39,7 +39,9 @@ from .proof.check import CheckError, Report, check
 from .proof.memory import saved_bytes
 from .proof.probe import Probe, probe
 from .recurrent import Recurrent, RecurrentError, dni_in_time, unroll
+from .runners.distributed import Distributed, RankResult
 from .runners.local import Local, StepResult
+from .runners.roster import DistributedError
 
 __version__ = "0.1.0"
 __all__ = [
@@ -55,6 +57,8 @@ __all__ = [
     "CutError",
     "DataError",
     "DecoupledModule",
+    "Distributed",
+    "DistributedError",
     "DniGraphError",
     "EventLog",
     "GuardMiss",
@@ -66,6 +70,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "Probe",
+    "RankResult",
     "Recurrent",
     "RecurrentError",
     "Report",

@@ -90,12 +90,12 @@ class Actor:
             inbox.end(tick)
         through = not self.waiting  # nothing that comes can add to its answers
         if through:
-            self._answer()
+            self._answer_rest()
         for box in self.outboxes:
             box.hear(True)
         self._learn()
         if not through:
-            self._answer()
+            self._answer_rest()
 
     def close(self, tick: Tick) -> None:
         """Hear all other answers. Messages that still wait for one release their graphs."""
@@ -107,7 +107,12 @@ class Actor:
             box.forget_graphs()
             self._note_answers(box, tick.number)
 
-    def _answer(self) -> None:
+    def answer(self) -> None:
+        """Send back the answers that are ready: one packet over each link."""
+        for inbox in self.inboxes:
+            inbox.push()
+
+    def _answer_rest(self) -> None:
         for inbox in self.inboxes:
             if not inbox.pushed:
                 inbox.push()

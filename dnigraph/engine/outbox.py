@@ -116,8 +116,12 @@ class Outbox:
                 self._unheard[number] += 1
 
     def hear_early(self) -> None:
-        """Take the answers to this tick's message, if all receivers have sent theirs: it holds graphs until then."""
-        if not self.ordered or self.link.back or self._heard or self._needs_error:
+        """Take the answers to this tick's message, if all receivers have sent theirs: it holds graphs until then.
+
+        A line's packets come from this very thread, so that a look waits for nobody.
+        """
+        here = all(isinstance(channel, Line) for channel in self.answers)
+        if not self.ordered or self.link.back or self._heard or self._needs_error or not here:
             return
         for packets, channel in zip(self.under_way, self.answers, strict=True):
             packets.extend(channel.rest())

@@ -38,7 +38,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: dict[str, Any]) -> None
     try:
         with os.fdopen(handle, "wb") as file:
             lock(file)
-            torch.save({"format": FORMAT, "random": _portable(random_state()), **state}, file)
+            torch.save({"format": FORMAT, "random": portable_random(), **state}, file)
             file.flush()
             os.fsync(file.fileno())
             os.replace(name, target)  # while it is locked: nobody takes it for an abandoned one
@@ -79,6 +79,11 @@ def taken_up(path: str | os.PathLike[str]) -> Iterator[None]:
     except Exception as error:
         words = f"what it holds has not the form that save writes: {type(error).__name__}: {_first_line(error)}"
         raise CheckpointError(f"{path} cannot be loaded: {words}") from error
+
+
+def portable_random() -> dict[str, Any]:
+    """The present random states, as a checkpoint keeps them."""
+    return _portable(random_state())
 
 
 def restore_random(state: Mapping[str, Any]) -> None:

@@ -231,19 +231,31 @@ class Local:
             CheckpointError: the file is no such checkpoint, or belongs to another model, other cuts, heads or
                 optimisers. All differences are listed, and nothing has changed.
         """
-        state = load_checkpoint(path, {"model", "updates", "steps"})
         with self._lock:
-            late = self.dm.one_sided(state["model"]) if isinstance(state["model"], Mapping) else set()
-            misfits = [
-                *state_misfits(self.dm.state_dict(), state["model"], late, self.dm.varying()),
-                *self._misfits(state, late),
-            ]
-            misfits += settings_misfits(self._settings(), state.get("boundaries"))
-            if misfits:
-                raise CheckpointError(f"{path} does not fit this run:{bullets(misfits)}")
-            self.dm.load_state_dict(state["model"])
-            self._take_up(state)
-            restore_random(state)
+            self.restore(self.fitting(path))
+
+    def fitting(self, path: str | os.PathLike[str]) -> dict[str, Any]:
+        """What `load` would load. Nothing changes.
+
+        Raises:
+            CheckpointError: as in `load`.
+        """
+        state = load_checkpoint(path, {"model", "updates", "steps"})
+        late = self.dm.one_sided(state["model"]) if isinstance(state["model"], Mapping) else set()
+        misfits = [
+            *state_misfits(self.dm.state_dict(), state["model"], late, self.dm.varying()),
+            *self._misfits(state, late),
+        ]
+        misfits += settings_misfits(self._settings(), state.get("boundaries"))
+        if misfits:
+            raise CheckpointError(f"{path} does not fit this run:{bullets(misfits)}")
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `fitting` returned."""
+        self.dm.load_state_dict(state["model"])
+        self._take_up(state)
+        restore_random(state)
 
     def _take_up(self, state: Mapping[str, Any]) -> None:
         self.updates.load_state_dict(state["updates"])

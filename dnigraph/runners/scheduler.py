@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ..engine.actor import Actor
 from ..engine.running_network import RunningNetwork
 from ..engine.tick import Tick
 from ..passes.sandbox.journal import all_or_nothing
@@ -30,20 +31,25 @@ def run_tick(network: RunningNetwork, order: Sequence[str], tick: Tick) -> None:
 
 def settle(network: RunningNetwork, order: Sequence[str], tick: int) -> None:
     """Let everything that waits learn from what is known. Messages can still be read, but return no gradient."""
-    actors = list(network.actors.values())
-    last_first = [network.actors[name] for name in reversed(order)]
+    actors = [network.actors[name] for name in order]
     for actor in actors:
         for inbox in actor.inboxes:
             inbox.close()
     busy = True
-    while busy:  # an agent that learns answers those before it, which may let them learn
+    while busy:
         for actor in actors:
-            for inbox in actor.inboxes:
-                inbox.push()
-        changed = [actor for actor in actors if actor.settle(tick)]
-        busy = bool(changed) or any(actor.give_up(tick) for actor in last_first)
+            actor.answer()
+        changed = [_settle(actor, tick) for actor in reversed(actors)]
+        busy = any(changed) or any(actor.give_up(tick) for actor in reversed(actors))
     for actor in actors:
         actor.step(tick)
+
+
+def _settle(actor: Actor, tick: int) -> bool:
+    """Let one actor learn, and answer those before it, which hear it in the same round: an order of sums of its own."""
+    changed = actor.settle(tick)
+    actor.answer()
+    return changed
 
 
 @dataclass(frozen=True)

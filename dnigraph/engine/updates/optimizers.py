@@ -76,6 +76,11 @@ class Updates:
         if group := self.groups.get(f"dni.{name}"):
             group.update()
 
+    @property
+    def unread(self) -> list[Group]:
+        """Groups of weights that no part of this step reads."""
+        return self._now.unread
+
     def end_step(self, loss: Tensor) -> None:
         """Step what waited for no part of this step, and the schedules.
 
@@ -85,7 +90,7 @@ class Updates:
         Args:
             loss: the step's, for schedules that look at it.
         """
-        for group in self._now.unread:
+        for group in self.unread:
             group.update()
         for group in self.groups.values():
             group.advance(loss)
