@@ -59,6 +59,8 @@ class Boundary(nn.Module, ABC):
     # Whether the gradients of its own parameters are averaged over the visits since their last update, in drop-in
     # training with several micro-batches for an update.
     averages: bool = False
+    # Whether it computes with real numbers only. Of a complex value it then sees the parts: see `CrossingSpec.real`.
+    real: bool = False
     schedule: Schedule | None = None  # when the true gradient comes in place of its own; None: never
     visits: Tensor  # how many there were, where they are counted: see `count_visits`
     told_frozen: bool = False  # that its parameters do not learn
@@ -70,9 +72,10 @@ class Boundary(nn.Module, ABC):
 
     def __init__(self, spec: CrossingSpec, context: Context) -> None:
         super().__init__()
-        self.spec, self.context, self.siblings = spec, context, Siblings(context.siblings)
+        self.spec, self.context = spec.real if self.real else spec, context
+        self.siblings = Siblings(context.siblings)
         # Number of axes, the axis of features or channels, and the size of that axis: see `expect_width`.
-        self._wants = (len(spec.shape), 1 if spec.kind == "maps" else -1, spec.width)
+        self._wants = (len(self.spec.shape), 1 if spec.kind == "maps" else -1, self.spec.width)
         self.settled = 0  # visits of drop-in training from whose targets it has learned
         self._mean, self._own = Mean(), list[nn.Parameter]()
         self._count: int | None = 0  # `visits` without waiting for its device; None: not read yet
@@ -191,14 +194,14 @@ class Boundary(nn.Module, ABC):
     def _next_visit(self, value: Tensor) -> Visit:
         """`visit`, with the true gradient where the schedule says so."""
         if "visits" not in self._buffers:
-            return self.visit(value, self.context.seen)
+            return self._in_parts(self.visit, value)
         before = int(self.visits) if self._count is None else self._count
         self._count = before + 1
         share = 0.0 if self.schedule is None else self.schedule.share(before + 1)
         # A local loss reaches the producer through its own root, the value: that share is what is left of it.
         own = value if not share else value.detach().requires_grad_() if share == 1 else weakened(value, 1 - share)
         try:
-            visit = self.visit(own, self.context.seen)
+            visit = self._in_parts(self.visit, own)
         except BaseException:
             self._count = before  # it was none
             raise
@@ -215,6 +218,24 @@ class Boundary(nn.Module, ABC):
             return (mixed, *later)
 
         return Visit((value, *visit.roots[1:]), None, settle)
+
+    def _in_parts(self, visit: Callable[[Tensor, Seen], Visit], value: Tensor) -> Visit:
+        """What `visit` says of a value; of a complex one, if it takes real numbers, what it says of the parts."""
+        spec, shape = self.spec, value.shape
+        if not spec.of_complex:
+            return visit(value, self.context.seen)
+        own = visit(spec.parts(value), self.context.seen)
+        settle = own.settle
+
+        def joined(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+            first, *later = gradients
+            return (None if first is None else spec.joined(first, shape), *later)
+
+        def settle_in_parts(target: Tensor | None) -> tuple[Tensor | None, ...]:
+            return joined(settle(None if target is None else spec.parts(target)))
+
+        now = None if own.now is None else joined(own.now)
+        return Visit((value, *own.roots[1:]), now, settle_in_parts)
 
     def leave_out(self) -> None:
         """See that the model may run without this boundary, where there is no place for another gradient.
@@ -265,7 +286,7 @@ class Boundary(nn.Module, ABC):
     def meet(self, value: Tensor, again: bool = False) -> Visit:
         """`visit`, or `again`, for a value and targets whose batch dimension is where the model has it."""
         value = self._batch_first(value)
-        visit = self.again(value, self.context.seen) if again else self._next_visit(value)
+        visit = self._in_parts(self.again, value) if again else self._next_visit(value)
         settle = visit.settle  # not the visit: its roots keep the producer's graph alive
         return Visit(visit.roots, visit.now, lambda t: settle(None if t is None else self._batch_first(t)))
 

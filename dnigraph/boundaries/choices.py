@@ -321,6 +321,11 @@ def auglocal(
     def make(spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
         if spec.after is None:
             raise BoundaryError(lacking(spec, "auglocal", {"after"}) or "")
+        if spec.dtype.is_complex:
+            raise BoundaryError(
+                f"boundary '{spec.name}': the layers behind it take complex numbers, and the classifier of an auglocal "
+                "real ones: take another boundary here, boundary='local-loss'"
+            )
         module, gives = spec.after.fresh(chosen := evenly(layers, len(spec.after)), spec.shape)
         names = [spec.after.names()[i] for i in chosen]
         auxiliary = Auxiliary(module, gives, " + ".join(names) or "no layers")
@@ -361,7 +366,7 @@ def infopro(
         raise BoundaryError(f"infopro: these options do not fit: {', '.join(wrong)}")
 
     def make(spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
-        made = Decoder(spec, weight, input, decoder)
+        made = Decoder(spec.real, weight, input, decoder)
         return LocalLoss(spec, context, classes, loss, hidden, decoder=made)
 
     return Made("infopro", make)

@@ -57,11 +57,12 @@ class Dni(Boundary):
     from_consumers = True
     waits = False
     averages = True
+    real = True
 
     def __init__(self, spec: CrossingSpec, context: Context, head: HeadChoice = "auto", options: Options | None = None):
         super().__init__(spec, context)
         self.options = options or Options()
-        self.head = make_head(head, spec)
+        self.head = make_head(head, self.spec)
         self.head_name = self.head.name
         self.scale = RunningScale(self.options.decay).to(spec.device)
         self.replay = Replay(self.options.replay) if self.options.replay else None

@@ -49,6 +49,7 @@ class LocalLoss(Boundary):
 
     kind = "local-loss"
     waits = False
+    real = True
 
     def __init__(
         self, spec: CrossingSpec, context: Context, classes: int | None, loss: Loss, hidden: int | None,
@@ -58,7 +59,7 @@ class LocalLoss(Boundary):
         self.condition = _Label()
         self.loss = loss
         self.classes = _classes(spec, classes)
-        seen = spec if layers is None else replace(spec, shape=layers.gives)
+        seen = self.spec if layers is None else replace(self.spec, shape=layers.gives)
         self.maps = seen.kind == "maps"
         self.layers, self.decoder = layers, decoder
         self.classifier = Classifier(seen, self.classes, hidden)

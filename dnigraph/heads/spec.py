@@ -1,11 +1,11 @@
 """A crossing as the factories of heads, boundaries and conditions see it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .seen import Inputs
 
@@ -48,6 +48,7 @@ class CrossingSpec:
     condition: "nn.Module | Callable[[CrossingSpec], nn.Module] | None" = None  # what the user chose
     batch_dim: int | None = 0  # where the model keeps the batch; None: nowhere. `shape` has it first in any case
     line: bool = False  # a shape of three is [batch, channels, positions], as 1d convolutions make, and not tokens
+    of_complex: bool = False  # the model's value is complex; `shape` and `dtype` are those of its parts, see `real`
     # What surrounds it in the model, where that is known:
     module: str | None = None  # the path of the module that makes the value: "layer2.0"
     above: tuple[str, ...] = ()  # the names of the crossings that its consumers make
@@ -69,3 +70,28 @@ class CrossingSpec:
         if len(self.shape) <= 1:
             return 1
         return self.shape[1] if self.kind == "maps" else self.shape[-1]
+
+    @property
+    def real(self) -> "CrossingSpec":
+        """The crossing as heads see it: the real and the imaginary part of a complex number are two features."""
+        if not self.dtype.is_complex:
+            return self
+        shape = (*(self.shape or (1,)), 1) if len(self.shape) < 2 else self.shape
+        at = 1 if self.kind == "maps" else len(shape) - 1
+        doubled = tuple(size * 2 if i == at else size for i, size in enumerate(shape))
+        return replace(self, shape=doubled, dtype=self.dtype.to_real(), of_complex=True)
+
+    def parts(self, value: Tensor) -> Tensor:
+        """The parts of a complex value, as `real` says. Shapes: [batch, D] -> [batch, 2 D]; maps [batch, 2 C, ...]."""
+        pairs = torch.view_as_real(value.resolve_conj())
+        if self.kind == "maps":
+            return pairs.movedim(-1, 2).flatten(1, 2)
+        return pairs.flatten(-2) if value.ndim > 1 else pairs.view(-1, 2)
+
+    def joined(self, parts: Tensor, shape: torch.Size) -> Tensor:
+        """The complex value of a shape that has these parts."""
+        if self.kind == "maps":
+            pairs = parts.reshape(parts.shape[0], -1, 2, *parts.shape[2:]).movedim(2, -1)
+        else:
+            pairs = parts.reshape(*parts.shape[:-1], -1, 2)
+        return torch.view_as_complex(pairs.contiguous()).view(shape)

@@ -78,18 +78,60 @@ def test_a_users_boundary_needs_only_visit():
 
 @pytest.mark.parametrize("shape", [(), (BATCH,), (1, WIDTH), (BATCH, 2, 3, 4, 5), (BATCH, 2, 2, 2, 2, 3)])
 @pytest.mark.parametrize("condition", [None, one_hot(CLASSES)], ids=["DNI", "cDNI"])
-def test_values_of_unusual_shapes_have_gradients_too(shape, condition):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_values_of_unusual_shapes_have_gradients_too(shape, condition, dtype):
     context = Context()
-    crossing = boundary(dni(replay=2), shape=shape, condition=condition, context=context)
+    crossing = boundary(dni(replay=2), shape=shape, condition=condition, context=context, dtype=dtype)
     label = torch.zeros(shape[:1] or (1,), dtype=torch.long)
     optimiser = torch.optim.Adam(crossing.parameters(), 1e-2)
 
     for _ in range(4):
         with context.conditioned(label):
-            got = step(crossing, torch.randn(shape))
+            got = step(crossing, torch.randn(shape, dtype=dtype))
         optimiser.step()
 
+    assert got.dtype == dtype
     assert got.shape == torch.Size(shape) and got.isfinite().all() and got.ne(0).any()
+
+
+class InParts(Boundary):
+    """Hands down the true gradient, seen in real numbers."""
+
+    kind, real = "parts", True
+
+    def visit(self, value, seen):
+        assert value.dtype == torch.float64 and value.shape == self.spec.shape
+        return Visit((value,), None, lambda target: (target.clone(),))
+
+
+@pytest.mark.parametrize("shape", [(), (BATCH,), (BATCH, WIDTH), (BATCH, 5, WIDTH), (BATCH, 3, 4, 5), (1, 2, 2, 2, 3)])
+@pytest.mark.parametrize("consumers", [1, 2])
+def test_a_complex_value_is_seen_in_its_parts_and_its_gradient_comes_back_complex(shape, consumers):
+    crossing = boundary(lambda spec, context, head: InParts(spec, context), shape=shape, dtype=torch.complex128)
+    value = torch.randn(shape, dtype=torch.complex128, requires_grad=True)
+    weights = torch.randn(consumers, *shape, dtype=torch.complex128)
+
+    conjugate = value.conj()  # its numbers are not those in its memory
+    passed = crossing(conjugate, consumers)
+    passed = [passed] if consumers == 1 else passed
+    sum((w * p).real.sum() for w, p in zip(weights, passed, strict=True)).backward()
+    (true,) = torch.autograd.grad(sum((w * value.conj()).real.sum() for w in weights), value)
+
+    assert all(p.equal(conjugate) for p in passed)
+    assert value.grad.allclose(true)
+
+
+@pytest.mark.parametrize("share", [0.25, 1])
+def test_a_share_of_the_true_gradient_of_a_complex_value_is_complex(share):
+    crossing = boundary(dni(blend=share), head=says(), dtype=torch.complex64)
+    truth = torch.randn(BATCH, WIDTH, dtype=torch.complex64)
+    value = torch.randn(BATCH, WIDTH, dtype=torch.complex64)
+
+    step(crossing, value, truth)  # from here on the scale is that of the truth
+    got = step(crossing, value, truth)
+
+    said = (got - share * truth) / (1 - share) if share < 1 else torch.zeros(1)
+    assert got.equal(truth) if share == 1 else (said.real.allclose(said.imag, rtol=1e-4) and said.real.gt(0).all())
 
 
 def test_an_empty_batch_passes():

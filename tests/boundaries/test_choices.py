@@ -4,15 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kit.boundaries import BATCH, CLASSES, WIDTH, boundary
+from kit.boundaries import CLASSES, boundary
 from torch import nn
 
 from dnigraph.boundaries import (
     BoundaryError,
-    CrossingSpec,
     blend,
     dni,
-    make_boundary,
     oracle,
     silent,
     warm_up,
@@ -49,16 +47,6 @@ def test_a_boundary_that_is_neither_name_nor_factory_is_refused(choice):
 def test_a_factory_must_make_a_boundary():
     with pytest.raises(BoundaryError, match="'layer2' must make a Boundary, but made Linear"):
         boundary(lambda spec, context, head: nn.Linear(1, 1))
-
-
-def test_complex_values_are_refused_with_the_way_out():
-    spec = CrossingSpec("spectrum", (BATCH, WIDTH), torch.complex64, torch.device("cpu"))
-
-    with pytest.raises(ValueError, match=r"'spectrum'.*real numbers.*oracle"):
-        make_boundary("dni", spec, Context())
-    value = torch.randn(BATCH, WIDTH, dtype=torch.complex64, requires_grad=True)
-    make_boundary("oracle", spec, Context())(value * 1).abs().sum().backward()
-    assert value.grad is not None
 
 
 @pytest.mark.parametrize(

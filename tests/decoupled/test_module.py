@@ -100,11 +100,17 @@ def test_a_hook_that_looks_at_keywords_finds_them(capture):
 
     model = Scaled()
     model.register_forward_hook(lambda m, args, kwargs, y: y * kwargs["scale"] + kwargs["shift"], with_kwargs=True)
+    orders = []
+    model.register_forward_hook(lambda m, args, kwargs, y: orders.append(list(kwargs)), with_kwargs=True)
     x, scale, shift = torch.randn(4, 6), torch.tensor(2.0), torch.tensor(1.0)
 
     dm = dg.decouple(model, "bn", (x,), {"shift": shift, "scale": scale}, boundary="oracle", capture=capture)
 
     assert torch.equal(dm(x, scale=scale, shift=shift + 1), model(x, shift=shift + 1, scale=scale))
+    orders.clear()
+    dm(x, shift=shift, scale=scale)
+    # One graph for both orders: its hooks see the signature's.
+    assert orders == [["scale", "shift"] if capture == "record" else ["shift", "scale"]]
 
 
 @pytest.mark.parametrize("call", ["to", "half", "requires_grad_", "double"])

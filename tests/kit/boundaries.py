@@ -19,8 +19,10 @@ from dnigraph.heads.conditions import Context
 BATCH, WIDTH, CLASSES = 8, 6, 3
 
 
-def boundary(choice="dni", head="auto", shape=(BATCH, WIDTH), condition=None, context=None) -> Boundary:
-    spec = CrossingSpec("layer2", shape, torch.float32, torch.device("cpu"), condition)
+def boundary(
+    choice="dni", head="auto", shape=(BATCH, WIDTH), condition=None, context=None, dtype=torch.float32
+) -> Boundary:
+    spec = CrossingSpec("layer2", shape, dtype, torch.device("cpu"), condition)
     return make_boundary(choice, spec, context or Context(), head)
 
 
