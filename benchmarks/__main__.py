@@ -19,6 +19,7 @@ MINUTES = (
     "window_time",
     "bptt_memory",
     "network_size",
+    "throughput",
     "every_layer_cut",
 )
 HOURS = ("recurrent", "asynchrony", "two_clocks", "staleness", "zoo")  # can be stopped, and go on where they were

@@ -1,15 +1,19 @@
 """Trainings of hours: they take turns, can be stopped at any time, and go on where they were.
 
 A job makes one row. After each turn it is kept in `out/<benchmark>/`: the net in the library's own format, and its
-progress as JSON. The next run of the benchmark continues from there.
+progress as JSON. The next run of the benchmark continues from there. Rows of seconds need none of that: `spread_out`
+makes them side by side, each in one piece.
 """
 
 import glob
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -161,3 +165,23 @@ def _write(benchmark: str, job: Job) -> None:
         curves.put(benchmark, job.key, job.curve)
     scores = {name: value for name, value in (job.row or {}).items() if name not in job.key}
     print(job.name, f"{job.done} of {job.steps} steps,", rows.rounded(scores, 4), flush=True)
+
+
+def spread_out(
+    work: Callable[..., Row], settings: Sequence[tuple[Any, ...]], processes: int, seconds: float = float("inf")
+) -> Iterator[Row]:
+    """Call `work` with each of the settings, in so many processes of one thread, and yield rows as they come.
+
+    Args:
+        work: a function of a module, since each process imports it.
+        seconds: after which no more is begun; what runs is waited for.
+    """
+    until = time.monotonic() + seconds
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        waiting, running = list(settings), set()
+        while running or (waiting and time.monotonic() < until):
+            while waiting and len(running) < processes and time.monotonic() < until:
+                running.add(pool.submit(work, *waiting.pop(0)))
+            ended = next(as_completed(running))
+            running.remove(ended)
+            yield ended.result()

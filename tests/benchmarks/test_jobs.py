@@ -158,3 +158,20 @@ def test_what_it_keeps_is_plain_data_beside_the_net():
     (progress,) = (jobs.KEPT / "walks").glob("*.json")
     assert progress.name == "arm=walk-one_seed=1.json"
     assert json.loads(progress.read_text())["done"] == 4
+
+
+def squared(number, offset):
+    return {"number": number, "square": number * number + offset, "threads": torch.get_num_threads()}
+
+
+@pytest.mark.parametrize("processes", [1, 2, 5])
+def test_rows_of_one_piece_are_made_side_by_side_each_with_one_thread(processes):
+    made = list(jobs.spread_out(squared, [(n, 1) for n in range(4)], processes))
+
+    assert sorted((row["number"], row["square"], row["threads"]) for row in made) == [
+        (n, n * n + 1, 1) for n in range(4)
+    ]
+
+
+def test_behind_the_time_no_row_is_begun():
+    assert list(jobs.spread_out(squared, [(n, 1) for n in range(3)], 2, seconds=0)) == []
