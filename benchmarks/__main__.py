@@ -21,6 +21,7 @@ MINUTES = (
     "network_size",
     "throughput",
     "every_layer_cut",
+    "harm",
 )
 HOURS = ("recurrent", "asynchrony", "two_clocks", "staleness", "zoo")  # can be stopped, and go on where they were
 WRITERS = ("readme", "curves")  # make tables and pictures from the results

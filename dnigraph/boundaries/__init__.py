@@ -4,6 +4,7 @@ from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec, Se
 from .choices import (
     BoundaryChoice,
     auglocal,
+    auto,
     blend,
     delayed,
     dfa,
@@ -26,6 +27,7 @@ __all__ = [
     "Seen",
     "Visit",
     "auglocal",
+    "auto",
     "blend",
     "delayed",
     "dfa",

@@ -46,6 +46,8 @@ class Boundary(nn.Module, ABC):
 
     kind: str = "boundary"  # for the plan's table: "dni", "oracle"; where a class says none, made of the class's name
     head_name: str | None = None  # "mlp 128"; None: it has no head
+    guarded: bool = False  # whether it hands down nothing while what it would hand down is not worth learning from
+    chosen: str | None = None  # what chose it: "auto"; None: the user
     # Whether what it hands down is, or stands for, the gradient of the value's consumers, so that it is nothing where
     # no consumer will ever read the value. A local loss does not ask them.
     from_consumers: bool = False
@@ -148,9 +150,20 @@ class Boundary(nn.Module, ABC):
         boundaries = self.siblings.find()
         return [boundaries[name] for name in names if name in boundaries]
 
+    def is_nothing(self, target: Tensor | None) -> bool:
+        """Whether it learns nothing from a target."""
+        return target is None
+
     def takes_infinite(self) -> bool:
         """Told that values are infinite, as masked scores are. Returns whether it can visit them; with weights: no."""
         return next(self.parameters(), None) is None
+
+    @property
+    def title(self) -> str:
+        """Its kind, and what else the plan's table says of it: "dni (auto, guarded)"."""
+        more = [self.chosen] if self.chosen else []
+        more += ["guarded"] if self.guarded else []
+        return f"{self.kind} ({', '.join(more)})" if more else self.kind
 
     def settings(self) -> dict[str, Any]:
         """What it was made with, as plain data, a schedule aside. It must be the same where the state is loaded."""
@@ -258,7 +271,7 @@ class Boundary(nn.Module, ABC):
         def settle_in_backward(target: Tensor | None) -> tuple[Tensor | None, ...]:
             if torch.is_grad_enabled() and not self.exact:
                 self._tell_of_graph()
-            if target is not None:
+            if not self.is_nothing(target):
                 if self.averages:
                     with torch.no_grad():
                         self._mean.settled(self.own_parameters(anew=self.settled % 16 == 0))

@@ -167,7 +167,7 @@ class BoundarySet:
             boundary = boundaries.get(crossing.name) if crossing.gradient else None
             if boundary is not None:
                 head, count = boundary.head_name, boundary.head_parameters
-                crossing = replace(crossing, boundary=boundary.kind, head=head, head_parameters=count)
+                crossing = replace(crossing, boundary=boundary.title, head=head, head_parameters=count)
             crossings.append(crossing)
         return replace(plan, crossings=tuple(crossings))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..heads import HeadChoice
-from ..heads.conditions import Context
+from ..heads.conditions import Context, Numbered, condition_for
 from ..passes.errors import DniGraphError, is_number, is_whole, nearest
 from ..passes.plan.plan import Crossing
 from .auxiliary_networks import Decoder
@@ -19,7 +19,7 @@ from .boundary import Boundary, BoundaryError, BoundaryFactory, CrossingSpec
 from .direct_feedback import DirectFeedback
 from .dni import Dni, Options
 from .fresh_layers import evenly
-from .local_loss import Auxiliary, LocalLoss, Loss
+from .local_loss import Auxiliary, LocalLoss, Loss, suited
 from .oracle import Oracle
 from .schedule import Schedule
 from .silent import Silent
@@ -134,7 +134,7 @@ def make_boundary(choice: BoundaryChoice, spec: CrossingSpec, context: Context, 
 
 
 def dni(
-    *, warm_up: int = 0, refresh: int = 0, blend: float = 0.0, replay: int = 0, decay: float = 0.99
+    *, warm_up: int = 0, refresh: int = 0, blend: float = 0.0, replay: int = 0, decay: float = 0.99, guard: bool = True
 ) -> BoundaryFactory:
     """A head predicts the gradient. The options trade waiting for quality.
 
@@ -145,11 +145,13 @@ def dni(
             1 is backprop.
         replay: the head also learns from the last so many batches in every step.
         decay: how slowly the running size of the targets forgets.
+        guard: while the estimates explain too little of the gradients that come after them, the producer gets none, as
+            with "silent", and you are told once. False: it follows them from the first step on, whatever they are.
 
     Raises:
         BoundaryError: an option is out of its range.
     """
-    options, schedule = Options(replay, decay), Schedule(warm_up, refresh, blend)
+    options, schedule = Options(replay, decay, guard), Schedule(warm_up, refresh, blend)
     if misfits := schedule.misfits() + options.misfits():
         raise BoundaryError(f"dni: these options do not fit: {', '.join(misfits)}")
     made = Made("dni", lambda spec, context, head: Dni(spec, context, head, options), options)
@@ -394,7 +396,39 @@ def dfa(scale: float = 1.0) -> BoundaryFactory:
     return Made("dfa", lambda spec, context, head: DirectFeedback(spec, context, scale))
 
 
+def auto() -> BoundaryFactory:
+    """What is to be had decides: with a label that counts classes, a local loss; else a guarded head.
+
+        condition=one_hot(...) or embedded(...)    local-loss: of all boundaries without a true gradient it learned best
+                                                   on every model that we measured (benchmarks/harm.py)
+        another condition, or a head= of yours     dni, whose head sees the label
+        no condition                               dni, whose head does not
+
+    A head is guarded, `dni(guard=True)`: where it explains too little, the part below stands still.
+
+    The loss of a local loss is chosen by the label: cross-entropy for classes and distributions, the squared error for
+    other numbers. A label with positions that the value does not have (the map of a U-Net at a flat crossing) is
+    averaged over them.
+
+    Example:
+        >>> dm = dg.decouple(model, "1", (x,), condition=dg.one_hot(10), boundary="auto")
+    """
+
+    def make(spec: CrossingSpec, context: Context, head: HeadChoice) -> Boundary:
+        condition = condition_for(spec)
+        made: Boundary
+        if isinstance(condition, Numbered) and head == "auto":
+            made = LocalLoss(spec, context, None, suited(condition), None)
+        else:
+            made = Dni(spec, context, head)
+        made.chosen = "auto"
+        return made
+
+    return Made("auto", make)
+
+
 NAMED: dict[str, Callable[[], BoundaryFactory]] = {
+    "auto": auto,
     "dni": dni,
     "oracle": oracle,
     "local-loss": local_loss,

@@ -14,12 +14,14 @@ from ..heads.head import Foreign
 from ..heads.layers import GAIN
 from ..passes.errors import is_number, is_whole
 from .boundary import Boundary, CrossingSpec, Seen, Visit
+from .guard import OPENS, Guard
 from .regression import Comparison, compare
 from .replay import Replay
 from .scale import RunningScale
 from .watch import MEASUREMENTS, HeadHistory, TrainingWarning
 
 MEASURED = 8  # visits from one measurement of the estimate to the next, unless they are read: two passes over it
+STANDS = 25  # judgements in a row, each of `MEASURED` visits, after which a closed guard is told of: 200 visits
 NOTHING = 1e15  # larger values are masked scores, not numbers to learn from: their squares would not be finite
 
 
@@ -29,10 +31,13 @@ class Options:
 
     replay: int = 0  # earlier batches from which the head learns again in every step
     decay: float = 0.99  # of the running scale
+    guard: bool = True  # the producer learns only while the estimates explain enough
 
     def misfits(self) -> list[str]:
         """A line for each option that is out of its range."""
         lines = [] if is_whole(self.replay) else [f"replay={self.replay!r} (a whole number from 0 on)"]
+        if not isinstance(self.guard, bool):
+            lines.append(f"guard={self.guard!r} (True or False)")
         if not is_number(self.decay) or not 0 <= self.decay < 1:
             lines.append(f"decay={self.decay!r} (from 0 to less than 1)")
         return lines
@@ -44,6 +49,8 @@ class Dni(Boundary):
         estimate        M(value, label)                              once per step, in units of GAIN times the scale
         producer gets   estimate * GAIN * scale / batch              before the target is known
         head learns     mean((estimate - target * batch / (GAIN * scale'))^2)    after that; scale' includes it
+
+    While the estimates explain too little of the targets, the producer gets no gradient: see `Guard`.
 
     A head sees gradients per sample (the mean over the batch undone) and in units of their running size, so one
     learning rate serves all batch sizes, widths and depths. `GAIN` makes it learn faster than the model: see `Head`.
@@ -66,10 +73,13 @@ class Dni(Boundary):
         self.head_name = self.head.name
         self.scale = RunningScale(self.options.decay).to(spec.device)
         self.replay = Replay(self.options.replay) if self.options.replay else None
+        self.guard = Guard(self.spec.kind == "maps").to(spec.device) if self.options.guard else None
         self.count_visits()
+        self.guarded = self.guard is not None
         self._seen: Comparison | None = None
         self._asked = False  # whether the next visit is to be measured
         self._history = HeadHistory()
+        self._closed = 0  # judgements in a row that found the guard closed
         self._masks = False  # whether there was a value beyond `NOTHING`
         self._sample = list(self.head.parameters())[:1]  # for the head's dtype; in a list, so that it stays the head's
 
@@ -99,14 +109,17 @@ class Dni(Boundary):
             by = by.to(value.device)
         gradient = estimate.detach() * (self.scale() * (GAIN / batch))
         gradient = (gradient if by is None else gradient * by).to(value.dtype)
+        handed = gradient if self.guard is None or self.guard.open else None
         again = None if self.replay is None else self.replay.loss(self._estimate)
 
         def settle(target: Tensor | None) -> tuple[Tensor | None, ...]:
-            if target is None:
+            if target is None or self.is_nothing(target):
+                if self.guard is not None:
+                    self.guard.nothing_came(self._count or 0)
                 return (None,) * len(roots)
             with torch.no_grad():
                 sent = target if by is None else target.to(estimate.dtype) / by
-                error = self._compare(estimate.detach(), sent, batch)
+                error = self._compare(estimate.detach(), sent, batch, value.detach())
                 if self.replay is not None and value.ndim:
                     self.replay.remember(value.detach(), label, estimate.detach() - error)
             ones = () if again is None else (torch.ones_like(again),)
@@ -114,7 +127,13 @@ class Dni(Boundary):
             return None, *[gradient if by is None else gradient.mul_(by) for gradient in own]
 
         roots = (value, estimate) if again is None else (value, estimate, again)
-        return Visit(roots, (gradient, *[None] * (len(roots) - 1)), settle)
+        return Visit(roots, (handed, *[None] * (len(roots) - 1)), settle)
+
+    def is_nothing(self, target: Tensor | None) -> bool:
+        """Zeros are what is left of none where a function of the user's is differentiated below a closed guard."""
+        if target is None:
+            return True
+        return self.guard is not None and target.device.type == "cpu" and not bool(target.any())
 
     def metrics(self) -> dict[str, float]:
         """Of the last visit that was measured: the cosine of estimate and target, the squared error relative to the
@@ -128,10 +147,16 @@ class Dni(Boundary):
 
     def measured(self) -> Callable[[], dict[str, float]]:
         seen, self._asked = self._seen, True
-        return lambda: {} if seen is None else dict(seen.metrics)
+        guarded = dict if self.guard is None else self.guard.measured()
+        return lambda: {} if seen is None or not seen.metrics else {**seen.metrics, **guarded()}
 
     def measure_next(self) -> None:
         self._asked = True
+
+    @property
+    def _judges(self) -> bool:
+        """Whether this is one of the visits in which numbers are read."""
+        return (self._count or 0) % MEASURED == 0
 
     @property
     def _warm_up(self) -> int:
@@ -153,14 +178,20 @@ class Dni(Boundary):
             self._masks = bool(value.abs().amax() > NOTHING)
         return value.masked_fill(value.abs() > NOTHING, 0) if self._masks else value
 
-    def _compare(self, estimate: Tensor, target: Tensor, batch: int) -> Tensor:
+    def _compare(self, estimate: Tensor, target: Tensor, batch: int, value: Tensor) -> Tensor:
         """The error of `regression.compare`. What is seen of it is measured, and judged, every `MEASURED` visits."""
         error, size, inverse = compare(self.scale, estimate, target, batch, GAIN)
-        judged = (self._count or 0) % MEASURED == 0 and (self._count or 0) > self._warm_up
+        judged = self._judges and (self._count or 0) > self._warm_up
+        if self.guard is not None:
+            self.guard.look(error, estimate, self._unmasked(value) if self._masks else value, size, self._count or 0)
         if self._asked or judged or self._seen is None:
             norms = torch.linalg.vector_norm(estimate), torch.linalg.vector_norm(error)
             self._seen, self._asked = Comparison(size, *norms, inverse, batch, target.numel(), GAIN), False
-        if judged and (wrong := self._history.error(self._seen.relative_error())) is not None:
+        if judged and self.guard is not None:
+            self._closed = 0 if self.guard.open else self._closed + 1
+            if self._closed == STANDS:
+                self._tell_of_guard(self.guard)
+        elif judged and (wrong := self._history.error(self._seen.relative_error())) is not None:
             self._tell_of_error(wrong)
         if self.settled and self.context.loss_scale is None:  # in drop-in training, where losses may be scaled
             norm = size if isinstance(inverse, Tensor) else float(size)
@@ -168,10 +199,26 @@ class Dni(Boundary):
                 self._tell_of_jump()
         return error
 
+    @property
+    def _way_to_the_label(self) -> str:
+        return "" if self.head.condition else "condition=dg.one_hot(classes), so that the head sees the label; "
+
+    def _tell_of_guard(self, guard: Guard) -> None:
+        if self.context.tells(f"guard of {self.spec.name}"):
+            explained, of_weights = (max(0.0, 1 - missed) for missed in guard.missed.tolist())
+            warnings.warn(
+                f"the head on '{self.spec.name}' explains {explained:.0%} of the gradient, and {of_weights:.0%} of "
+                "what it sums up to in the weights, so that the part below stands still, as with boundary='silent': to "
+                f"follow it would do harm. The head learns on, and the part moves from {OPENS[0]:.0%} and "
+                f"{OPENS[1]:.0%} on. What helps: {self._way_to_the_label}a warm-up, boundary=dg.dni(warm_up=200); or "
+                "boundary='local-loss'. boundary=dg.dni(guard=False) follows the head in any case",
+                TrainingWarning,
+                stacklevel=2,
+            )
+
     def _tell_of_error(self, error: float) -> None:
         if self.context.tells(f"error of {self.spec.name}"):
-            label = "condition=dg.one_hot(classes), so that the head sees the label; "
-            label = label if self.head.condition is None else ""
+            label = self._way_to_the_label
             warnings.warn(
                 f"the head on '{self.spec.name}' is worse than one that says nothing: over the last "
                 f"{MEASURED * MEASUREMENTS} steps its squared error is {error:.1f} times the square of the true "

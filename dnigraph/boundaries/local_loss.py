@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..heads.conditions import Condition, Context, condition_for, is_soft
+from ..heads.conditions import Condition, Context, Numbered, OneHot, condition_for, is_soft
 from ..passes.errors import is_whole
 from .auxiliary_networks import MODES, Classifier, Decoder
 from .boundary import Boundary, BoundaryError, CrossingSpec, Seen, Visit
@@ -141,6 +141,28 @@ class LocalLoss(Boundary):
                 scores = F.interpolate(scores.movedim(-1, 1), label.shape[1:], mode=mode).movedim(1, -1)
             return scores  # type: ignore[no-any-return]  # the same
         return self.classifier(value, label.ndim > 1 and label.shape[:2] == value.shape[:2])  # type: ignore[no-any-return]
+
+
+def suited(condition: Numbered) -> Loss:
+    """The loss that fits the labels of a condition: of classes and distributions the cross-entropy, of other numbers
+    the squared error. Classes at positions that the scores do not have count as their mean.
+
+    Shapes: scores [rows, classes] or [rows]; label [rows], [rows, *positions] of whole numbers, or as the scores.
+    """
+
+    def loss(scores: Tensor, label: Tensor) -> Tensor:
+        if not is_soft(label) and label.ndim == 1:
+            return F.cross_entropy(scores, label.long(), ignore_index=condition.ignore)
+        if not is_soft(label):
+            classes = OneHot(condition.labels, condition.ignore).encode(label).flatten(1, -2)
+            label = classes.sum(1) / classes.sum((1, 2)).clamp(min=1).unsqueeze(1)
+            return F.cross_entropy(scores, label)
+        label = label.to(scores.dtype)
+        shares = label.ndim > 1 and label.shape[-1] > 1 and bool(label.ge(0).all())
+        shares = shares and bool(label.sum(-1).sub(1).abs().lt(1e-3).all())
+        return F.cross_entropy(scores, label) if shares else F.mse_loss(scores, label)
+
+    return loss
 
 
 class _Label(Condition):

@@ -156,7 +156,7 @@ class Condition(nn.Module, ABC):
         return label
 
 
-class _Numbered(Condition):
+class Numbered(Condition):
     """A label that counts from 0 to `labels` - 1; `ignore` marks the entries that have none."""
 
     labels: int
@@ -200,7 +200,7 @@ class _Numbered(Condition):
         return f"{self} takes whole numbers from 0 to {self.labels - 1}"
 
 
-class OneHot(_Numbered):
+class OneHot(Numbered):
     """One number per class: 1 for the class of the label, 0 for the others. Made by `one_hot`."""
 
     def __init__(self, classes: int, ignore: int) -> None:
@@ -239,7 +239,7 @@ class OneHot(_Numbered):
         return f"one_hot({self.labels})"
 
 
-class Embedded(_Numbered):
+class Embedded(Numbered):
     """A learned vector per label. Made by `embedded`."""
 
     def __init__(self, vocabulary: int, width: int, ignore: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..boundaries.guard import Guard
 from ..decoupled.module import DecoupledModule
 from ..passes.errors import DniGraphError
 from ..passes.graph.pytrees import field_of
@@ -29,6 +30,8 @@ class Probe:
 def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: Any) -> Probe:
     """Compare the estimates with true gradients on one batch. Model, heads and gradients stay as they are.
 
+    Guards are open while this looks: it compares what the heads say, whether their parts follow it or not.
+
     A head's own error, and even its cosine to its target, can look fine while nothing is learned: the targets of lower
     cuts are built on the heads above. Only the truth tells.
 
@@ -43,9 +46,13 @@ def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: An
         words = "is a function of (output, target), or the name of the output's field that holds the loss"
         raise DniGraphError(f"loss={loss!r}: it {words}")
 
+    guards = [module for module in dm.boundary_set.modules.modules() if isinstance(module, Guard)]
+
     def gradients() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         handed: dict[str, Tensor] = {}
         with untouched(dm.original), untouched(dm.boundary_set.modules), torch.enable_grad(), dm.conditioned(target):
+            for guard in guards:
+                guard.set(True)
             handles = [b.register_forward_pre_hook(_keeping(handed, name)) for name, b in dm.standing().items()]
             try:
                 with told("the call"):
@@ -54,6 +61,8 @@ def probe(dm: DecoupledModule, *args: Any, target: Any, loss: Loss, **kwargs: An
             finally:
                 for handle in handles:
                     handle.remove()
+        for guard in guards:
+            guard.forget()
         return handed, parts
 
     ours, our_parts = gradients()

@@ -8,7 +8,7 @@ from kit.streams import BATCH, WIDE, made
 from torch import nn
 
 from dnigraph.boundaries import CrossingSpec
-from dnigraph.boundaries.dni import Dni
+from dnigraph.boundaries.dni import Dni, Options
 from dnigraph.boundaries.regression import Comparison, compare
 from dnigraph.boundaries.scale import RunningScale
 from dnigraph.heads.conditions import Context
@@ -69,7 +69,7 @@ def by_hand(gain, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float, torch.double])
 def test_a_boundary_learns_bitwise_what_it_learned_when_it_had_a_regression_of_its_own(dtype):
-    boundary = Dni(CrossingSpec("a", (8, 6), dtype, torch.device("cpu")), Context())
+    boundary = Dni(CrossingSpec("a", (8, 6), dtype, torch.device("cpu")), Context(), "auto", Options(guard=False))
 
     def learn(head, value, target):
         boundary.head, boundary._sample = Two(head), list(head.parameters())

@@ -142,7 +142,7 @@ def test_what_a_forward_sets_is_no_setting():
 
 def test_a_part_that_learns_again_is_cut_again():
     model = Model()
-    dm = dg.decouple(model, "block.b", (X,), condition=dg.one_hot(3))
+    dm = dg.decouple(model, "block.b", (X,), condition=dg.one_hot(3), boundary=dg.dni(guard=False))
 
     model.block.requires_grad_(False)
     dm(X)

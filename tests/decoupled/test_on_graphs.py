@@ -35,7 +35,7 @@ def handed_to(seen):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_heads_start_at_exactly_zero_and_move(name):
-    dm, args = cut_up(name, check=False)
+    dm, args = cut_up(name, check=False, boundary=dg.dni(guard=False))
     seen = []
     for boundary in dm.boundaries.values():
         boundary.register_forward_pre_hook(handed_to(seen))
@@ -55,7 +55,7 @@ def test_heads_start_at_exactly_zero_and_move(name):
 
 
 def test_the_first_synthetic_gradient_is_exactly_zero():
-    dm, x = decoupled_chain()
+    dm, x = decoupled_chain(boundary=dg.dni(guard=False))
 
     with dm.conditioned(labels(4)):
         F.cross_entropy(dm(x), labels(4)).backward()
@@ -67,7 +67,7 @@ def test_the_first_synthetic_gradient_is_exactly_zero():
 def test_a_wrong_head_is_felt_below_the_cut_and_only_there():
     gradients = {}
     for value in (0.0, 1.0):
-        dm, x = decoupled_chain(head=lambda spec, value=value: Says(value))
+        dm, x = decoupled_chain(head=lambda spec, value=value: Says(value), boundary=dg.dni(guard=False))
         with dm.conditioned(labels(4)):
             F.cross_entropy(dm(x), labels(4)).backward()
         gradients[value] = {name: p.grad for name, p in dm.recouple().named_parameters()}
@@ -182,7 +182,7 @@ def test_numbers_that_stand_for_nothing_do_not_spoil_a_head():
     masked = torch.ones(4, 4, dtype=torch.bool).triu(1)
     model = layers(lambda m, x: m.b(m.a(x).masked_fill(masked, torch.finfo().min).softmax(-1)), "a", "b")
     x = torch.randn(4, 4)
-    dm = dg.decouple(model, "masked_fill", (x,), condition=CONDITION)
+    dm = dg.decouple(model, "masked_fill", (x,), condition=CONDITION, boundary=dg.dni(guard=False))
 
     for _ in range(2):
         with dm.conditioned(torch.tensor([0, 1, 2, 0])):
