@@ -12,6 +12,7 @@ from torch import nn
 
 from ..heads import HeadChoice
 from ..heads.conditions import Context, Numbered, condition_for
+from ..heads.spec import Layers
 from ..passes.errors import DniGraphError, is_number, is_whole, nearest
 from ..passes.plan.plan import Crossing
 from .auxiliary_networks import Decoder
@@ -328,12 +329,15 @@ def auglocal(
                 f"boundary '{spec.name}': the layers behind it take complex numbers, and the classifier of an auglocal "
                 "real ones: take another boundary here, boundary='local-loss'"
             )
-        module, gives = spec.after.fresh(chosen := evenly(layers, len(spec.after)), spec.shape)
-        names = [spec.after.names()[i] for i in chosen]
-        auxiliary = Auxiliary(module, gives, " + ".join(names) or "no layers")
-        return LocalLoss(spec, context, classes, loss, hidden, layers=auxiliary)
+        return LocalLoss(spec, context, classes, loss, hidden, layers=_copies(spec, spec.after, layers))
 
     return Made("auglocal", make)
+
+
+def _copies(spec: CrossingSpec, after: Layers, count: int) -> Auxiliary:
+    """Copies of some layers behind a crossing."""
+    module, gives = after.fresh(chosen := evenly(count, len(after)), spec.shape)
+    return Auxiliary(module, gives, " + ".join(after.names()[i] for i in chosen) or "no layers")
 
 
 def infopro(
@@ -397,13 +401,15 @@ def dfa(scale: float = 1.0) -> BoundaryFactory:
 
 
 def auto() -> BoundaryFactory:
-    """What is to be had decides: with a label that counts classes, a local loss; else a guarded head.
+    """What is to be had decides: with a label of classes or numbers a local loss, else a guarded head.
 
-        condition=one_hot(...) or embedded(...)    local-loss: of all boundaries without a true gradient it learned best
-                                                   on every model that we measured (benchmarks/harm.py)
+        condition=one_hot(...) or embedded(...)
+            there are layers behind the value      auglocal, with copies of two of them
+            none, on hooks, of complex values      local-loss, with a hidden layer
         another condition, or a head= of yours     dni, whose head sees the label
         no condition                               dni, whose head does not
 
+    This is the order of what they were worth on six tasks, beside silence and the freeze control (benchmarks/harm.py).
     A head is guarded, `dni(guard=True)`: where it explains too little, the part below stands still.
 
     The loss of a local loss is chosen by the label: cross-entropy for classes and distributions, the squared error for
@@ -418,7 +424,10 @@ def auto() -> BoundaryFactory:
         condition = condition_for(spec)
         made: Boundary
         if isinstance(condition, Numbered) and head == "auto":
-            made = LocalLoss(spec, context, None, suited(condition), None)
+            after = None if spec.dtype.is_complex else spec.after
+            layers = _copies(spec, after, 2) if after is not None and len(after) else None
+            hidden = None if layers is None else 0
+            made = LocalLoss(spec, context, None, suited(condition), hidden, layers=layers)
         else:
             made = Dni(spec, context, head)
         made.chosen = "auto"

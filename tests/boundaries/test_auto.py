@@ -46,6 +46,18 @@ def test_the_plan_and_the_metrics_say_what_was_chosen():
     assert set(run.step(x, target=y).metrics["1"]) == {"local_loss"}
 
 
+def test_with_layers_behind_the_value_it_learns_through_copies_of_them():
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(6, 6), nn.ReLU()) for _ in range(4)], nn.Linear(6, CLASSES))
+    x = torch.randn(BATCH, 6)
+
+    dm = dg.decouple(model, ["0", "3"], (x,), condition=one_hot(CLASSES), boundary="auto")
+
+    assert [boundary.title for boundary in dm.boundaries.values()] == ["auglocal (auto)", "local-loss (auto)"]
+    assert dm.boundaries["0"].head_name.startswith("1 + 3, ")
+    on_hooks = dg.decouple(model, ["0"], (x,), condition=one_hot(CLASSES), boundary="auto", capture="hooks")
+    assert on_hooks.boundaries["0"].title == "local-loss (auto)"
+
+
 def test_with_an_option_of_schedules_it_is_what_was_chosen_behind_the_true_gradient():
     made = boundary(dg.warm_up("auto", 3), condition=one_hot(CLASSES))
 
