@@ -43,7 +43,7 @@ def decouple(
     *,
     head: "HeadChoice | Mapping[str, HeadChoice]" = "auto",
     condition: ConditionChoice = None,
-    boundary: "BoundaryChoice | Mapping[str, BoundaryChoice]" = "dni",
+    boundary: "BoundaryChoice | Mapping[str, BoundaryChoice]" = "auto",
     unlock: str = "update",
     capture: str = "auto",
     check: bool = True,
@@ -62,9 +62,9 @@ def decouple(
         example_args, example_kwargs: one call of the model, of any batch size; the decoupled model takes others too.
         head: "auto", another name, a factory (spec) -> module, or a dict from crossings (or globs) to these.
         condition: what the heads see of the label: `one_hot(10)`, `embedded(vocabulary, width)`, or a factory.
-        boundary: "dni", "local-loss", "auglocal", "infopro", "dfa", "oracle", "delayed", "silent", a factory such as
-            `dni(warm_up=100)` or one of your own (docs/write-a-boundary.md), or a dict from crossings (or globs) to
-            these.
+        boundary: "auto" (with a label a local loss, else a guarded head; the plan says which), "dni", "local-loss",
+            "auglocal", "infopro", "dfa", "oracle", "delayed", "silent", a factory such as `dni(warm_up=100)` or one of
+            your own (docs/write-a-boundary.md), or a dict from crossings (or globs) to these.
         unlock: "update": a part need not wait for what comes after it. "forward": nor for what comes before it; its
             inputs are predicted from the model's, and the real values train the predictors. Run it as
             `dm.network(...)`.

@@ -49,7 +49,7 @@ class Choices:
         Raises:
             BoundaryError: it cannot be made, or it needs what there is not here.
         """
-        choice, head = _chosen(self.boundary, crossing.name, "dni"), _chosen(self.head, crossing.name, "auto")
+        choice, head = _chosen(self.boundary, crossing.name, "auto"), _chosen(self.head, crossing.name, "auto")
         boundary = make_boundary(choice, around.describe(self.spec(crossing, meta), crossing), context, head)
         if (misfit := unmet(boundary)) is not None:
             raise BoundaryError(misfit)

@@ -19,6 +19,9 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 class Auxiliary(nn.Module):
     """The layers in front of the classifier. Shapes: the crossing's -> `gives`, [batch, ...].
 
+    Copies of the model's layers may drop out at random, as these do: the random state is put back, so that the model
+    draws the numbers that it would draw by itself.
+
     Args:
         name: for the plan's table.
     """
@@ -29,6 +32,12 @@ class Auxiliary(nn.Module):
         self.dtype = next((p.dtype for p in layers.parameters() if p.is_floating_point()), None)
 
     def forward(self, value: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._run(value)
+        with torch.random.fork_rng([] if value.device.type == "cpu" else [value.device], device_type=value.device.type):
+            return self._run(value)
+
+    def _run(self, value: Tensor) -> Tensor:
         if self.dtype is None or torch.is_autocast_enabled(value.device.type):
             return self.layers(value)  # type: ignore[no-any-return]  # a module call
         return self.layers(value.to(self.dtype)).to(value.dtype)  # type: ignore[no-any-return]  # the same

@@ -87,7 +87,7 @@ def check(request: Request, as_json: bool) -> bool:
         with _unconditioned():
             dm = decouple(
                 loaded.model, request.where(), loaded.args, loaded.kwargs,
-                boundary=request.boundary or "dni", condition=condition(request.condition), capture=request.capture,
+                boundary=request.boundary or "auto", condition=condition(request.condition), capture=request.capture,
             )  # fmt: skip
         report = run_check(dm, *(loaded.args or ()), **(loaded.kwargs or {}))
     except CheckError as error:
@@ -105,7 +105,7 @@ def _planned(request: Request) -> Plan:
     with _unconditioned():
         dm = decouple(
             loaded.model, request.where(), loaded.args, loaded.kwargs, capture=request.capture, check=False,
-            boundary=request.boundary or "dni", condition=condition(request.condition),
+            boundary=request.boundary or "auto", condition=condition(request.condition),
         )  # fmt: skip
     return dm.plan
 

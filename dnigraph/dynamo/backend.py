@@ -57,7 +57,7 @@ class Backend:
         *,
         head: "HeadChoice | Mapping[str, HeadChoice]" = "auto",
         condition: ConditionChoice = None,
-        boundary: "BoundaryChoice | Mapping[str, BoundaryChoice]" = "dni",
+        boundary: "BoundaryChoice | Mapping[str, BoundaryChoice]" = "auto",
         compiler: "str | Callable[..., Any]" = "eager",
         model: nn.Module | None = None,
     ):

@@ -225,3 +225,19 @@ def test_it_is_copied_loaded_and_probed():
     states = [m.boundary_set.modules.state_dict() for m in (dm, other, copy.deepcopy(dm))]
     assert all(torch.equal(value, state[name]) for state in states for name, value in states[0].items())
     assert set(dg.probe(dm, *args, target=labels(4), loss=loss_of).crossings) == {"layer1", "layer2"}
+
+
+@pytest.mark.parametrize("name", ["resnet", "tied_weights_and_a_mask_for_all"])
+def test_copies_that_drop_out_at_random_leave_the_models_own_random_numbers_alone(name):
+    dm, args = cut_up(name, boundary="auglocal", check=False)
+    plain = copy.deepcopy(dm.recouple())
+
+    def run(model):
+        torch.manual_seed(1)
+        with dm.conditioned(labels(len(args[0]))):
+            return loss_of(model(*args), labels(len(args[0]))), torch.get_rng_state()
+
+    (loss, state), (expected, expected_state) = run(dm), run(plain)
+
+    assert any(isinstance(m, nn.Dropout) for b in dm.boundaries.values() for m in b.modules())
+    assert torch.equal(loss, expected) and torch.equal(state, expected_state)

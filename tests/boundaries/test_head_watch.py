@@ -126,7 +126,7 @@ def freeze(parameters):
 
 
 def test_frozen_heads_are_told_at_the_first_call():
-    dm = halves(net())
+    dm = halves(net(), boundary="dni")
     freeze(dm.head_parameters())
 
     told = steps(dm, torch.optim.Adam(dm.original.parameters()), 20)
@@ -136,7 +136,7 @@ def test_frozen_heads_are_told_at_the_first_call():
 
 
 def test_heads_that_are_frozen_later_are_told_of():
-    dm = halves(net())
+    dm = halves(net(), boundary="dni")
     optimiser = torch.optim.Adam(dm.parameters())
     steps(dm, optimiser, 3)
     freeze(dm.boundaries["3"].parameters())
@@ -145,7 +145,7 @@ def test_heads_that_are_frozen_later_are_told_of():
 
 
 def test_frozen_heads_are_told_in_a_run():
-    dm = halves(net())
+    dm = halves(net(), boundary="dni")
     freeze(dm.boundaries["3"].parameters())
 
     with pytest.warns(dg.TrainingWarning, match="'3' are frozen"):

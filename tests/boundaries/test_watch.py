@@ -211,7 +211,7 @@ def test_the_metrics_of_a_step_are_its_own_also_when_they_are_read_later():
     x, y = torch.randn(16, 4), torch.randint(3, (16,))
     runs = [
         dg.Local(
-            dg.decouple(copy.deepcopy(model), "1", (x,), condition=dg.one_hot(3)),
+            dg.decouple(copy.deepcopy(model), "1", (x,), condition=dg.one_hot(3), boundary="dni"),
             loss=F.cross_entropy, optimizer=lambda p: torch.optim.Adam(p, 1e-2), monitor=monitor,
         )
         for monitor in (1, 3)

@@ -58,7 +58,7 @@ def test_a_saved_plan_cuts_the_same_again(tmp_path):
     dm, x = decoupled_chain()
     dm.plan.save(tmp_path / "plan.json")
 
-    other = dg.decouple(Chain(), dg.Plan.load(tmp_path / "plan.json"), (x,), condition=CONDITION)
+    other = dg.decouple(Chain(), dg.Plan.load(tmp_path / "plan.json"), (x,), condition=CONDITION, boundary="dni")
 
     assert other.plan == dm.plan
 
@@ -96,7 +96,7 @@ def test_choices_can_differ_from_crossing_to_crossing():
     dm, _ = cut_up("chain", head={"bn": "linear", "*": "low-rank"}, boundary={"fc2": "local-loss", "*": "dni"})
 
     assert dm.boundaries["bn"].kind == "dni" and dm.boundaries["fc2"].kind == "local-loss"
-    assert [c.boundary for c in dm.plan.crossings] == ["dni", "local-loss"]
+    assert [c.boundary for c in dm.plan.crossings] == ["dni (guarded)", "local-loss"]
 
 
 def test_heads_without_a_label_are_warned_of():

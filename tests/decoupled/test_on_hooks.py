@@ -32,7 +32,12 @@ class Repeating(nn.Module):
 
 
 def hooked(model, cuts, *args, **options):
-    return dg.decouple(model, cuts, args or (X,), **{"capture": "hooks", "condition": dg.one_hot(CLASSES), **options})
+    return dg.decouple(
+        model,
+        cuts,
+        args or (X,),
+        **{"capture": "hooks", "condition": dg.one_hot(CLASSES), "boundary": "dni", **options},
+    )
 
 
 def wrongly(model, cuts):
@@ -151,7 +156,9 @@ def test_hooks_learn_what_the_graph_learns(name):
     def trained(capture):
         torch.manual_seed(0)
         model, args, cuts = ZOO[name]()
-        dm = dg.decouple(model.train(), cuts, args, capture=capture, condition=dg.one_hot(CLASSES))
+        dm = dg.decouple(
+            model.train(), cuts, args, capture=capture, condition=dg.one_hot(CLASSES), boundary=dg.dni(guard=False)
+        )
         optimizer = torch.optim.SGD(dm.parameters(), 0.05)
         y = labels(len(args[0]))
         for step in range(4):

@@ -44,7 +44,7 @@ def halved(spec, context, head):
 
 
 def compiled_chain(cuts=("bn", "fc2"), **options):
-    dni = dg.Backend(list(cuts), **{"condition": ONE_HOT, **options})
+    dni = dg.Backend(list(cuts), **{"condition": ONE_HOT, "boundary": "dni", **options})
     model = Chain()
     return model, torch.compile(model, backend=dni), dni
 
@@ -255,7 +255,7 @@ def test_what_draws_random_numbers_is_known_without_drawing_any():
 
 
 def test_two_models_with_one_backend_have_heads_of_their_own():
-    dni = dg.Backend(["fc2"], condition=ONE_HOT)
+    dni = dg.Backend(["fc2"], condition=ONE_HOT, boundary="dni")
     models = [Chain(), Chain()]
     compiled = [torch.compile(model, backend=dni) for model in models]
     for one in compiled:
@@ -316,7 +316,7 @@ def test_blocks_that_share_one_captured_graph_are_cut_each_by_its_own_path():
 
 
 def test_values_of_the_same_name_in_different_graphs_have_heads_of_their_own():
-    dni = dg.Backend("relu", condition=ONE_HOT)
+    dni = dg.Backend("relu", condition=ONE_HOT, boundary="dni")
     compiled = torch.compile(Blocks(), backend=dni)
 
     dni.prepare(compiled, torch.randn(4, 4))

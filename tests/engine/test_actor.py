@@ -109,7 +109,7 @@ def test_a_decoupled_model_inside_an_agent_sees_the_agents_label():
 
     inner = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
     (x, y), *_ = batches(1)
-    dm = dg.decouple(inner, "1", (x,), condition=dg.one_hot(3))
+    dm = dg.decouple(inner, "1", (x,), condition=dg.one_hot(3), boundary="dni")
     net = dg.Network().add("a", Around(dm), loss=F.cross_entropy)
     before = weights(next(iter(dm.boundaries.values())).head)
 

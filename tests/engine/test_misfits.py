@@ -22,7 +22,7 @@ def run_of(width=8, cuts="1", optimizer=adam, scheduler=None, dtype=torch.float3
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, CLASSES))
     x = torch.randn(4, 6, dtype=dtype)
-    dm = dg.decouple(model.to(dtype), cuts, (x,), **{"condition": dg.one_hot(CLASSES), **options})
+    dm = dg.decouple(model.to(dtype), cuts, (x,), **{"condition": dg.one_hot(CLASSES), "boundary": "dni", **options})
     return dg.Local(dm, loss=F.cross_entropy, optimizer=optimizer, scheduler=scheduler), x
 
 

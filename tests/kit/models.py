@@ -303,7 +303,7 @@ def cut_up(name, seed=0, **options):
     if seed is not None:
         torch.manual_seed(seed)
     model, args, cuts = ZOO[name]()
-    return dg.decouple(model, cuts, args, **{"condition": dg.one_hot(CLASSES), **options}), args
+    return dg.decouple(model, cuts, args, **{"condition": dg.one_hot(CLASSES), "boundary": "dni", **options}), args
 
 
 def opening(spec, context, head):
@@ -340,7 +340,7 @@ def decoupled_chain(**options):
     """A chain cut after its normalisation: (dm, example)."""
     torch.manual_seed(0)
     x = torch.randn(4, 6)
-    return dg.decouple(Chain(), "bn", (x,), **{"condition": CONDITION, **options}), x
+    return dg.decouple(Chain(), "bn", (x,), **{"condition": CONDITION, "boundary": "dni", **options}), x
 
 
 def layers(forward, *names):

@@ -72,7 +72,7 @@ def test_a_fault_of_one_rank_is_told_on_all_others_by_its_name_and_ends_no_proce
 # ---- checkpoints
 
 
-def local_run(boundary="dni"):
+def local_run(boundary=BOUNDARIES["dni"]):
     dm, args = ranks.made("chain", boundary)
     return dg.Local(dm, loss=loss_of, optimizer=ranks.adam, scheduler=ranks.halved), args
 

@@ -85,7 +85,7 @@ def test_steps_under_way_are_not_saved_silently_and_resume_bitwise_once_they_are
 
 def test_a_loss_without_a_target_and_a_label_of_its_own_are_what_they_are_at_no_delay():
     whole = model()
-    dm = dg.decouple(whole, ["1", "3"], (torch.ones(8, 6),), condition=dg.one_hot(3))
+    dm = dg.decouple(whole, ["1", "3"], (torch.ones(8, 6),), condition=dg.one_hot(3), boundary="dni")
     run = dg.Local(dm, loss=lambda output, _: output.square().mean(), optimizer=adam, late=1)
     heard = []
     for boundary in dm.boundaries.values():
