@@ -31,16 +31,17 @@ TICKS = 3000  # 13 epochs
 RATES = (1.0, 0.5, 0.2, 0.05)  # the p of the table
 LABEL = dg.one_hot(10)
 FROZEN = "no backprop"  # only the last layer learns; a layer that nothing ever reaches would be refused
+HEAD = dg.dni(guard=False)  # as the paper has it: its estimate is followed, whatever it is worth
 ARMS: dict[str, dict[str, Any]] = {
-    "cDNI": {"condition": LABEL},
+    "cDNI": {"boundary": HEAD, "condition": LABEL},
     "backprop": {"boundary": "oracle"},
-    "DNI": {},
-    "cDNI, forward unlocked": {"condition": LABEL, "unlock": "forward"},
+    "DNI": {"boundary": HEAD},
+    "cDNI, forward unlocked": {"boundary": HEAD, "condition": LABEL, "unlock": "forward"},
     "local loss": {"boundary": "local-loss", "condition": LABEL},
     FROZEN: {"boundary": dg.silent()},
     "backprop for 500 ticks, then freeze": {"boundary": dg.silent(warm_up=500)},
     "backprop in every 8th tick, nothing between": {"boundary": dg.silent(refresh=8)},
-    "DNI, forward unlocked": {"unlock": "forward"},
+    "DNI, forward unlocked": {"boundary": HEAD, "unlock": "forward"},
 }
 SEEDS = (101, 102, 103)  # on which nothing was chosen
 

@@ -26,7 +26,7 @@ STEPS, SEEDS = 3000, (0, 1)  # 13 epochs
 ARMS: dict[str, Any] = {
     "backprop": None,
     "backprop for 500 steps, then freeze": dg.silent(warm_up=500),
-    "cDNI": "dni",
+    "cDNI": dg.dni(guard=False),
     "local loss": "local-loss",
 }
 

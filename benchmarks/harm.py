@@ -271,11 +271,11 @@ def loaded(file: Path | None) -> Data:
     }
 
 
-# ---- the methods
+# ---- the arms
 
 
 @dataclass(frozen=True)
-class Method:
+class Arm:
     """What stands on the cuts, and whether it sees the label."""
 
     boundary: Callable[[Task], Any]
@@ -292,26 +292,26 @@ def later(task: Task) -> Any:
     return dg.auglocal(loss=F.mse_loss if task.loss is F.mse_loss else F.cross_entropy)
 
 
-METHODS = {
-    "backprop": Method(lambda task: "oracle"),
-    "silence": Method(lambda task: "silent"),
-    "backprop for a sixth, then silence": Method(lambda task: dg.silent(warm_up=task.steps // 6)),
-    "DNI, unguarded": Method(lambda task: dg.dni(guard=False), label=False),
-    "DNI": Method(lambda task: "dni", label=False),
-    "cDNI, unguarded": Method(lambda task: dg.dni(guard=False)),
-    "cDNI": Method(lambda task: "dni"),
-    "local loss": Method(local),
-    "AugLocal": Method(later),
-    "auto": Method(lambda task: "auto"),
-    "auto, without a label": Method(lambda task: "auto", label=False),
+ARMS = {
+    "backprop": Arm(lambda task: "oracle"),
+    "silence": Arm(lambda task: "silent"),
+    "backprop for a sixth, then silence": Arm(lambda task: dg.silent(warm_up=task.steps // 6)),
+    "DNI, unguarded": Arm(lambda task: dg.dni(guard=False), label=False),
+    "DNI": Arm(lambda task: "dni", label=False),
+    "cDNI, unguarded": Arm(lambda task: dg.dni(guard=False)),
+    "cDNI": Arm(lambda task: "dni"),
+    "local loss": Arm(local),
+    "AugLocal": Arm(later),
+    "auto": Arm(lambda task: "auto"),
+    "auto, without a label": Arm(lambda task: "auto", label=False),
 }
 
 
-def trained(name: str, method: str, seed: int, data: Data) -> Row:
+def trained(name: str, arm: str, seed: int, data: Data) -> Row:
     """One row."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    task, how = TASKS[name], METHODS[method]
+    task, how = TASKS[name], ARMS[arm]
     torch.manual_seed(seed)
     model = task.model(data)
     generator = torch.Generator().manual_seed(seed)
@@ -331,7 +331,7 @@ def trained(name: str, method: str, seed: int, data: Data) -> Row:
     metrics = {crossing: boundary.metrics() for crossing, boundary in dm.boundaries.items()}
     return {
         "task": name,
-        "method": method,
+        "arm": arm,
         "seed": seed,
         "steps": task.steps,
         "score": train_loss if task.unit == "train loss" else sum(scores) / len(scores),
@@ -370,7 +370,7 @@ def _row(key: tuple[str, str, int]) -> Row:
     try:
         return trained(*key, _data)
     except Exception as failure:  # the other rows are made all the same
-        return {"task": key[0], "method": key[1], "seed": key[2], "failed": f"{type(failure).__name__}: {failure}"}
+        return {"task": key[0], "arm": key[1], "seed": key[2], "failed": f"{type(failure).__name__}: {failure}"}
 
 
 def made(keys: list[tuple[str, str, int]], data: Data, jobs: int) -> Iterator[Row]:
@@ -383,15 +383,21 @@ def made(keys: list[tuple[str, str, int]], data: Data, jobs: int) -> Iterator[Ro
         yield from pool.imap_unordered(_row, keys)
 
 
-def table(results: list[Row], score: str) -> str:
-    """A score by method and task."""
-    found = tables.groups([row for row in results if score in row], "method", "task")
+def table(results: list[Row]) -> str:
+    """The scores, and the train losses, by arm and task."""
+    return "\n".join(_table(results, score) for score in ("score", "train loss"))
+
+
+def _table(results: list[Row], score: str) -> str:
+    found = tables.groups([row for row in results if score in row], "arm", "task")
     names = [f"{name}, {TASKS[name].unit if score == 'score' else score}" for name in TASKS]
     lines = [
-        (how, *(tables.spread(found[how, task], score, ".3g") if (how, task) in found else "-" for task in TASKS))
-        for how in METHODS
+        (arm, *(tables.spread(found[arm, task], score, ".3g") if (arm, task) in found else "-" for task in TASKS))
+        for arm in ARMS
+        if any((arm, task) in found for task in TASKS)
     ]
-    return tables.markdown(("mean (least-most) of the seeds", *names), lines)
+    seeds = len({row["seed"] for row in results})
+    return tables.markdown((f"six tasks, {seeds} seeds: mean (least-most)", *names), lines)
 
 
 @click.command()
@@ -400,25 +406,24 @@ def table(results: list[Row], score: str) -> str:
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="A file that --pack wrote.")
 @click.option("--pack", type=click.Path(path_type=Path), help="Write the data, and end.")
 @click.option("--task", "tasks", multiple=True, type=click.Choice(list(TASKS)), help="Only these.")
-@click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Only these.")
+@click.option("--arm", "arms", multiple=True, type=click.Choice(list(ARMS)), help="Only these.")
 def main(
-    jobs: int, minutes: float, data: Path | None, pack: Path | None, tasks: tuple[str, ...], methods: tuple[str, ...]
+    jobs: int, minutes: float, data: Path | None, pack: Path | None, tasks: tuple[str, ...], arms: tuple[str, ...]
 ) -> None:
     """Run what is not there yet; rows are written as they come."""
     if pack is not None:
         np.savez_compressed(pack, **{name: value.numpy() for name, value in loaded(data).items()})
         return
     file = rows.results("harm")
-    done = set(tables.groups([row for row in rows.read(file) if "score" in row], "task", "method", "seed"))
-    keys = [(t, m, s) for s in SEEDS for t in tasks or TASKS for m in methods or METHODS if (t, m, s) not in done]
+    done = set(tables.groups([row for row in rows.read(file) if "score" in row], "task", "arm", "seed"))
+    keys = [(t, a, s) for s in SEEDS for t in tasks or TASKS for a in arms or ARMS if (t, a, s) not in done]
     until = time.monotonic() + 60 * minutes
     for row in made(keys, loaded(data), jobs):
-        rows.put(file, row, ("task", "method", "seed"))
+        rows.put(file, row, ("task", "arm", "seed"))
         print(rows.rounded(row, 4), flush=True)
         if time.monotonic() > until:
             return
-    for score in ("score", "train loss"):
-        print(table(rows.read(file), score))
+    print(table(rows.read(file)))
 
 
 if __name__ == "__main__":

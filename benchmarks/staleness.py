@@ -36,7 +36,7 @@ ARMS: dict[str, tuple[Any, tuple[int, ...]]] = {  # the boundary, and the delays
     "delayed, weights as they are": (dg.delayed(stash=False), DELAYS),
     f"delayed, weights stashed{AHEAD}": (dg.delayed(), DELAYS),
     f"delayed, weights as they are{AHEAD}": (dg.delayed(stash=False), DELAYS),
-    "cDNI": ("dni", (0, *DELAYS)),
+    "cDNI": (dg.dni(guard=False), (0, *DELAYS)),
     "local loss": ("local-loss", (0,)),
     "backprop for 500 steps, then freeze": (dg.silent(warm_up=500), (0,)),
     "silence": ("silent", (0,)),

@@ -196,7 +196,7 @@ def arms(name: str, rank: int) -> dict[str, Block]:
         "GPipe, 4 microbatches": pipeline(made(name), "ScheduleGPipe", 4, rank),
         "1F1B, 2 microbatches": pipeline(made(name), "Schedule1F1B", 2, rank),
         "1F1B, 4 microbatches": pipeline(made(name), "Schedule1F1B", 4, rank),
-        "cDNI, head trained in each step": ours(made(name)),
+        "cDNI, head trained in each step": ours(made(name), boundary=dg.dni(guard=False)),
         "true gradient, late (delayed)": ours(made(name), boundary="delayed"),
         "local loss": ours(made(name), boundary="local-loss"),
         "silence": ours(made(name), boundary="silent"),

@@ -39,13 +39,14 @@ from .jobs import Job, Training, take_turns
 from .rows import Row, read, results
 
 T, STREAMS, ROUNDS, WIDTH = 4, 64, 3000, 128
+HEAD = dg.dni(guard=False)  # as the paper has it: its estimate is followed, whatever it is worth
 UNBOUNDED = "cDNI, unbounded message"  # all other arms bound it
 ARMS: dict[str, dict[str, Any]] = {
-    "cDNI": {"boundary": "dni", "condition": dg.one_hot(T + 1)},
+    "cDNI": {"boundary": HEAD, "condition": dg.one_hot(T + 1)},
     "end to end": {"boundary": "oracle"},
     "not connected": {"boundary": dg.silent()},
-    "DNI": {"boundary": "dni"},
-    UNBOUNDED: {"boundary": "dni", "condition": dg.one_hot(T + 1)},
+    "DNI": {"boundary": HEAD},
+    UNBOUNDED: {"boundary": HEAD, "condition": dg.one_hot(T + 1)},
 }
 SEEDS = (101, 102, 103)  # on which nothing was chosen
 
