@@ -55,11 +55,16 @@ class Guard(nn.Module):
     @property
     def open(self) -> bool:
         """Whether the producer learns."""
-        if self.opened.device.type == "cpu":  # as it is: it may have been loaded, or sent by another process
+        if self._at_hand:  # as it is: it may have been loaded, or sent by another process
             return bool(self.opened)
         if self._known is None:
             self._known = bool(self.opened)
         return self._known
+
+    @property
+    def _at_hand(self) -> bool:
+        """Whether a read of the buffers waits for no device."""
+        return self.opened.device.type == "cpu"
 
     def look(self, error: Tensor, estimate: Tensor, value: Tensor, size: Tensor, visits: int) -> None:
         """A target has come.
@@ -121,8 +126,8 @@ class Guard(nn.Module):
         return rows[:: -(-len(rows) // ROWS), :COLUMNS]
 
     def _decide(self, visits: int) -> None:
-        if self.missed.device.type != "cpu" and visits % READ:
-            return  # a read waits for the device
+        if not self._at_hand and visits % READ:
+            return
         limits = CLOSES if self.open else OPENS
         opens = all(1 - missed > limit for missed, limit in zip(self.missed.tolist(), limits, strict=True))
         if opens != self.open:

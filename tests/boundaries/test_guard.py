@@ -228,6 +228,18 @@ def test_the_guard_stays_precise_in_a_model_of_half_precision():
     assert Guard(maps=False).half().missed.dtype == torch.float32
 
 
+def test_on_an_accelerator_it_decides_in_every_eighth_visit_and_reads_nothing_between(monkeypatch):
+    monkeypatch.setattr(Guard, "_at_hand", property(lambda guard: False))
+    crossing = knowing(1.0)
+
+    got = heard(crossing, 40)
+    crossing.guard.opened.fill_(False)  # on the device: it is looked at when it is loaded, or at the next decision
+
+    assert got == sorted(got) and got.index(True) % 8 == 0 and crossing.guard.open
+    crossing.load_state_dict(crossing.state_dict())
+    assert not crossing.guard.open
+
+
 def told(crossing, visits):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
