@@ -135,7 +135,13 @@ def make_boundary(choice: BoundaryChoice, spec: CrossingSpec, context: Context, 
 
 
 def dni(
-    *, warm_up: int = 0, refresh: int = 0, blend: float = 0.0, replay: int = 0, decay: float = 0.99, guard: bool = True
+    *,
+    warm_up: int = 0,
+    refresh: int = 0,
+    blend: float = 0.0,
+    replay: int = 0,
+    decay: float = 0.99,
+    guard: bool | None = None,
 ) -> BoundaryFactory:
     """A head predicts the gradient. The options trade waiting for quality.
 
@@ -148,6 +154,8 @@ def dni(
         decay: how slowly the running size of the targets forgets.
         guard: while the estimates explain too little of the gradients that come after them, the producer gets none, as
             with "silent", and you are told once. False: it follows them from the first step on, whatever they are.
+            None: True on a cut, False on a link that is wired in a `Network`. At a window's end of `Recurrent` there is
+            no guard. docs/first-do-no-harm.md says why.
 
     Raises:
         BoundaryError: an option is out of its range.

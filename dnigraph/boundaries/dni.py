@@ -31,13 +31,15 @@ class Options:
 
     replay: int = 0  # earlier batches from which the head learns again in every step
     decay: float = 0.99  # of the running scale
-    guard: bool = True  # the producer learns only while the estimates explain enough
+    guard: bool | None = (
+        None  # the producer learns only while the estimates explain enough; None: on cuts, not on links
+    )
 
     def misfits(self) -> list[str]:
         """A line for each option that is out of its range."""
         lines = [] if is_whole(self.replay) else [f"replay={self.replay!r} (a whole number from 0 on)"]
-        if not isinstance(self.guard, bool):
-            lines.append(f"guard={self.guard!r} (True or False)")
+        if not isinstance(self.guard, bool | None):
+            lines.append(f"guard={self.guard!r} (True, False, or None: on cuts, not on links that are wired by hand)")
         if not is_number(self.decay) or not 0 <= self.decay < 1:
             lines.append(f"decay={self.decay!r} (from 0 to less than 1)")
         return lines
@@ -73,9 +75,9 @@ class Dni(Boundary):
         self.head_name = self.head.name
         self.scale = RunningScale(self.options.decay).to(spec.device)
         self.replay = Replay(self.options.replay) if self.options.replay else None
-        self.guard = Guard(self.spec.kind == "maps").to(spec.device) if self.options.guard else None
+        self.guarded = not spec.wired if self.options.guard is None else self.options.guard
+        self.guard = Guard(self.spec.kind == "maps").to(spec.device) if self.guarded else None
         self.count_visits()
-        self.guarded = self.guard is not None
         self._seen: Comparison | None = None
         self._asked = False  # whether the next visit is to be measured
         self._history = HeadHistory()
@@ -96,7 +98,7 @@ class Dni(Boundary):
     def settings(self) -> dict[str, Any]:
         """Its head, the head's condition, and the options of `dni`."""
         condition = None if self.head.condition is None else str(self.head.condition)
-        return {"head": self.head_name, "condition": condition, **vars(self.options)}
+        return {"head": self.head_name, "condition": condition, **vars(self.options), "guard": self.guarded}
 
     def visit(self, value: Tensor, seen: Seen) -> Visit:
         if not isinstance(self.head, Foreign):
@@ -133,7 +135,9 @@ class Dni(Boundary):
         """Zeros are what is left of none where a function of the user's is differentiated below a closed guard."""
         if target is None:
             return True
-        return self.guard is not None and target.device.type == "cpu" and not bool(target.any())
+        if self.guard is None or target.device.type != "cpu" or not target.numel():
+            return False
+        return not bool(target[(0,) * target.ndim]) and not bool(target.any())  # mostly the first number says it
 
     def metrics(self) -> dict[str, float]:
         """Of the last visit that was measured: the cosine of estimate and target, the squared error relative to the

@@ -76,7 +76,11 @@ class Guard(nn.Module):
         """
         if visits > FIRST and visits % EVERY:
             return
-        missed, told = self._missed(error, estimate, value)
+        if torch.is_autocast_enabled(error.device.type):  # which would round, where a step runs in it
+            with torch.autocast(error.device.type, enabled=False):
+                missed, told = self._missed(error, estimate, value)
+        else:
+            missed, told = self._missed(error, estimate, value)
         usable = told & size.isfinite() & size.gt(0)
         self.missed.lerp_(missed.where(usable, self.missed), 1 - (DECAY if visits <= FIRST else LATER))
         self._decide(visits)

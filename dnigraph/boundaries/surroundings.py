@@ -36,7 +36,7 @@ class Surroundings:
         """The crossing as its boundary's factory sees it."""
         inputs = Inputs({n: _bare(t) for n, t in (self.inputs or {}).items() if isinstance(t, Tensor)})
         if self.graph is None or self.plan is None:
-            return replace(spec, offers=self.offers, inputs=inputs)
+            return replace(spec, offers=self.offers, inputs=inputs, wired=True)
         makers = {c.node: c for c in self.plan.crossings if c.gradient}
         parts = {part.name: part for part in self.plan.parts}
         below = parts[crossing.producer].inputs if crossing.producer in parts else ()

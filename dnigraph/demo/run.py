@@ -80,6 +80,7 @@ def arms(steps: int) -> list[Arm]:
     warm = max(1, steps // 6)
     return [
         Arm("backprop", None),
+        Arm("auto: through later layers", "auto", labelled=True),
         Arm("local loss", "local-loss", labelled=True),
         Arm("cDNI: heads see the label", "dni", labelled=True),
         Arm("DNI: heads do not", "dni"),

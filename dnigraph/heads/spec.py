@@ -49,6 +49,7 @@ class CrossingSpec:
     batch_dim: int | None = 0  # where the model keeps the batch; None: nowhere. `shape` has it first in any case
     line: bool = False  # a shape of three is [batch, channels, positions], as 1d convolutions make, and not tokens
     of_complex: bool = False  # the model's value is complex; `shape` and `dtype` are those of its parts, see `real`
+    wired: bool = False  # a link between agents that a user has wired; False: a crossing of a model that was cut
     # What surrounds it in the model, where that is known:
     module: str | None = None  # the path of the module that makes the value: "layer2.0"
     above: tuple[str, ...] = ()  # the names of the crossings that its consumers make

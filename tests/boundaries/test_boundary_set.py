@@ -66,7 +66,7 @@ def test_a_plan_is_described_with_kinds_and_heads():
 
     known, unknown = boundaries.describe(plan).crossings
 
-    assert (known.boundary, known.head) == ("dni (guarded)", "linear")
+    assert (known.boundary, known.head) == ("dni", "linear")
     assert known.head_parameters == sum(p.numel() for p in boundaries.modules.parameters())
     assert unknown == plan.crossings[1]
 

@@ -224,8 +224,15 @@ def test_the_shares_of_values_of_any_shape_are_those_of_their_rows(shape):
     assert guard.missed.tolist() == pytest.approx([1 - 0.05 * 0.75] * 2, abs=1e-3)
 
 
-def test_the_guard_stays_precise_in_a_model_of_half_precision():
+def test_the_guard_stays_precise_in_a_model_of_half_precision_and_under_autocast():
     assert Guard(maps=False).half().missed.dtype == torch.float32
+
+    plain, cast = Guard(maps=False), Guard(maps=False)
+    error, target, value = (torch.randn(BATCH, WIDTH) for _ in range(3))
+    for guard, enabled in ((plain, False), (cast, True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            guard.look(error * 0.1, target + error * 0.1, value, torch.linalg.vector_norm(target), 1)
+    assert plain.missed.equal(cast.missed) and plain.missed.ne(1).all()
 
 
 def test_on_an_accelerator_it_decides_in_every_eighth_visit_and_reads_nothing_between(monkeypatch):
@@ -261,8 +268,25 @@ def test_a_part_that_moves_or_is_warmed_up_is_told_nothing():
 
 
 def test_a_guard_is_true_or_false():
-    with pytest.raises(dg.DniGraphError, match=r"guard='no' \(True or False\)"):
+    with pytest.raises(dg.DniGraphError, match=r"guard='no' \(True, False, or None: on cuts, not on links"):
         dg.dni(guard="no")
+
+
+@pytest.mark.filterwarnings("ignore::dnigraph.UnconditionedWarning")
+@pytest.mark.parametrize(
+    ("choice", "guarded"), [("dni", False), (dg.dni(guard=True), True), (dg.dni(guard=False), False)]
+)
+def test_a_link_that_is_wired_by_hand_is_guarded_where_that_is_asked_for(choice, guarded):
+    net = dg.Network(optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    net.add("a", nn.Linear(6, WIDTH)).add("b", nn.Linear(WIDTH, CLASSES), loss=F.cross_entropy)
+    net.connect("a.output", "b.input", boundary=choice)
+    before = net.agents["a"].module.weight.clone()
+
+    for _ in range(3):
+        net.tick({"a.input": torch.randn(BATCH, 6)}, {"b": torch.arange(BATCH) % CLASSES})
+
+    assert [boundary.guarded for boundary in net.boundaries.values()] == [guarded]
+    assert net.agents["a"].module.weight.equal(before) == guarded
 
 
 def test_the_plan_says_which_boundaries_are_guarded():

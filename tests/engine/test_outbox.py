@@ -28,7 +28,7 @@ def test_the_head_learns_only_when_its_receiver_does():
 def test_nothing_comes_back_for_what_nobody_will_read():
     torch.manual_seed(0)
     net = dg.Network(optimizer=sgd).add("a", nn.Linear(6, 6)).add("b", nn.Linear(6, 3), loss=F.cross_entropy)
-    net.connect("a.output", "b.input", delay=1, boundary=dg.dni(guard=False))
+    net.connect("a.output", "b.input", delay=1)
     (x, y), *_ = batches(1)
     for _ in range(5):
         net.tick({"a.input": x}, {"b": y})

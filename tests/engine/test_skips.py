@@ -28,16 +28,15 @@ def chain(loss=F.mse_loss, **options):
     return net.connect("b.output", "c.input", **options)
 
 
-UNGUARDED = {"boundary": dg.dni(guard=False)}
 LINKS = {
-    "dni": UNGUARDED,
-    "delay": {**UNGUARDED, "delay": 1},
+    "dni": {},
+    "delay": {"delay": 1},
     "oracle": {"boundary": "oracle", "delay": 1},
-    "warm-up": {"boundary": dg.dni(warm_up=3, guard=False)},
-    "replay": {"boundary": dg.dni(replay=2, refresh=3, guard=False)},
-    "blend": {"boundary": dg.dni(blend=0.5, guard=False)},
-    "mean": {**UNGUARDED, "policy": "mean", "delay": 2},
-    "predicted": {**UNGUARDED, "synthetic": True},
+    "warm-up": {"boundary": dg.dni(warm_up=3)},
+    "replay": {"boundary": dg.dni(replay=2, refresh=3)},
+    "blend": {"boundary": dg.dni(blend=0.5)},
+    "mean": {"policy": "mean", "delay": 2},
+    "predicted": {"synthetic": True},
 }
 HARM = {
     "target": lambda: (X, Y.index_fill(0, torch.tensor([1]), BAD)),

@@ -19,9 +19,6 @@ class Cell(nn.Module):
         return {"said": said, "guess": self.guess(said)}
 
 
-UNGUARDED = dg.dni(guard=False)  # a few ticks are enough to see something move
-
-
 def squared(output, target):
     return (output["guess"] - target).square().mean()
 
@@ -58,7 +55,7 @@ def chain(**options):
     for i, layer in enumerate(layers):
         net.add(f"f{i}", layer, loss=F.cross_entropy if i == 2 else None, p_update=p)
     for i in range(2):
-        net.connect(f"f{i}.output", f"f{i + 1}.input", **{"boundary": UNGUARDED, **options})
+        net.connect(f"f{i}.output", f"f{i + 1}.input", **options)
     return net, layers
 
 
