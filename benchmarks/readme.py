@@ -5,7 +5,18 @@ from pathlib import Path
 
 import click
 
-from . import asynchrony, bptt_memory, every_layer_cut, memory, network_size, step_time, two_clocks, window_time, zoo
+from . import (
+    asynchrony,
+    bptt_memory,
+    every_layer_cut,
+    harm,
+    memory,
+    network_size,
+    step_time,
+    two_clocks,
+    window_time,
+    zoo,
+)
 from .recurrent import summary
 from .rows import Row, read, results
 
@@ -13,6 +24,7 @@ README = Path(__file__).parent.parent / "README.md"
 # The blocks of the README between marks: of which results, and what makes a table of their rows.
 BLOCKS: dict[str, dict[str, Callable[[list[Row]], str]]] = {
     "costs": {"step_time": step_time.table, "memory": memory.table, "every_layer_cut": every_layer_cut.table},
+    "harm": {"harm": harm.table},
     "zoo": {"zoo": zoo.table},
     "recurrent": {
         "recurrent_recall": summary.recall,

@@ -83,6 +83,6 @@ def test_every_row_that_is_kept_says_where_it_comes_from_and_is_there_once(file)
     for row in kept:
         assert set(row) >= {*ORIGIN, "seed"}
         assert row["origin"] in ("measured", "reconstructed")
-    settings = ("arm", "model", "seed", "p", "cuts", "nodes", "agents", "horizon", "blanks", "text", "data")
+    settings = ("arm", "task", "model", "seed", "p", "cuts", "nodes", "agents", "horizon", "blanks", "text", "data")
     keys = [tuple(row.get(name) for name in settings) for row in kept]
     assert len(set(keys)) == len(keys)

@@ -11,6 +11,7 @@ SCORES = {  # of each benchmark: a number for each line of its tables
     "step_time": ["ratio"],
     "memory": ["MiB"],
     "every_layer_cut": ["test error %"],
+    "harm": ["score", "train loss"],
     "zoo": ["status"],
     "recurrent_recall": ["bits", "solved at"],
     "recurrent_copy": ["solved"],
