@@ -142,7 +142,7 @@ class Dni(Boundary):
     def metrics(self) -> dict[str, float]:
         """Of the last visit that was measured: the cosine of estimate and target, the squared error relative to the
         target's square (1: as bad as saying nothing), and the target's root mean square per sample. Empty where the
-        target was zero or not finite. Of a guard, beside them, what `Guard.measured` says: running means, of all visits.
+        target was zero or not finite. Beside them, of a guard, the running means that `Guard.measured` has.
 
         The first visit is measured, the next one after each read of this, and every `MEASURED`-th: who reads after
         every step has that step's numbers.
