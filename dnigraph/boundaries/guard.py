@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 FIRST, DECAY = 64, 0.95  # visits that are all looked at, and the decay of the running means in them
-EVERY, LATER = 4, 0.9  # behind them every so many are, which costs less than 1% of a step, and the decay there
+EVERY, LATER = 4, 0.9  # behind them every so many are, and the decay there: a look takes 0.2 ms
 FADE = 0.75  # of what is explained, in a visit whose target never came
 MOST = 2.0  # a ratio above it counts as this: one odd batch closes nothing that is good
 OPENS = (0.3, 0.1)  # the shares of the gradient, and of the weights' gradient, above which a closed guard opens
