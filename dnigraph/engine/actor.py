@@ -322,9 +322,6 @@ class Actor:
             what = "its gradient" if loss is None or finite([loss]) else f"its loss, {float(loss)},"
             self.skips.note(self.agent.name, tick, what)
         self._learned = False
-        for tied in self.tied:
-            if tied.gather() and not tied.group.update_if_finite():
-                self.skips.note(" and ".join(tied.users), tick, "the gradient of what they share")
         for box in self.outboxes:
             if not box.step():
                 self.skips.note(f"the head of {box.link.name}", tick, "its gradient")

@@ -134,6 +134,16 @@ class RunningNetwork:
         if wrong:
             raise NetworkError(wrong, "the tick does not fit")
 
+    def step_tied(self, tick: int, last: bool = False) -> None:
+        """At the end of a tick that learns: step what several agents share, where all of them are through with it.
+
+        Args:
+            last: nothing under way will be learned from later.
+        """
+        for tied in self.tied:
+            if tied.gather(tick, last) and not tied.step():
+                self.kept.skips.note(" and ".join(tied.users), tick, "the gradient of what they share")
+
     def mend(self) -> None:
         """After a failed tick: deliver messages under way, and drop half-made gradients."""
         for inbox in self.inboxes.values():

@@ -253,6 +253,9 @@ class DecoupledNetwork(Network):
         if REST not in self._kept.groups and (group := rules.group(REST, rest, self._dm.named_parameters)):
             self._kept.groups[REST] = group
         super()._build(trial)
+        names = list(self.agents)
+        for tied in self.running.tied if self.running is not None else ():
+            tied.late = self._late * (len(names) - 1 - names.index(tied.users[0]))  # of the part that is through last
 
     def _warn_unconditioned(self) -> None:
         """Not here: whoever decoupled the model has been told."""

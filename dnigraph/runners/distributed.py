@@ -140,7 +140,8 @@ class Distributed:
         self._roster.agree(self._facts(way), timeout)
         self._roster.watch()
         group = dist.new_group(backend="gloo", timeout=FOREVER)
-        self.post = Post(group, self._roster, [r for r in range(self.world) if r != self.rank], late + 2)
+        most = late * len(way.plan.parts) + 2  # what parts share waits for the last answer, each other packet for one
+        self.post = Post(group, self._roster, [r for r in range(self.world) if r != self.rank], most)
         self._own = Rank(self.rank, {}, self.post, timeout)
         self.net = self.dm.network(loss=self._local._loss, late=late)
         self.net.runner = self._own.runner()
@@ -324,8 +325,10 @@ class Distributed:
             raise CheckpointError(f"{path} does not fit all ranks:{bullets(list(words))}")
         self._local.restore(state)
         for name, group in self.updates.groups.items():
-            if self._rank_of_group(name) != self.rank:
-                group.optimizer.state.clear()  # each rank keeps the states of its own parts
+            if self._rank_of_group(name) != self.rank:  # each rank keeps the states of its own parts
+                kept = group.optimizer.state
+                for parameter in [p for p in kept if not self._owners.has(self.rank, p)]:
+                    del kept[parameter]
         if len(others := state.get("random of ranks", ())) == self.world:
             restore_random({"random": others[self.rank]})
         self.net.clear()

@@ -57,7 +57,10 @@ def rank_misfits(plan: Plan, ranks: Mapping[str, int] | None, count: int) -> lis
 
 
 class Owners:
-    """The rank of each weight and buffer, over all ways through a model's code.
+    """The ranks of each weight and buffer, over all ways through a model's code.
+
+    A weight that parts on several ranks share has a copy on each of them; the last of these parts answers for it, whose
+    optimiser steps it.
 
     Args:
         ranks: of the parts of the first way, by name.
@@ -66,6 +69,7 @@ class Owners:
     def __init__(self, model: nn.Module, ranks: Mapping[str, int]):
         self._model, self._ranks = model, dict(ranks)
         self._of: dict[torch.Tensor, int] = {}
+        self._copies: dict[torch.Tensor, set[int]] = {}  # the ranks that have a weight
         self._paths: dict[str, int] = {}
         self._seen: WeakKeyDictionary[Specialization, dict[str, int]] = WeakKeyDictionary()
 
@@ -78,6 +82,10 @@ class Owners:
         rank = self._of.get(value) if isinstance(value, torch.Tensor) else None
         return self._paths.get(path) if rank is None else rank
 
+    def has(self, rank: int, weight: torch.Tensor) -> bool:
+        """Whether a rank steps a weight: one of its parts uses it."""
+        return rank in self._copies.get(weight, ())
+
     def place(self, way: Specialization, groups: Iterable[Group]) -> tuple[dict[str, int], list[str]]:
         """The rank of each part of a way, and why they cannot lie there; a line each.
 
@@ -88,16 +96,19 @@ class Owners:
         place: dict[str, int] = {}
         last = 0
         for part in way.plan.parts:
-            mine = {self._of[t] for t in self._moving(way, part.name) if t in self._of}
+            mine = {self._of[t] for t in self._moving(way, part.name) if len(self._copies.get(t, ())) == 1}
             last = min(mine) if self._seen and mine else self._ranks.get(part.name, last)
             place[part.name] = last
         wrong = [*self._shared(way, place)] or [*self._apart(way, place, groups)]
         if not wrong:
             self._seen[way] = place
-            for name, rank in place.items():
+            for name, rank in reversed(list(place.items())):
                 for path, tensor in _tensors(way.parts[name]):
                     self._of.setdefault(tensor, rank)
                     self._paths.setdefault(path, rank)
+            for name, rank in place.items():
+                for _, tensor in _tensors(way.parts[name]):
+                    self._copies.setdefault(tensor, set()).add(rank)
         return place, wrong
 
     def _moving(self, way: Specialization, part: str) -> Iterator[torch.Tensor]:
@@ -110,7 +121,7 @@ class Owners:
             yield from module.get_submodule(str(node.target)).buffers()
 
     def _shared(self, way: Specialization, place: Mapping[str, int]) -> Iterator[str]:
-        """Tensors that parts on several ranks would each change for themselves."""
+        """Tensors that parts on several ranks would each change for themselves, and that no sum brings together."""
         users: dict[torch.Tensor, list[str]] = {}
         for part in way.plan.parts:
             for tensor in self._moving(way, part.name):
@@ -119,11 +130,14 @@ class Owners:
             t: n for n, t in [*self._model.named_parameters(), *self._model.named_buffers()]
         }
         for tensor, parts in users.items():
-            ranks = {place[name] for name in parts} | ({self._of[tensor]} if tensor in self._of else set())
-            if len(ranks) > 1:
+            here = {place[name] for name in parts}
+            ranks = here | self._copies.get(tensor, set())
+            alike = ranks == here and isinstance(tensor, nn.Parameter)  # each copy gets the sum of all gradients
+            if len(ranks) > 1 and not alike:
                 where = " and ".join(f"{name} (rank {place[name]})" for name in parts)
                 one = ", ".join(f"{name!r}: {max(ranks)}" for name in parts)
-                owner = "" if len(parts) > 1 else f", and by another part on rank {self._of[tensor]} before"
+                before = " and ".join(map(str, sorted(ranks - here)))
+                owner = f", and by other parts on rank {before} before" if before else ""
                 yield (
                     f"{names.get(tensor, 'a weight')} is used by {where}{owner}, and each would change a copy of its "
                     f"own: put them on one rank, ranks={{{one}, ...}}"
@@ -132,9 +146,19 @@ class Owners:
     def _apart(self, way: Specialization, place: Mapping[str, int], groups: Iterable[Group]) -> Iterator[str]:
         """Groups of parameters that one optimiser steps, and that lie on several ranks."""
         rank_of = dict(self._of)
-        for name, rank in place.items():
+        users: dict[nn.Parameter, set[int]] = {}
+        for name, rank in reversed(list(place.items())):
             rank_of |= {p: rank for p in way.parts[name].parameters() if p not in rank_of}
+            for parameter in way.parts[name].parameters():
+                users.setdefault(parameter, set()).add(rank)
         for group in groups:
+            shared = [p for p in group.parameters if len(users.get(p, ())) > 1]
+            if shared and group.clip is not None:
+                names = ", ".join(n for n, p in self._model.named_parameters() if any(p is s for s in shared))
+                yield (
+                    f"{names} lies on several ranks, none of which knows the norm of all gradients of {group.name}: "
+                    "leave out its clip, or put the parts that share it on one rank, ranks={...}"
+                )
             ranks = {rank_of[p] for p in group.parameters if p in rank_of}
             if len(ranks) > 1:
                 listed = ", ".join(map(str, sorted(ranks)))

@@ -29,7 +29,7 @@ class Post:
     """Sends frames, and keeps those that have come until they are taken.
 
     Both ends of a channel put one packet into it in every step, and wait for the other's at most so many steps later:
-    so a queue never holds more than `most` packets, and nobody has to be slowed down.
+    so a queue never holds more than `most` packets, of one or more frames, and nobody has to be slowed down.
 
     Args:
         group: a gloo group of its own.
@@ -136,8 +136,10 @@ class Post:
                     return
                 arrived = self._queue(peer, frame.channel)
                 arrived.put(frame)
-                if not frame.left and arrived.qsize() > self.most + 1:
-                    raise DistributedError(f"{arrived.qsize()} packets of one channel have come, unread")
+                with arrived.mutex:
+                    unread = sum(not waiting.left for waiting in arrived.queue)
+                if unread > self.most + 1:
+                    raise DistributedError(f"{unread} packets of one channel have come, unread")
         except BaseException as error:
             self._lost(peer, error)
 

@@ -10,19 +10,23 @@ Which packets an actor waits for depends on the clock only, so the numbers are b
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..engine.actor import Actor
 from ..engine.channel import Answer, Message
 from ..engine.inbox import Inbox
 from ..engine.outbox import Outbox
 from ..engine.running_network import RunningNetwork
 from ..engine.tick import Tick
+from ..engine.updates.groups import Tied
 from .post import Post
 from .roster import DistributedError
 from .scheduler import Runner, run_tick
+from .tied_across import TiedAcross, frames_of, shares_of
 from .wire import NOTHING, VALUE, Frame, Stamp
 
 T = TypeVar("T")
@@ -54,15 +58,41 @@ class Rank:
     def _take(self, network: RunningNetwork) -> RunningNetwork:
         """The actors of this rank, with wires to all others."""
         own = {name: actor for name, actor in network.actors.items() if self.place[name] == self.rank}
+        weights = {name: set(actor.agent.module.parameters()) for name, actor in network.actors.items()}
         for number, outbox in network.outboxes.items():
             for i in range(len(outbox.link.sinks)):
                 self._connect(outbox, i, network.inboxes[number, i])
         return replace(
             network,
             actors=own,
+            tied=[tied for group in network.tied for tied in self._tie(group, own, weights)],
             inboxes={end: inbox for end, inbox in network.inboxes.items() if inbox.sink.agent in own},
             outboxes={n: outbox for n, outbox in network.outboxes.items() if outbox.link.source.agent in own},
         )
+
+    def _tie(self, tied: Tied, own: Mapping[str, Actor], weights: Mapping[str, set[nn.Parameter]]) -> list[Tied]:
+        """What this rank has of a group that several agents use, if it has any of them.
+
+        Args:
+            weights: of each agent.
+        """
+        number, self.wired = self.wired, self.wired + 1
+        ranks: dict[int, set[str]] = {}
+        for user in tied.users:
+            ranks.setdefault(self.place[user], set()).add(user)
+        mine = ranks.pop(self.rank, set())
+        if not mine or not ranks:
+            return [tied] if mine else []
+        held = {p: {self.place[user] for user in tied.users if p in weights[user]} for p in tied.group.parameters}
+        shared = [parameter for parameter, where in held.items() if len(where) > 1]
+        read = partial(shares_of, count=len(shared))
+        what = f"the gradient of what {' and '.join(tied.users)} share"
+        to = {rank: Wire(self, rank, number, what, frames_of, read) for rank in ranks}
+        back = {rank: Wire(self, rank, number, what, frames_of, read, asked=to[rank]) for rank in ranks}
+        across = TiedAcross(tied, shared, ranks, to, back)
+        for user in mine:
+            own[user].tied = [across if one is tied else one for one in own[user].tied]
+        return [across]
 
     def _connect(self, outbox: Outbox, i: int, inbox: Inbox) -> None:
         """Lay wires between two ends that lie on two ranks, if one of them is this one."""
@@ -107,6 +137,7 @@ class Rank:
                 actor.answer()
             for actor in actors:
                 actor.step(tick)
+            network.step_tied(tick, last=True)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

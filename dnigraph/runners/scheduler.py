@@ -27,6 +27,8 @@ def run_tick(network: RunningNetwork, order: Sequence[str], tick: Tick) -> None:
         actor.end(tick)
     for actor in actors:
         actor.close(tick)
+    if tick.learning:
+        network.step_tied(tick.number)
 
 
 def settle(network: RunningNetwork, order: Sequence[str], tick: int) -> None:
@@ -43,6 +45,7 @@ def settle(network: RunningNetwork, order: Sequence[str], tick: int) -> None:
         busy = any(changed) or any(actor.give_up(tick) for actor in reversed(actors))
     for actor in actors:
         actor.step(tick)
+    network.step_tied(tick, last=True)
 
 
 def _settle(actor: Actor, tick: int) -> bool:

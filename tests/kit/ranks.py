@@ -24,6 +24,7 @@ from dnigraph.runners.post import HEADERS
 from dnigraph.runners.wire import FIELDS
 from kit.models import BOUNDARIES, CONDITION, ZOO, labels, loss_of
 
+TIED = {"a_module_called_twice", "tied_weights_and_a_mask_for_all"}  # several parts have one weight
 PROCESSES = multiprocessing.get_context("forkserver")
 
 
@@ -141,8 +142,9 @@ def beside_local(rank, cases):
     for name, boundary, late, ranks in cases:
         dm, args = made(name, BOUNDARIES[boundary])
         other = copy.deepcopy(dm)
-        local = dg.Local(other, loss=loss_of, optimizer=adam, late=late, clip=0.5)
-        with dg.Distributed(dm, loss=loss_of, optimizer=adam, late=late, clip=0.5, ranks=ranks) as run:
+        clip = None if name in TIED else 0.5
+        local = dg.Local(other, loss=loss_of, optimizer=adam, late=late, clip=clip)
+        with dg.Distributed(dm, loss=loss_of, optimizer=adam, late=late, clip=clip, ranks=ranks) as run:
             for batch, y in batches(args, 5):
                 one, two = local.step(*batch, target=y), run.step(*batch, target=y)
                 apart += [
@@ -152,6 +154,12 @@ def beside_local(rank, cases):
                     apart.append((name, boundary, late, "loss"))
             local.settle()
             run.settle()
+            held = [(n, p) for n, p in dm.original.named_parameters() if run._owners.has(rank, p)]
+            apart += [
+                (name, boundary, late, f"its copy of {n}")
+                for n, p in held
+                if not torch.equal(p, other.original.get_parameter(n))
+            ]
             run.gather()
             state = other.state_dict()
             for key, value in (dm.state_dict() if rank == 0 else run.own_weights()).items():
@@ -176,9 +184,10 @@ def digests(state):
     return {key: zlib.crc32(value.numpy().tobytes()) for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def saving(rank, boundary, start, file):
+def saving(rank, boundary, start, file, name="chain"):
     """Train three steps, or go on from a file; save; train three more. Returns what this rank has of the model."""
-    run, args = chain(boundary=BOUNDARIES[boundary], scheduler=halved)
+    dm, args = made(name, BOUNDARIES[boundary])
+    run = dg.Distributed(dm, loss=loss_of, optimizer=adam, scheduler=halved)
     with run:
         if start is None:
             for batch, y in batches(args, 3):
@@ -187,12 +196,38 @@ def saving(rank, boundary, start, file):
             run.load(start)
         if file is not None:
             run.save(file)
-        states = {name: len(group.optimizer.state) for name, group in run.updates.groups.items()}
+        stepped = {p for name, group in run.updates.groups.items() if name in run.ranks for p in group.optimizer.state}
         assert run.steps == 3 and sorted(run.ranks.values())[-1] > 0
-        assert all(not count for name, count in states.items() if run.ranks.get(name, rank) != rank)
+        assert stepped == {p for p in dm.original.parameters() if run._owners.has(rank, p)}
         for batch, y in batches(args, 3, first=3):
             run.step(*batch, target=y)
         return digests(run.own_weights())
+
+
+def with_a_gradient_that_is_not_finite(rank, late):
+    """One gradient, of a weight that is not shared, is not finite in one step. Returns what is apart from `Local`."""
+    (dm, args), steps = made("tied_weights_and_a_mask_for_all", "oracle"), []
+    other = copy.deepcopy(dm)
+    for one in (dm, other):
+        spoilt = list(one.original.parameters())[-1]
+        spoilt.register_hook(lambda g: g * float("nan") if len(steps) == 2 else g)
+    local = dg.Local(other, loss=loss_of, optimizer=adam, late=late)
+    run = dg.Distributed(dm, loss=loss_of, optimizer=adam, late=late, ranks={"part_0": 0, "part_1": 1, "part_2": 1})
+    with run:
+        for batch, y in batches(args, 6):
+            local.step(*batch, target=y)
+            run.step(*batch, target=y)
+            steps.append(None)
+        local.settle()
+        run.settle()
+        pairs = list(zip(dm.original.named_parameters(), other.original.parameters(), strict=True))
+        held = [(n, p, q) for (n, p), q in pairs if run._owners.has(rank, p)]
+        return [n for n, p, q in held if not torch.equal(p, q)], len(held)
+
+
+def refused_shares(rank, name, options):
+    dm, _ = made(name, "dni")
+    return _words(lambda: dg.Distributed(dm, loss=loss_of, optimizer=adam, **options))
 
 
 def _words(call, *args):

@@ -11,8 +11,8 @@ import dnigraph as dg
 from dnigraph.runners.distributed import unseen
 
 pytestmark = pytest.mark.distributed
-TIED = {"a_module_called_twice", "tied_weights_and_a_mask_for_all"}
-OTHERS = [name for name in ZOO if name not in TIED]
+TOKENS = "tied_weights_and_a_mask_for_all"
+OTHERS = [name for name in ZOO if name not in ranks.TIED]
 FITTING = [name for name in BOUNDARIES if "dfa" not in name]  # that one looks at the error, which the last rank has
 
 
@@ -32,7 +32,7 @@ def test_two_ranks_learn_bitwise_what_local_does_with_every_boundary():
         (OTHERS[-i % len(OTHERS)], boundary, 2, None) for i, boundary in enumerate(FITTING, 2) if boundary in LATE
     ]
     around = {"part_0": 0, "part_1": 1, "part_2": 0}  # weights of the first part, used again in the last
-    cases.append(("tied_weights_and_a_mask_for_all", "dni", 0, around))
+    cases.append((TOKENS, "dni", 0, around))
 
     agree(ranks.run(2, ranks.beside_local, cases))
 
@@ -47,6 +47,31 @@ def test_three_ranks_do_with_skips_over_ranks_and_several_parts_on_one():
     ]
 
     agree(ranks.run(3, ranks.beside_local, cases))
+
+
+def test_weights_that_parts_on_several_ranks_share_are_one_weight_on_all_of_them():
+    two = {"part_0": 0, "part_1": 1, "part_2": 1}
+    cases = [(TOKENS, "dni", late, two) for late in (0, 2)]
+    cases += [(TOKENS, boundary, 2, None) for boundary in ("oracle", "silence")]
+
+    agree(ranks.run(2, ranks.beside_local, cases))
+    agree(ranks.run(3, ranks.beside_local, [(TOKENS, "oracle", 1, None), (TOKENS, "dni", 0, None)]))
+
+
+def test_where_one_rank_has_a_gradient_that_is_not_finite_none_steps_what_they_share():
+    agree(ranks.run(2, ranks.with_a_gradient_that_is_not_finite, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        (TOKENS, {"clip": 1.0}, "embed.weight lies on several ranks, none of which knows the norm"),
+        ("a_module_called_twice", {}, "encoder.1.running_mean is used by part_0 (rank 0) and part_1 (rank 1)"),
+    ],
+)
+def test_what_ranks_cannot_share_is_refused(name, options, words):
+    for end in ranks.run(2, ranks.refused_shares, name, options):
+        assert words in end.value
 
 
 @pytest.mark.parametrize(
@@ -107,6 +132,22 @@ def test_what_one_process_saves_goes_on_bitwise_on_ranks_that_keep_their_own_sta
 
     whole = ranks.digests(local.dm.state_dict())
     assert {key: value for end in ends for key, value in end.value.items()} == whole
+
+
+def test_what_is_shared_over_ranks_is_saved_once_and_goes_on_bitwise_in_one_process_and_on_ranks(tmp_path):
+    name, file = TOKENS, tmp_path / "run.pt"
+    first = ranks.run(2, ranks.saving, "dni", None, file, name)
+    again = ranks.run(3, ranks.saving, "dni", file, None, name)
+    dm, args = ranks.made(name, "dni")
+    local = dg.Local(dm, loss=loss_of, optimizer=ranks.adam, scheduler=ranks.halved)
+    local.load(file)
+    for batch, y in ranks.batches(args, 3, first=3):
+        local.step(*batch, target=y)
+
+    whole = ranks.digests(dm.state_dict())
+    for ends in (first, again):
+        assert [(end.code, end.error) for end in ends] == [(0, None)] * len(ends)
+        assert {key: value for end in ends for key, value in end.value.items()} == whole
 
 
 def test_what_cannot_be_saved_or_loaded_is_refused_on_all_ranks_and_the_run_goes_on(tmp_path):

@@ -75,31 +75,47 @@ class Tied:
 
     Args:
         users: the parts, in the order in which they run.
+
+    Attributes:
+        late: how many batches later than that. Where answers come late, a number that all parts are through by makes
+            the step independent of how far each of them is.
     """
 
     def __init__(self, group: Group, users: Sequence[str]):
-        self.group, self.users = group, tuple(users)
+        self.group, self.users, self.late = group, tuple(users), 0
         self._batches: dict[int, _Batch] = {}  # those with which not all parts are through
 
     def through(self, batch: int, user: str) -> None:
         """The part has learned from this batch, or will not: take the gradients that it has left."""
-        seen = self._batches.setdefault(batch, _Batch())
+        seen = self._seen(batch)
         seen.users.add(user)
         for parameter in self.group.parameters:
             if parameter.grad is not None:
                 seen.gradients.setdefault(parameter, {})[user] = parameter.grad
                 parameter.grad = None
 
-    def gather(self) -> bool:
+    def gather(self, now: int, last: bool = False) -> bool:
         """Give the parameters the gradients of all batches with which all parts are through.
+
+        Args:
+            now: the present batch.
+            last: none will come after it.
 
         Returns whether there were such batches.
         """
-        ready = [batch for batch, seen in self._batches.items() if seen.users.issuperset(self.users)]
+        due = [batch for batch in self._batches if last or batch <= now - self.late]
+        ready = [batch for batch in due if self._batches[batch].users.issuperset(self.users)]
         for seen in [self._batches.pop(batch) for batch in sorted(ready)]:
             for parameter, kept in seen.gradients.items():
                 parameter.grad = sum_in_order([parameter.grad, *[kept.get(user) for user in self.users]])
         return bool(ready)
+
+    def _seen(self, batch: int) -> "_Batch":
+        return self._batches.setdefault(batch, _Batch())
+
+    def step(self) -> bool:
+        """Step with what was gathered, if that is finite. Returns whether the parameters moved."""
+        return self.group.update_if_finite()
 
     def forget(self, waiting: Collection[tuple[int, str]] = ()) -> None:
         """Drop all gradients, but those of batches from which a part will still learn: it does so without the others.

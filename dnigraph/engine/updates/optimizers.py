@@ -62,7 +62,7 @@ class Updates:
         for tied in self._now.tied:
             if part in tied.users:
                 tied.through(0, part)
-                if tied.gather():
+                if tied.gather(0):
                     tied.group.update()
 
     def moves(self, value: Tensor) -> bool:
