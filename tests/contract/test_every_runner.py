@@ -25,15 +25,15 @@ def state(dm):
 
 
 def trained(run, args, steps):
-    """What the run tells in these steps: losses, and what the model returns in eval mode."""
-    told = []
+    """The losses of the run in these steps, and what the model returns in eval mode meanwhile."""
+    losses, evaluated = [], []
     for i in steps:
         torch.manual_seed(i)
         rows, y = batch(args, i)
-        told.append(run.step(rows, y))
+        losses.append(run.step(rows, y))
         if i % 2:
-            told += flat(run.evaluate(rows))
-    return told
+            evaluated += flat(run.evaluate(rows))
+    return losses, evaluated
 
 
 def elsewhere(dm):
@@ -60,15 +60,17 @@ def test_all_runners_end_at_bitwise_the_same_weights_also_after_a_stop(model, bo
         if model in make.refused:
             continue
         run, fresh = make(copy.deepcopy(dm)), make(elsewhere(dm))
-        told = trained(run, args, range(SAVED))
+        before, evaluated = trained(run, args, range(SAVED))
         run.save(tmp_path / name)
         fresh.load(tmp_path / name)
-        told += trained(fresh, args, range(SAVED, STEPS))
+        after, evaluated_after = trained(fresh, args, range(SAVED, STEPS))
 
-        ended = {**state(fresh.dm), **{f"told {i}": value for i, value in enumerate(told)}}
-        first = first or ended
-        assert_bitwise(ended, first)
-    assert any(not torch.equal(value, first[key]) for key, value in state(dm).items())
+        ended = {**state(fresh.dm), **{f"loss {i}": value for i, value in enumerate(before + after)}}
+        first = first or (ended, evaluated + evaluated_after)
+        assert_bitwise(ended, first[0])
+        # a network evaluates without gradients, and some processors have another kernel of an LSTM for that
+        torch.testing.assert_close(evaluated + evaluated_after, first[1], rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(value, first[0][key]) for key, value in state(dm).items())
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
@@ -79,7 +81,9 @@ def test_a_run_that_goes_on_is_bitwise_one_that_never_stopped(runner, tmp_path):
     run.save(tmp_path / "run")
     fresh.load(tmp_path / "run")
 
-    told = [trained(one, args, range(SAVED, STEPS)) for one in (run, fresh)]
+    told = [
+        [*losses, *evaluated] for losses, evaluated in (trained(o, args, range(SAVED, STEPS)) for o in (run, fresh))
+    ]
 
     assert all(torch.equal(a, b) for a, b in zip(*told, strict=True))
     assert_bitwise(state(run.dm), state(fresh.dm))

@@ -138,7 +138,7 @@ def test_what_is_shared_over_ranks_is_saved_once_and_goes_on_bitwise_in_one_proc
     name, file = TOKENS, tmp_path / "run.pt"
     first = ranks.run(2, ranks.saving, "dni", None, file, name)
     again = ranks.run(3, ranks.saving, "dni", file, None, name)
-    dm, args = ranks.made(name, "dni")
+    dm, args = ranks.made(name, BOUNDARIES["dni"])
     local = dg.Local(dm, loss=loss_of, optimizer=ranks.adam, scheduler=ranks.halved)
     local.load(file)
     for batch, y in ranks.batches(args, 3, first=3):
