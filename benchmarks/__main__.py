@@ -23,7 +23,14 @@ MINUTES = (
     "every_layer_cut",
     "harm",
 )
-HOURS = ("recurrent", "asynchrony", "two_clocks", "staleness", "zoo")  # can be stopped, and go on where they were
+HOURS = (
+    "recurrent",
+    "asynchrony",
+    "two_clocks",
+    "staleness",
+    "full_length",
+    "zoo",
+)  # can be stopped, and go on where they were
 WRITERS = ("readme", "curves")  # make tables and pictures from the results
 
 
