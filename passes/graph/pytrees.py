@@ -18,7 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from ..errors import CaptureError
-from .walk import walk
+from .walk import filled_slots, slots_of, walk
 
 PLAIN = (torch.Tensor, int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
 _CLOSED = (torch.nn.Module, type, functools.partial, torch.SymInt, torch.SymFloat, torch.SymBool)
@@ -367,16 +367,11 @@ def _bound(value: Any) -> Any:
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """What an object holds: the fields of a dataclass; else its slots and attributes."""
+    """What an object holds: the fields of a dataclass, slots and attributes."""
     if dataclasses.is_dataclass(value):
         named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
-        return named | getattr(value, "__dict__", {})
-    fields = {}
-    for kind in type(value).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                fields[name] = getattr(value, name)
+        return named | filled_slots(value) | getattr(value, "__dict__", {})
+    fields = filled_slots(value)
     if isinstance(value, BaseException):
         fields["args"] = value.args
     return fields | getattr(value, "__dict__", {})
@@ -439,10 +434,12 @@ _BUILT = _Way(_open_object, None, _fill_built)
 
 def _set(owner: Any, name: str, value: Any) -> None:
     """Set an attribute past properties and setters of the class."""
-    if hasattr(owner, "__dict__") and not (isinstance(owner, BaseException) and name == "args"):
+    if (slot := slots_of(type(owner)).get(name)) is not None:
+        slot.__set__(owner, value)
+    elif hasattr(owner, "__dict__") and not (isinstance(owner, BaseException) and name == "args"):
         owner.__dict__[name] = value
     else:
-        object.__setattr__(owner, name, value)  # a slot
+        object.__setattr__(owner, name, value)
 
 
 def rebuild(value: Any, leaf: Callable[[Any], Any]) -> Any:

@@ -1,6 +1,7 @@
 """The one walk over what objects hold. Each caller says what stays closed to it, and how deep it looks."""
 
 from collections.abc import Callable, Iterator
+from types import MemberDescriptorType
 from typing import Any
 
 ATOMS = frozenset((bool, int, float, str, bytes, type(None)))  # hold nothing, and are most of what a module holds
@@ -36,3 +37,25 @@ def walk(
         if contents:  # most tables of hooks are empty
             items = contents.items() if isinstance(contents, dict) else enumerate(contents)
             pending += [(contents, k, v, below) for k, v in items if type(v) not in ATOMS][::-1]
+
+
+def slots_of(kind: type) -> dict[str, MemberDescriptorType]:
+    """The slots of a class and of those above it, by the name that an object has them under: `_Class__x` of `__x`."""
+    slots: dict[str, MemberDescriptorType] = {}
+    for one in kind.__mro__:
+        if "__slots__" in one.__dict__:
+            for name, value in one.__dict__.items():
+                if type(value) is MemberDescriptorType:
+                    slots.setdefault(name, value)
+    return slots
+
+
+def filled_slots(value: Any) -> dict[str, Any]:
+    """What stands in the slots of an object; an empty one is left out."""
+    filled = {}
+    for name, slot in slots_of(type(value)).items():
+        try:
+            filled[name] = slot.__get__(value)
+        except AttributeError:  # nothing was set
+            continue
+    return filled

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..graph.walk import walk
+from ..graph.walk import filled_slots, slots_of, walk
 from .outside import Variable, variables
 
 _DEPTH = 6  # how far plain objects are followed, e.g. a configuration in a configuration; submodules do not count
@@ -19,9 +19,15 @@ _NEAR = 3  # the same from variables outside of the model
 _CONTAINERS = (list, dict, set, collections.deque)
 _OPENED = frozenset((dict, collections.OrderedDict, list, tuple, set))
 GENERATORS = (random.Random, np.random.RandomState, np.random.Generator, torch.Generator)
+
+
+class Hidden:
+    """Holds what no snapshot sees, nor puts back."""
+
+
 _CLOSED = (
-    torch.Tensor, np.ndarray, *GENERATORS, type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType,
-    torch.jit.ScriptFunction, str, bytes,
+    Hidden, torch.Tensor, np.ndarray, *GENERATORS, type, types.ModuleType, types.FunctionType,
+    types.BuiltinFunctionType, torch.jit.ScriptFunction, str, bytes,
 )  # fmt: skip
 
 
@@ -30,6 +36,7 @@ class ObjectGraph:
     """What can be reached from a model, by id."""
 
     objects: dict[int, Any] = field(default_factory=dict)  # have attributes
+    slotted: dict[int, Any] = field(default_factory=dict)  # have slots; they may have attributes, too
     containers: dict[int, Any] = field(default_factory=dict)  # that can change
     tensors: dict[int, torch.Tensor] = field(default_factory=dict)
     arrays: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
@@ -46,11 +53,11 @@ class ObjectGraph:
         graph._note(walk(model, graph._open, _DEPTH, anew=nn.Module, opened=opened))
         graph.variables = variables(model)
         if graph.variables or arguments:
-            own = {*graph.objects, *graph.containers}
+            own = {*graph.objects, *graph.slotted, *graph.containers}
             for value in (*[variable.value for variable in graph.variables], *arguments):
                 if not isinstance(value, torch.Tensor):
                     graph._note(walk(value, graph._open, _NEAR, opened=opened))
-            graph.outside = {*graph.objects, *graph.containers} - own
+            graph.outside = {*graph.objects, *graph.slotted, *graph.containers} - own
         return graph
 
     @classmethod
@@ -92,8 +99,18 @@ class ObjectGraph:
             return value
         if isinstance(value, tuple):
             return value
-        if isinstance(value, _CLOSED) or not isinstance(getattr(value, "__dict__", None), dict):
-            return None  # also `list[int]`, which shows the attributes of its class
+        if isinstance(value, _CLOSED):
+            return None
+        held = getattr(value, "__dict__", None)
+        attributes = held if isinstance(held, dict) else None  # `list[int]` shows those of its class
+        if slots_of(type(value)):
+            self.slotted[id(value)] = value
+            if attributes is None:
+                return filled_slots(value)
+            self.objects[id(value)] = value
+            return [*filled_slots(value).values(), *attributes.values()]
+        if attributes is None:
+            return None
         self.objects[id(value)] = value
         if isinstance(value, torch.jit.ScriptModule):  # its tensors live in C++
             return [*vars(value).values(), *value.parameters(), *value.buffers()]

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..graph.walk import filled_slots, slots_of
 from .journal import is_noted, note, strike, undone
-from .object_graph import GENERATORS, ObjectGraph
+from .object_graph import GENERATORS, Hidden, ObjectGraph
 from .rng import fingerprint, random_state, set_random_state, set_state, state_of
 
 # Captures and checks set the random state of the process and put it back: one at a time, however many threads call.
@@ -41,7 +42,7 @@ class Kind(enum.Enum):
     """What a run can change in a model."""
 
     BUFFER = enum.auto()  # the table of buffers of a module has another tensor under a name
-    ATTRIBUTE = enum.auto()  # an attribute of an object is another object
+    ATTRIBUTE = enum.auto()  # an attribute or slot of an object is another object
     CONTAINER = enum.auto()  # a list, dict or set holds other objects
     TENSOR = enum.auto()  # a tensor was written to
     VARIABLE = enum.auto()  # a variable outside of the model is another object
@@ -68,6 +69,7 @@ class Structure:
     def __init__(self, graph: ObjectGraph):
         self.graph = graph
         self._attributes = [(o, dict(vars(o))) for o in graph.objects.values()]
+        self._slots = [(o, filled_slots(o)) for o in graph.slotted.values()]
         self._containers = [(c, c.copy() if c else ()) for c in graph.containers.values()]  # most are empty: hooks
         self._variables = [(v, v.value) for v in graph.variables]
         self._versions = [(t, _version(t)) for t in graph.tensors.values()]
@@ -80,6 +82,7 @@ class Structure:
         """What is different now, in the order of `Kind`; tensors by their version alone."""
         tables = [(Kind.BUFFER, m, before, m._buffers) for m, before in self._buffers]
         tables += [(Kind.ATTRIBUTE, o, before, vars(o)) for o, before in self._attributes]
+        tables += [(Kind.ATTRIBUTE, o, before, filled_slots(o)) for o, before in self._slots]
         for kind, holder, before, now in tables:
             if not _same_objects(now, before):
                 for name in before | now:
@@ -104,6 +107,13 @@ class Structure:
             for name, value in attributes.items():
                 if holder.__dict__.get(name) is not value or value is None:
                     holder.__dict__[name] = value
+        for holder, filled in self._slots:
+            now, slots = filled_slots(holder), slots_of(type(holder))
+            for name in now.keys() - filled.keys():
+                slots[name].__delete__(holder)
+            for name, value in filled.items():
+                if name not in now or now[name] is not value:
+                    slots[name].__set__(holder, value)  # past a class that is frozen
         for container, content in self._containers:
             if not _same_objects(container, content):
                 container.clear()
@@ -171,34 +181,37 @@ def untouched(model: nn.Module, arguments: Sequence[Any] = ()) -> Iterator[Snaps
             yield snapshot
 
 
+class _Taken(Hidden):
+    def __init__(self, source: Iterator[Any]):
+        self.source, self.kept, self.keeps = source, list[Any](), True
+
+
 class Again:
     """An iterator in place of one of the model's, so that what a run takes from it comes again in the next run."""
 
-    __slots__ = ("__dict__", "_keeps", "_kept", "_source")  # a snapshot sees, and puts back, the position alone
-
     def __init__(self, source: Iterator[Any]):
-        self._source, self._kept, self._keeps = source, list[Any](), True
-        self.position = 0  # in `_kept`
+        self.taken, self.position = _Taken(source), 0  # a snapshot sees, and puts back, the position alone
 
     def __iter__(self) -> "Again":
         return self
 
     def __next__(self) -> Any:
-        if self.position == len(self._kept):
-            value = next(self._source)
-            if not self._keeps:
+        taken = self.taken
+        if self.position == len(taken.kept):
+            value = next(taken.source)
+            if not taken.keeps:
                 return value
-            self._kept.append(value)
+            taken.kept.append(value)
         self.position += 1
-        value = self._kept[self.position - 1]
-        if not self._keeps and self.position == len(self._kept):
-            self._kept, self.position = [], 0
+        value = taken.kept[self.position - 1]
+        if not taken.keeps and self.position == len(taken.kept):
+            taken.kept, self.position = [], 0
         return value
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # of a copy that is being made
+        if name == "taken" or name.startswith("_"):  # of a copy that is being made
             raise AttributeError(name)
-        return getattr(self._source, name)
+        return getattr(self.taken.source, name)
 
 
 @contextlib.contextmanager
@@ -207,21 +220,21 @@ def _iterators_again(model: nn.Module) -> Iterator[None]:
     found = []
     for module in model.modules():
         for name, value in vars(module).items():
-            if hasattr(type(value), "__next__") and not (isinstance(value, Again) and value._keeps):
+            if hasattr(type(value), "__next__") and not (isinstance(value, Again) and value.taken.keeps):
                 found.append((vars(module), name, value))
 
     def restore() -> None:
         for table, name, value in found:
             again = table.get(name)
             if isinstance(again, Again):
-                again._keeps = False
-                if not again._kept and again is not value:
+                again.taken.keeps = False
+                if not again.taken.kept and again is not value:
                     table[name] = value  # nothing was taken
 
     with undone(restore):
         for table, name, value in found:
             if isinstance(value, Again):
-                value._keeps = True
+                value.taken.keeps = True
             else:
                 table[name] = Again(value)
         yield

@@ -332,3 +332,15 @@ def test_a_type_hint_on_a_model_is_no_setting_and_breaks_nothing(hint):
     found, _ = differences(lambda: Net(forward, hint=hint, kinds=[hint], calls=0), [(x(4, i),) for i in range(3)])
 
     assert found == []
+
+
+def raises_its_setting(net, v):
+    net.setting.g = min(3.0, net.setting.g + 0.5)
+    return net.c(net.a(v).relu() * net.setting.g)
+
+
+@pytest.mark.parametrize("kind", [Slots, Schedule])
+def test_a_setting_that_the_model_changes_is_not_changed_by_a_capture(kind):
+    found, _ = differences(lambda: Net(raises_its_setting, setting=kind()), [(x(),)] * 6)
+
+    assert not found

@@ -17,6 +17,26 @@ from torch import nn
 from dnigraph.passes.graph.digest import LIMIT, TooLargeError, digest
 
 
+class Private:
+    __slots__ = ("__gain",)
+
+    def __init__(self, gain):
+        self.__gain = gain
+
+
+class Both(Private):  # it has attributes, too
+    pass
+
+
+@dataclasses.dataclass
+class Beside(Private):
+    name: str = ""
+
+    def __init__(self, gain):
+        super().__init__(gain)
+        self.name = "same"
+
+
 @dataclasses.dataclass(slots=True)
 class Slots:
     gain: float = 1.0
@@ -52,6 +72,9 @@ OTHERS = {
     "members": (Color.RED, Color.BLUE),
     "objects": (Plain(a=1), Plain(a=2), Plain(b=1), types.SimpleNamespace(a=1)),
     "slots": (Slots(1.0), Slots(2.0)),
+    "slots with a private name": (Private(1.0), Private(2.0)),
+    "slots below attributes": (Both(1.0), Both(2.0)),
+    "slots that are no fields of a dataclass": (Beside(1.0), Beside(2.0)),
     "objects deep inside": (Plain(a=[{"b": Plain(c=(1,))}]), Plain(a=[{"b": Plain(c=(2,))}])),
     "closures": (scaled(1.0), scaled(2.0)),
     "defaults": (lambda x, g=1.0: x * g, lambda x, g=2.0: x * g),

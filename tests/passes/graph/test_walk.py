@@ -1,6 +1,6 @@
 """The walk over what objects hold: what it finds, in which order, and how deep it goes."""
 
-from dnigraph.passes.graph.walk import walk
+from dnigraph.passes.graph.walk import filled_slots, slots_of, walk
 
 
 def opened(value):
@@ -77,3 +77,21 @@ def test_what_holds_itself_ends():
 
 def test_a_value_that_stays_closed_is_found_at_each_place_that_holds_it():
     assert found([A, {"a": A}, A], 2) == [(0, A), ("a", A), (2, A)]
+
+
+class Base:
+    __slots__ = ("__gain", "left")
+
+
+class Above(Base):
+    __slots__ = "right"
+
+
+def test_slots_of_all_classes_are_found_by_the_names_that_objects_have_them_under():
+    value = Above()
+    value.right = 1
+    value._Base__gain = 2
+
+    assert set(slots_of(Above)) == {"_Base__gain", "left", "right"}
+    assert filled_slots(value) == {"_Base__gain": 2, "right": 1}
+    assert slots_of(int) == {} and filled_slots(3) == {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import random
 import weakref
 
@@ -537,3 +538,51 @@ def test_a_nan_that_stays_is_no_number_so_that_the_tensor_counts_as_written():
     model.plain = torch.tensor([float("nan")])
 
     assert len(Snapshot.of(model).written()) == 1  # as far as one can tell in little time
+
+
+class Ramp:
+    """A setting that its model raises in each call."""
+
+    __slots__ = ("__weakref__", "gain", "later")
+
+    def __init__(self):
+        self.gain = [1.0]
+
+
+class Open(Ramp):  # has attributes beside its slots
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    gain: float = 1.0
+
+
+def test_slots_are_put_back():
+    net, held = Net(nn.Linear(4, 4)), [Ramp(), Open(), Frozen()]
+    net.settings = held
+    gains = [one.gain for one in held]
+
+    with untouched(net) as snapshot:
+        for one in held:
+            object.__setattr__(one, "gain", 3.0)
+        held[0].later, held[1].count = 1, 1
+        changes = {(type(c.holder).__name__, c.name): (c.old, c.new) for c in snapshot.changes()}
+
+    assert changes[("Frozen", "gain")] == (1.0, 3.0) and changes[("Ramp", "later")] == (ABSENT, 1)
+    assert changes[("Open", "count")] == (0, 1) and len(changes) == 5
+    assert all(one.gain is gain for one, gain in zip(held, gains, strict=True))
+    assert not hasattr(held[0], "later") and held[1].count == 0
+    assert not any(snapshot.changes())
+
+
+def test_what_stands_in_a_slot_is_looked_into():
+    net = Net(nn.Linear(4, 4))
+    net.settings = Ramp()
+
+    with untouched(net):
+        net.settings.gain.append(2.0)
+
+    assert net.settings.gain == [1.0]
