@@ -1,5 +1,7 @@
 """Cut any PyTorch model into parts that learn without waiting for each other (decoupled neural interfaces)."""
 
+from .bench.bench import bench
+from .bench.report import BenchReport
 from .boundaries import (
     Boundary,
     BoundaryError,
@@ -46,6 +48,7 @@ from .runners.roster import DistributedError
 __version__ = "0.1.0"
 __all__ = [
     "Backend",
+    "BenchReport",
     "Boundary",
     "BoundaryError",
     "CaptureError",
@@ -88,6 +91,7 @@ __all__ = [
     "backend_of",
     "balanced",
     "before",
+    "bench",
     "blend",
     "check",
     "conv",

@@ -1,4 +1,4 @@
-"""The command line: `dnigraph inspect`, `plan`, `draw`, `check` and `demo`. What they need is imported inside them."""
+"""The command line: `inspect`, `plan`, `draw`, `check`, `bench` and `demo`. What they need is imported inside them."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -115,6 +115,34 @@ def check(as_json: bool, **asked: Any) -> None:
     with _told():
         right = looks.check(looks.Request(**asked), as_json)
     sys.exit(not right)
+
+
+@main.command(epilog="Example: dnigraph bench nets.py:small --parts 2 --condition one_hot:10 --steps 300")
+@looked_at
+@click.option("--cut", "cuts", multiple=True, metavar="PLACE", help="As in plan; repeatable.")
+@click.option("--parts", type=click.IntRange(min=1), help="Cut into so many parts of even cost.")
+@click.option(
+    "--boundary", "boundaries", multiple=True, metavar="NAME", help="Repeatable; without it auto, local-loss, dni."
+)
+@click.option("--condition", metavar="LABEL", help="What heads see: one_hot:CLASSES, embedded:VOCABULARY:WIDTH.")
+@click.option("--steps", type=click.IntRange(min=10), default=200, show_default=True, help="Of each way of learning.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=600.0, show_default=True, help="At most so long.")
+@click.option("--folder", type=click.Path(file_okay=False, path_type=Path), help="Keep the state; go on from there.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the rows there, as JSON Lines.")
+@as_data
+def bench(
+    boundaries: tuple[str, ...], steps: int, seconds: float, folder: Path | None, out: Path | None, as_json: bool,
+    **asked: Any,
+) -> None:  # fmt: skip
+    """Train the model side by side: by backprop, with each boundary and in the controls. Does decoupling pay?
+
+    The callable of SPEC may return a dict with "data" (a loader), "loss", "optimizer" and "test" beside "model".
+    Without data it is random: then time and memory count, and losses say nothing.
+    """
+    from .commands import trials
+
+    with _told():
+        trials.bench(trials.Trial(boundaries, steps, seconds, folder, out, as_json), asked)
 
 
 @main.command()

@@ -44,6 +44,11 @@ class Request:
         """The model and an example call."""
         return with_example(load(self.spec), self.inputs)
 
+    def loaded_for_training(self) -> Loaded:
+        """The model; with an example call where it brings no data of its own."""
+        loaded = load(self.spec)
+        return loaded if "data" in loaded.extras and not self.inputs else with_example(loaded, self.inputs)
+
     def where(self) -> Cuts:
         """The cuts; without any, the marks that the model carries."""
         cuts: list[Cut] = [edge(cut) if ARROW in cut else cut for cut in self.cuts]

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,7 @@ from .libraries import LIBRARIES
 
 FORMS = "package.module:callable, path/to/file.py:callable, timm:NAME, transformers:NAME or torchvision:NAME"
 FIELDS = ("model", "example_args", "example_kwargs")
+EXTRAS = ("data", "test", "loss", "optimizer")  # what a dict may have beside, for `dnigraph bench`
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Loaded:
     model: nn.Module
     args: tuple[Any, ...] | list[Any] | None = None
     kwargs: Mapping[str, Any] | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)  # by the names in EXTRAS
 
 
 def load(spec: str) -> Loaded:
@@ -112,8 +114,9 @@ def as_loaded(result: Any, spec: str) -> Loaded:
     Raises:
         BadParameter: it is none of a model, (model, example_args), (model, example_args, example_kwargs), or a dict.
     """
-    if isinstance(result, Mapping) and set(result) <= set(FIELDS):
-        result = tuple(result.get(field) for field in FIELDS)
+    if isinstance(result, Mapping) and set(result) <= {*FIELDS, *EXTRAS}:
+        plain = as_loaded(tuple(result.get(name) for name in FIELDS), spec)
+        return replace(plain, extras={name: result[name] for name in EXTRAS if name in result})
     model, *example = result if isinstance(result, tuple) and result else (result,)
     if not isinstance(model, nn.Module) or len(example) > 2:
         words = "a model, (model, example_args), (model, example_args, example_kwargs) or a dict with these names"

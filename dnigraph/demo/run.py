@@ -1,6 +1,5 @@
 """The demo: a small ResNet, cut into 4 parts, learns real images in every way that there is, beside the controls."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..boundaries import BoundaryChoice
-from ..boundaries.choices import silent
+from ..bench.arms import BACKPROP, Arm, Contestant, controls
+from ..bench.batches import Batch
 from ..decouple import decouple
-from ..decoupled.module import DecoupledModule
 from ..draw import draw as draw_graph
 from ..heads.conditions import one_hot
-from ..proof.memory import saved_bytes
 from ..proof.probe import probe
-from ..runners.local import Local
 from . import images
 
 CUTS = ["layer1", "layer2", "layer3"]
@@ -65,28 +61,15 @@ class ResNet(nn.Module):
         return self.fc(h.mean((2, 3)))  # type: ignore[no-any-return]  # a module call
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One way of learning."""
-
-    name: str
-    boundary: "BoundaryChoice | None"  # None: plain backprop
-    labelled: bool = False
-    control: bool = False
-
-
 def arms(steps: int) -> list[Arm]:
     """Every way of learning, and the controls without which no figure of theirs says anything."""
-    warm = max(1, steps // 6)
     return [
-        Arm("backprop", None),
-        Arm("auto: through later layers", "auto", labelled=True),
-        Arm("local loss", "local-loss", labelled=True),
-        Arm("cDNI: heads see the label", "dni", labelled=True),
-        Arm("DNI: heads do not", "dni"),
-        Arm("last part alone", silent(), control=True),
-        Arm(f"{warm} steps, freeze", silent(warm_up=warm), control=True),
-        Arm("true every 8th step", silent(refresh=8), control=True),
+        Arm(BACKPROP, None),
+        Arm("auto: through later layers", "auto"),
+        Arm("local loss", "local-loss"),
+        Arm("cDNI: heads see the label", "dni"),
+        Arm("DNI: heads do not", "dni", labelled=False),
+        *controls(steps),
     ]
 
 
@@ -141,55 +124,31 @@ def _model(found: images.Images, seed: int) -> ResNet:
 
 
 def _train(arm: Arm, found: images.Images, steps: int, batch: int, seed: int, tick: Callable[[], None]) -> Outcome:
-    model = _model(found, seed)
-    step, dm = _stepper(arm, model, found, batch)
-    seconds, saved = [], 0
+    x, y = found.train_images[:batch], found.train_labels[:batch]
+    one = Contestant(
+        arm,
+        _model(found, seed),
+        CUTS,
+        Batch((x,), {}, y),
+        F.cross_entropy,
+        _adam,
+        one_hot(len(found.classes)),
+        False,
+        {},
+    )
     for i, (x, y) in enumerate(_batches(found, steps, batch, seed)):
-        started = time.perf_counter()
-        if i == steps - 1:  # counting slows a step down: only the last one is counted, and not timed
-            with saved_bytes(excluding=model.parameters()) as count:
-                step(x, y)
-            saved = count.peak
-        else:
-            step(x, y)
-            seconds.append(time.perf_counter() - started)
+        one.step(Batch((x,), {}, y), timed=i < steps - 1)  # counting bytes slows a step down: it is not timed
         tick()
-    look = probe(dm, x, target=y, loss=F.cross_entropy) if dm is not None and not arm.control else None
-    accuracy, _ = _evaluate(model, found.test_images, found.test_labels)
-    _, loss = _evaluate(model, found.train_images[:2000], found.train_labels[:2000])
+    look = None if one.run is None or arm.control else probe(one.dm, x, target=y, loss=F.cross_entropy)
+    accuracy, _ = _evaluate(one.model, found.test_images, found.test_labels)
+    _, loss = _evaluate(one.model, found.train_images[:2000], found.train_labels[:2000])
     nothing: dict[str, float] = {}
     crossings, weights = (look.crossings, look.weights) if look else (nothing, nothing)
-    return Outcome(arm, accuracy, loss, median(seconds or [0.0]), saved, crossings, weights)
+    return Outcome(arm, accuracy, loss, median(one.seconds or [0.0]), one.held, crossings, weights)
 
 
-def _stepper(
-    arm: Arm, model: nn.Module, found: images.Images, batch: int
-) -> tuple[Callable[[Tensor, Tensor], object], DecoupledModule | None]:
-    """One training step as a function, and the decoupled model where there is one."""
-    if arm.boundary is None:
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
-
-        def plain(x: Tensor, y: Tensor) -> None:
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]  # torch's own has no types
-            optimizer.step()
-
-        return plain, None
-    condition = one_hot(len(found.classes)) if arm.labelled else None
-    dm = _quietly(lambda: decouple(
-        model, CUTS, (found.train_images[:batch],), boundary=arm.boundary or "dni", condition=condition, check=False
-    ))  # fmt: skip
-    runner = Local(dm, loss=F.cross_entropy, optimizer=lambda p: torch.optim.Adam(p, LEARNING_RATE), monitor=0)
-    return lambda x, y: runner.step(x, target=y), dm
-
-
-def _quietly(make: Callable[[], DecoupledModule]) -> DecoupledModule:
-    """The demo shows what becomes of heads without a label; it need not warn of it."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return make()
+def _adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, LEARNING_RATE)
 
 
 def _batches(found: images.Images, steps: int, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

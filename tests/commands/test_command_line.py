@@ -53,6 +53,14 @@ def frozen():
 def embedded():
     return nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 8), nn.Linear(8, 5))
 
+def with_data():
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    y = x[:, :5].argmax(1)
+    return {"model": Small(), "data": [(x, y)], "loss": nn.functional.cross_entropy, "test": [(x, y)]}
+
+def data_without_loss():
+    return {"model": Small(), "data": [(torch.randn(4, 6), torch.zeros(4))]}
+
 def broken():
     raise RuntimeError("the weights are gone")
 
@@ -94,6 +102,32 @@ def test_a_function_a_class_and_a_model_take_the_inputs_of_the_command_line(spec
 def test_an_input_may_have_a_dtype_and_a_name():
     assert "float32[3,5,6]" in say("plan", "nets.py:embedded", "--cut", "0", "--input", "3,5:int64")
     assert "float32[3,8]" in say("plan", "nets.py:bare", "--cut", "1", "--input", "input=3,6")
+
+
+def test_bench_trains_on_the_data_that_the_callable_brings(home):
+    words = ["--cut", "1", "--boundary", "dni", "--condition", "one_hot:5", "--steps", "10", "--out", "rows.jsonl"]
+
+    told = say("bench", "nets.py:with_data", *words)
+
+    rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
+    assert [row["arm"] for row in rows][:3] == ["backprop", "dni", "silent"]
+    assert all(row["real data"] and row["test loss"] > 0 and len(row["losses"]) == 10 for row in rows)
+    assert "Small in 2 parts, 10 steps" in told and "ecoupling" in told
+
+
+@pytest.mark.parametrize("options", [[], ["--condition", "one_hot:5"]])
+def test_bench_without_data_takes_random_numbers_and_tells_nothing_of_losses(options):
+    told = say("bench", "nets.py:pair", "--cut", "1", "--boundary", "auto", "--steps", "10", *options)
+
+    assert "The data is random, so the losses say nothing" in told
+    rows = CliRunner().invoke(main, ["bench", "nets.py:pair", "--cut", "1", "--steps", "10", "--json", *options])
+    assert [row["real data"] for row in json.loads(rows.output)] == [False] * (7 if options else 5)
+
+
+def test_bench_says_what_is_missing():
+    assert 'gives "data" and no "loss"' in say("bench", "nets.py:data_without_loss", "--cut", "1", code=2)
+    told = say("bench", "nets.py:pair", "--cut", "1", "--condition", "one_hot:7", code=1)
+    assert "no dimension has the 7 classes" in told
 
 
 def test_inspect_lists_each_place_as_the_library_does_and_suggests_cuts():
@@ -318,17 +352,18 @@ def test_every_rung_shows_places_that_can_be_cut(rung):
 
 
 def test_every_help_shows_an_example():
-    for command in ("inspect", "plan", "draw", "check"):
+    for command in ("inspect", "plan", "draw", "check", "bench"):
         assert f"Example: dnigraph {command} nets.py:" in say(command, "--help")
 
 
 @pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="the pages are not part of an installation")
 def test_every_command_of_the_page_runs(home):
     page = (ROOT / "docs" / "command-line.md").read_text()
-    (home / "nets.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (home / "nets.py").write_text("\n".join(block for block in blocks if "\ndef " in block))
     commands = re.findall(r"^dnigraph (.*)$", "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL)), re.MULTILINE)
 
     for command in commands:
         say(*shlex.split(command, comments=True))
 
-    assert {command.split()[0] for command in commands} == {"inspect", "plan", "draw", "check"}
+    assert {command.split()[0] for command in commands} == {"inspect", "plan", "draw", "check", "bench"}

@@ -17,7 +17,7 @@ def test_the_demo_prints_plan_results_and_controls_and_draws_the_graph(tmp_path)
     result = CliRunner().invoke(main, ["demo", "--steps", "3", "--batch", "8", "--draw", str(drawing)])
 
     assert result.exit_code == 0, result.output
-    for word in ("part_3", "backprop", "local loss", "cDNI", "DNI: heads do not", "control: last part alone", "freeze"):
+    for word in ("part_3", "backprop", "local loss", "cDNI", "DNI: heads do not", "control: silent", "freeze"):
         assert word in result.output
     assert ET.parse(drawing).getroot().tag.endswith("svg")
 

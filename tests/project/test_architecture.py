@@ -25,6 +25,7 @@ FLOORS = (
     ("dnigraph.network",),
     ("dnigraph.recurrent",),
     ("dnigraph.decouple", "dnigraph.draw"),
+    ("dnigraph.bench",),
     ("dnigraph.demo",),
     ("dnigraph.commands",),
     ("dnigraph",),
